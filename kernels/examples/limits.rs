@@ -1,0 +1,91 @@
+//! Speed of the kernels on DeiT-Tiny's shapes as a share of the multiply-add limit of one thread.
+//! `FEWVIT_SIMD=avx2 cargo run --release -p fewvit-kernels --example limits`
+
+use fewvit_kernels::{
+    AttentionShape, Epilogue, PackedB, attention_backward, attention_forward, fma_limit, matmul,
+    matmul_transposed_a, memory_bandwidth, simd_level,
+};
+use std::time::Instant;
+
+fn main() {
+    let limit = fma_limit();
+    println!("{}: {limit:.1} GFLOP/s, {:.1} GB/s", simd_level(), memory_bandwidth());
+    println!(
+        "{:<28}{:>16}{:>16}{:>16}",
+        "rows: in x out", "forward", "input gradient", "weight gradient"
+    );
+    for rows in [400, 800] {
+        for (inputs, outputs) in [(192, 576), (192, 192), (192, 768), (768, 192)] {
+            products(rows, inputs, outputs, limit);
+        }
+    }
+    println!("{:<28}{:>16}{:>16}", "attention", "forward", "backward");
+    for (batch, tokens) in [(8, 50), (2, 197)] {
+        attention(batch, tokens, limit);
+    }
+}
+
+fn products(rows: usize, inputs: usize, outputs: usize, limit: f64) {
+    let flops = (2 * rows * inputs * outputs) as f64;
+    let weight = values(inputs * outputs);
+    let (x, dy) = (values(rows * inputs), values(rows * outputs));
+    let bias = values(outputs);
+    let mut y = vec![0.0; rows * outputs];
+    let w = PackedB::pack_transposed(&weight, inputs, outputs);
+    let forward = gflops(flops, || matmul(rows, &x, &w, &mut y, Epilogue::Bias(&bias)));
+    let mut dx = vec![0.0; rows * inputs];
+    let w = PackedB::pack(&weight, outputs, inputs);
+    let input = gflops(flops, || matmul(rows, &dy, &w, &mut dx, Epilogue::Store));
+    let (mut dw, mut db) = (vec![0.0; inputs * outputs], vec![0.0; outputs]);
+    let weights = gflops(flops, || matmul_transposed_a(rows, &dy, &x, &mut dw, Some(&mut db)));
+    print_row(&format!("{rows}: {inputs} x {outputs}"), &[forward, input, weights], limit);
+    if outputs == 4 * inputs {
+        let mut derivative = vec![0.0; rows * outputs];
+        let w = PackedB::pack_transposed(&weight, inputs, outputs);
+        let gelu = gflops(flops, || {
+            let epilogue = Epilogue::BiasGelu { bias: &bias, derivative: &mut derivative };
+            matmul(rows, &x, &w, &mut y, epilogue);
+        });
+        print_row("  with GELU", &[gelu], limit);
+    }
+}
+
+fn attention(batch: usize, tokens: usize, limit: f64) {
+    let (heads, head_dim) = (3, 64);
+    let shape = AttentionShape { batch, tokens, heads, head_dim, scale: 0.125 };
+    let flops = (4 * batch * heads * tokens * tokens * head_dim) as f64;
+    let (qkv, dout) = (values(batch * tokens * 576), values(batch * tokens * 192));
+    let mut out = dout.clone();
+    let mut probs = vec![0.0; batch * heads * tokens * tokens];
+    let forward = gflops(flops, || attention_forward(&shape, &qkv, &mut out, Some(&mut probs)));
+    let mut dqkv = qkv.clone();
+    let backward =
+        gflops(2.0 * flops, || attention_backward(&shape, &dout, &qkv, &probs, &mut dqkv));
+    print_row(&format!("{batch} x {tokens} tokens"), &[forward, backward], limit);
+}
+
+fn print_row(name: &str, speeds: &[f64], limit: f64) {
+    print!("{name:<28}");
+    for speed in speeds {
+        print!("{speed:>9.1} {:>4.0} %", 100.0 * speed / limit);
+    }
+    println!();
+}
+
+/// Best speed of batches of about 0.2 ms over 0.3 s: like the limit, as if the machine had nothing
+/// else to do.
+fn gflops(flops: f64, mut run: impl FnMut()) -> f64 {
+    let repeats = (2e7 / flops).ceil() as usize;
+    let (begin, mut best) = (Instant::now(), 0.0f64);
+    while begin.elapsed().as_secs_f64() < 0.3 {
+        let start = Instant::now();
+        (0..repeats).for_each(|_| run());
+        best = best.max(flops * repeats as f64 / start.elapsed().as_secs_f64() / 1e9);
+    }
+    best
+}
+
+/// Values in -1..1 without structure that matters to speed.
+fn values(len: usize) -> Vec<f32> {
+    (0..len).map(|i| (i * 7919 % 2003) as f32 / 1001.5 - 1.0).collect()
+}

@@ -1,0 +1,148 @@
+use super::*;
+use crate::reference::{self, Generator, assert_close};
+
+/// Every remainder of tiles, vectors, panels and blocks, and the shapes of DeiT.
+const SHAPES: [(usize, usize, usize); 14] = [
+    (1, 1, 1),
+    (1, 33, 5),
+    (2, 7, 100),
+    (3, 0, 4),
+    (7, 31, 64),
+    (10, 32, 1),
+    (11, 3, 31),
+    (12, 1, 33),
+    (13, 64, 47),
+    (23, 65, 70),
+    (50, 50, 64),
+    (197, 64, 197),
+    (201, 17, 48),
+    (37, 192, 100),
+];
+
+fn random_matrices(m: usize, k: usize, n: usize) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
+    let mut random = Generator::new((m * 1000 + k * 10 + n) as u64);
+    (random.normal(m * k), random.normal(k * n), random.normal(m * n))
+}
+
+/// Tolerance of a sum of k products of normal values.
+fn tolerance(k: usize) -> f64 {
+    1e-6 * (k as f64).sqrt().max(1.0)
+}
+
+#[test]
+fn every_epilogue_matches_f64_at_every_level() {
+    for (m, k, n) in SHAPES {
+        let (a, b, old) = random_matrices(m, k, n);
+        let product = reference::matmul(m, k, n, &a, &b);
+        let packed = PackedB::pack(&b, k, n);
+        let bias = Generator::new(2).normal(n);
+        let with_bias: Vec<f64> =
+            product.iter().enumerate().map(|(i, p)| p + f64::from(bias[i % n])).collect();
+        let combined = |f: fn(f64, f64) -> f64| -> Vec<f64> {
+            product.iter().zip(&old).map(|(&p, &old)| f(p, f64::from(old))).collect()
+        };
+        for level in Level::available() {
+            let run = |start: &[f32], epilogue| {
+                let mut c = start.to_vec();
+                matmul_at(level, m, &a, &packed, &mut c, epilogue);
+                c
+            };
+            let tolerance = tolerance(k);
+            assert_close(&run(&old, Epilogue::Store), &product, tolerance);
+            assert_close(&run(&old, Epilogue::Accumulate), &combined(|p, c| p + c), tolerance);
+            assert_close(&run(&old, Epilogue::Bias(&bias)), &with_bias, tolerance);
+            let multiplied = combined(|p, d| p * d);
+            assert_close(&run(&old, Epilogue::Multiply(&old)), &multiplied, 5.0 * tolerance);
+            let mut derivative = vec![9.0; m * n];
+            let gelu = Epilogue::BiasGelu { bias: &bias, derivative: &mut derivative };
+            let (value, slope): (Vec<f64>, Vec<f64>) =
+                with_bias.iter().map(|&u| reference::gelu(u)).unzip();
+            assert_close(&run(&old, gelu), &value, 2.0 * tolerance);
+            assert_close(&derivative, &slope, 2.0 * tolerance);
+        }
+    }
+}
+
+#[test]
+fn packing_a_transpose_is_packing() {
+    for (_, k, n) in SHAPES {
+        let b = Generator::new(4).normal(k * n);
+        let expected = PackedB::pack(&b, k, n);
+        let bt = reference::transpose(&b, k, n);
+        for level in Level::available() {
+            // Memory that was in use before must not shine through the padding.
+            let mut packed = PackedB::pack(&vec![9.0; 201 * 99], 201, 99);
+            packed.fill_transposed(level, &bt, k, k, n);
+            assert!(packed.same_values(&expected), "{level:?} {k} x {n}");
+            let mut packed = PackedB::pack(&vec![9.0; 201 * 99], 201, 99);
+            packed.repack(&b, k, n);
+            assert!(packed.same_values(&expected), "{k} x {n}");
+        }
+    }
+}
+
+#[test]
+fn weight_gradients_match_f64_at_every_level() {
+    for (rows, m, n) in [(1, 1, 1), (3, 33, 5), (50, 13, 70), (257, 12, 33), (600, 25, 31)] {
+        let mut random = Generator::new(rows as u64);
+        let (a, b) = (random.normal(rows * m), random.normal(rows * n));
+        let exact = reference::matmul(m, rows, n, &reference::transpose(&a, rows, m), &b);
+        let exact_sums = reference::matmul(1, rows, m, &vec![1.0; rows], &a);
+        for level in Level::available() {
+            let (mut c, mut sums) = (vec![9.0; m * n], vec![9.0; m]);
+            matmul_transposed_a_at(level, rows, &a, &b, &mut c, Some(&mut sums));
+            assert_close(&c, &exact, tolerance(rows));
+            assert_close(&sums, &exact_sums, tolerance(rows));
+            let mut alone = vec![9.0; m * n];
+            matmul_transposed_a_at(level, rows, &a, &b, &mut alone, None);
+            assert_eq!(c, alone);
+        }
+    }
+}
+
+#[test]
+fn products_of_parts_leave_the_rest_alone() {
+    let (m, k, n, stride) = (14, 9, 37, 50);
+    let mut random = Generator::new(6);
+    let (a, b) = (random.normal(k * 20), random.normal(k * n));
+    let at: Vec<f32> = (0..m * k).map(|i| a[i % k * 20 + i / k]).collect();
+    let exact = reference::matmul(m, k, n, &at, &b);
+    let packed = PackedB::pack(&b, k, n);
+    for level in Level::available() {
+        let mut c = vec![9.0; m * stride];
+        let left = Left::transposed(&a, 20);
+        let epilogue = Epilogue::Store;
+        level.run(Product { m, a: left, b: &packed, c: &mut c, c_stride: stride, epilogue });
+        for (row, exact) in c.chunks(stride).zip(exact.chunks(n)) {
+            assert_close(&row[..n], exact, 1e-5);
+            assert!(row[n..].iter().all(|&x| x == 9.0), "{level:?}");
+        }
+    }
+}
+
+#[test]
+fn an_empty_product_is_no_error() {
+    matmul(0, &[], &PackedB::pack(&[1.0; 6], 2, 3), &mut [], Epilogue::Store);
+    matmul(2, &[1.0; 4], &PackedB::pack(&[], 2, 0), &mut [], Epilogue::Store);
+    matmul_transposed_a(2, &[], &[1.0; 80], &mut [], Some(&mut []));
+}
+
+#[test]
+#[should_panic(expected = "the left factor: 5 values where 6 are needed")]
+fn a_short_left_factor_is_refused() {
+    let b = PackedB::pack(&[1.0; 6], 3, 2);
+    matmul(2, &[0.0; 5], &b, &mut [0.0; 4], Epilogue::Store);
+}
+
+#[test]
+#[should_panic(expected = "the bias: 3 values where 2 are needed")]
+fn a_long_bias_is_refused() {
+    let b = PackedB::pack(&[1.0; 6], 3, 2);
+    matmul(2, &[0.0; 6], &b, &mut [0.0; 4], Epilogue::Bias(&[0.0; 3]));
+}
+
+#[test]
+#[should_panic(expected = "the column sums: 3 values where 2 are needed")]
+fn short_column_sums_are_refused() {
+    matmul_transposed_a(2, &[0.0; 4], &[0.0; 4], &mut [0.0; 4], Some(&mut [0.0; 3]));
+}

@@ -1,0 +1,241 @@
+//! The microkernel: a tile of the output, accumulated in registers.
+
+use crate::simd::{Kernel, PANEL, Simd};
+
+/// A strip of the output, up to [`PANEL`] columns wide, and the operands that make it. The
+/// pointers are at the strip's first element; [`Strip::run`] says what they must cover.
+#[derive(Clone, Copy)]
+pub(super) struct Strip {
+    /// Terms of each sum.
+    pub k: usize,
+    /// Left factor: rows at distance `a_stride`, or columns if transposed.
+    pub a: *const f32,
+    pub a_stride: usize,
+    /// Right factor: `k` rows of one panel.
+    pub b: *const f32,
+    /// Output rows at distance `c_stride`, of which `columns` are written.
+    pub c: *mut f32,
+    pub c_stride: usize,
+    pub columns: usize,
+    /// `columns` floats added to every row; null for none.
+    pub bias: *const f32,
+    pub combine: Combine,
+    /// A matrix laid out like the output that is needed soon; any address will do.
+    pub fetch: *const f32,
+}
+
+/// What happens to product + bias before it is stored.
+#[derive(Clone, Copy)]
+pub(super) enum Combine {
+    /// Nothing.
+    Replace,
+    /// The old output is added.
+    Add,
+    /// It is multiplied by a matrix laid out like the output.
+    Multiply(*const f32),
+}
+
+impl Strip {
+    /// Computes `rows` rows of the strip. `TRANSPOSED` means that element `(i, k)` of the left
+    /// factor lies at `a[k * a_stride + i]`, otherwise at `a[i * a_stride + k]`.
+    ///
+    /// # Safety
+    /// All pointers must be valid for these rows, `k` and `columns`, and nothing that is read may
+    /// overlap `c`.
+    #[inline(always)]
+    pub unsafe fn run<S: Simd, const TRANSPOSED: bool>(self, rows: usize) {
+        // Tiles of nearly equal height rather than full ones and a small rest.
+        let tiles = rows.div_ceil(S::TILE_ROWS);
+        for tile in 0..tiles {
+            let (start, end) = (rows * tile / tiles, rows * (tile + 1) / tiles);
+            // SAFETY: start < rows.
+            let strip = unsafe { self.below::<TRANSPOSED>(start) };
+            match end - start {
+                1 => S::call(Tile::<1, TRANSPOSED>(strip)),
+                2 => S::call(Tile::<2, TRANSPOSED>(strip)),
+                3 => S::call(Tile::<3, TRANSPOSED>(strip)),
+                4 => S::call(Tile::<4, TRANSPOSED>(strip)),
+                5 => S::call(Tile::<5, TRANSPOSED>(strip)),
+                6 => S::call(Tile::<6, TRANSPOSED>(strip)),
+                7 => S::call(Tile::<7, TRANSPOSED>(strip)),
+                8 => S::call(Tile::<8, TRANSPOSED>(strip)),
+                9 => S::call(Tile::<9, TRANSPOSED>(strip)),
+                10 => S::call(Tile::<10, TRANSPOSED>(strip)),
+                11 => S::call(Tile::<11, TRANSPOSED>(strip)),
+                12 => S::call(Tile::<12, TRANSPOSED>(strip)),
+                rows => unreachable!("a tile of {rows} rows"),
+            }
+        }
+    }
+
+    /// The strip without its first `rows` rows.
+    #[inline(always)]
+    unsafe fn below<const TRANSPOSED: bool>(self, rows: usize) -> Self {
+        let a_offset = if TRANSPOSED { rows } else { rows * self.a_stride };
+        // SAFETY: the caller has more than `rows` rows.
+        unsafe {
+            Self {
+                a: self.a.add(a_offset),
+                c: self.c.add(rows * self.c_stride),
+                fetch: self.fetch.wrapping_add(rows * self.c_stride),
+                combine: match self.combine {
+                    Combine::Multiply(d) => Combine::Multiply(d.add(rows * self.c_stride)),
+                    other => other,
+                },
+                ..self
+            }
+        }
+    }
+}
+
+/// The first `ROWS` rows of a strip.
+struct Tile<const ROWS: usize, const TRANSPOSED: bool>(Strip);
+
+impl<const ROWS: usize, const TRANSPOSED: bool> Kernel for Tile<ROWS, TRANSPOSED> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        if ROWS > S::TILE_ROWS {
+            return;
+        }
+        let strip = self.0;
+        for start in (0..strip.columns).step_by(2 * S::LANES) {
+            // SAFETY: tiles are made by `Strip::run` only, whose caller vouches for the pointers;
+            // a panel is PANEL wide whatever `columns` says.
+            unsafe {
+                let part = strip.right_of(start);
+                prefetch_output::<S, ROWS>(&part);
+                let product = accumulate::<S, ROWS, TRANSPOSED>(&part);
+                if part.columns >= 2 * S::LANES {
+                    finish::<S, ROWS, true>(&part, product);
+                } else {
+                    finish::<S, ROWS, false>(&part, product);
+                }
+            }
+        }
+    }
+}
+
+impl Strip {
+    /// The strip without its first `columns` columns.
+    #[inline(always)]
+    unsafe fn right_of(self, columns: usize) -> Self {
+        // SAFETY: the caller has more than `columns` columns.
+        unsafe {
+            Self {
+                b: self.b.add(columns),
+                c: self.c.add(columns),
+                fetch: self.fetch.wrapping_add(columns),
+                columns: self.columns - columns,
+                bias: if self.bias.is_null() { self.bias } else { self.bias.add(columns) },
+                combine: match self.combine {
+                    Combine::Multiply(d) => Combine::Multiply(d.add(columns)),
+                    other => other,
+                },
+                ..self
+            }
+        }
+    }
+}
+
+/// Fetches the output tile, and what will be read or written with it, while the sums are made.
+#[inline(always)]
+unsafe fn prefetch_output<S: Simd, const ROWS: usize>(strip: &Strip) {
+    for row in 0..ROWS {
+        for v in 0..2 {
+            let offset = row * strip.c_stride + v * S::LANES;
+            S::prefetch(strip.c.wrapping_add(offset));
+            S::prefetch(strip.fetch.wrapping_add(offset));
+        }
+    }
+}
+
+/// The product of `ROWS` rows and two vectors of columns.
+#[inline(always)]
+unsafe fn accumulate<S: Simd, const ROWS: usize, const TRANSPOSED: bool>(
+    strip: &Strip,
+) -> [[S; 2]; ROWS] {
+    let mut sums = [[S::splat(0.0); 2]; ROWS];
+    let stride = strip.a_stride;
+    // A base pointer for every third row: x86 addresses base, base + stride and base + 2 stride
+    // directly, and one pointer a row would not fit the registers.
+    let mut bases = [strip.a; 4];
+    if !TRANSPOSED {
+        for (i, base) in bases.iter_mut().enumerate() {
+            *base = base.wrapping_add(3 * i * stride);
+        }
+    }
+    let mut b = strip.b;
+    for _ in 0..strip.k {
+        // SAFETY: the caller vouches for k rows of the panel and k x ROWS elements of the left
+        // factor; bases past the last row are never read.
+        unsafe {
+            let b0 = S::load_full(b);
+            let b1 = S::load_full(b.add(S::LANES));
+            for (row, sum) in sums.iter_mut().enumerate() {
+                let a = if TRANSPOSED {
+                    bases[0].add(row)
+                } else {
+                    bases[row / 3].add(row % 3 * stride)
+                };
+                let a = S::splat(*a);
+                sum[0] = a.mul_add(b0, sum[0]);
+                sum[1] = a.mul_add(b1, sum[1]);
+            }
+        }
+        b = b.wrapping_add(PANEL);
+        if TRANSPOSED {
+            S::prefetch(bases[0].wrapping_add(16 * stride));
+            bases[0] = bases[0].wrapping_add(stride);
+        } else {
+            bases = bases.map(|base| base.wrapping_add(1));
+        }
+    }
+    sums
+}
+
+/// Adds the bias, combines with what is there and stores. `FULL`: both vectors are complete.
+#[inline(always)]
+unsafe fn finish<S: Simd, const ROWS: usize, const FULL: bool>(
+    strip: &Strip,
+    mut tile: [[S; 2]; ROWS],
+) {
+    let width = [strip.columns.min(S::LANES), strip.columns.saturating_sub(S::LANES).min(S::LANES)];
+    // SAFETY: the caller vouches for `columns` floats in each row of `c`, of the matrix to combine
+    // and of the bias.
+    unsafe {
+        if !strip.bias.is_null() {
+            for v in 0..2 {
+                let bias = load::<S, FULL>(strip.bias.wrapping_add(v * S::LANES), width[v]);
+                for row in &mut tile {
+                    row[v] = row[v] + bias;
+                }
+            }
+        }
+        for (i, row) in tile.iter_mut().enumerate() {
+            for v in 0..2 {
+                let offset = i * strip.c_stride + v * S::LANES;
+                let c = strip.c.wrapping_add(offset);
+                match strip.combine {
+                    Combine::Replace => {}
+                    Combine::Add => row[v] = row[v] + load::<S, FULL>(c, width[v]),
+                    Combine::Multiply(d) => {
+                        row[v] = row[v] * load::<S, FULL>(d.wrapping_add(offset), width[v]);
+                    }
+                }
+                if FULL || width[v] == S::LANES {
+                    row[v].store_full(c);
+                } else {
+                    row[v].store_first(c, width[v]);
+                }
+            }
+        }
+    }
+}
+
+#[inline(always)]
+unsafe fn load<S: Simd, const FULL: bool>(p: *const f32, n: usize) -> S {
+    // SAFETY: the caller vouches for n floats, or for a full vector.
+    unsafe { if FULL || n == S::LANES { S::load_full(p) } else { S::load_first(p, n) } }
+}

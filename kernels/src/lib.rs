@@ -1,0 +1,41 @@
+//! CPU kernels for vision transformers: plain slices in, plain slices out, no dependencies.
+//!
+//! | module | what | forward | backward |
+//! |---|---|---|---|
+//! | [`gemm`] | matrix products with bias, GELU and residual folded in | [`matmul`] | [`matmul`] with the weight packed the other way, [`matmul_transposed_a`] |
+//! | [`attention`] | softmax(Q K^T scale) V of all heads | [`attention_forward`] | [`attention_backward`] |
+//! | [`norm`] | layer normalisation | [`layer_norm_forward`] | [`layer_norm_backward`] |
+//! | [`gelu`] | exact GELU and its derivative | [`gelu_forward`] | [`Epilogue::Multiply`] |
+//! | [`adamw`] | one pass of AdamW | [`adamw_step`] | |
+//! | [`limits`] | what this thread could reach at best | [`fma_limit`], [`memory_bandwidth`] | |
+//!
+//! Every kernel runs on the thread that calls it: the training loop puts one worker on each core,
+//! and each worker its own crops through its own kernels. All matrices are row-major `f32`.
+//!
+//! Each kernel is written once and compiled for AVX-512, AVX2 with FMA, and whatever the
+//! compilation target guarantees. The best that the machine has is used; `FEWVIT_SIMD=avx512`,
+//! `avx2` or `scalar`, read once, asks for another one. Results are the same in every run on one
+//! level and differ in rounding between levels.
+
+pub mod adamw;
+pub mod attention;
+pub mod gelu;
+pub mod gemm;
+pub mod limits;
+pub mod norm;
+#[cfg(test)]
+mod reference;
+mod simd;
+
+pub use adamw::{AdamW, adamw_step};
+pub use attention::{AttentionShape, attention_backward, attention_forward};
+pub use gelu::gelu_forward;
+pub use gemm::{Epilogue, PackedB, matmul, matmul_transposed_a};
+pub use limits::{fma_limit, memory_bandwidth};
+pub use norm::{layer_norm_backward, layer_norm_forward};
+
+/// The instruction set in use: `"avx512"`, `"avx2"` or `"scalar"`. What `FEWVIT_SIMD` asks for and
+/// the machine lacks is not used.
+pub fn simd_level() -> &'static str {
+    simd::Level::current().name()
+}

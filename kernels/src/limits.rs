@@ -1,0 +1,102 @@
+//! What one thread of this machine can reach at best, to judge the kernels by.
+
+use crate::simd::{Kernel, Level, Simd};
+use std::hint::black_box;
+use std::time::{Duration, Instant};
+
+/// How long each measurement repeats; the best repetition counts.
+const DURATION: Duration = Duration::from_millis(70);
+
+/// Fused multiply-adds on registers alone, at the instruction set in use: GFLOP/s of this thread,
+/// two operations for each multiply-add. Takes 0.2 s. Where the level has no fused instruction
+/// (`scalar` on x86-64), latency limits this measurement and kernels can exceed it.
+pub fn fma_limit() -> f64 {
+    // Enough independent chains to hide the latency, few enough for the registers: which number
+    // that is depends on the processor.
+    mul_adds::<8>().max(mul_adds::<12>()).max(mul_adds::<16>())
+}
+
+fn mul_adds<const CHAINS: usize>() -> f64 {
+    let rounds = 100_000;
+    let mut lanes = 0;
+    let seconds = best(|| {
+        let kernel = MulAdds::<CHAINS> { rounds, factor: black_box(0.999) };
+        let (sum, vector) = Level::current().run(kernel);
+        black_box(sum);
+        lanes = vector;
+    });
+    (2 * rounds * CHAINS * lanes) as f64 / seconds / 1e9
+}
+
+/// Reading a buffer of 256 MiB, beyond the caches of most machines: GB/s of this thread. Takes
+/// 0.1 s after the buffer has been filled.
+pub fn memory_bandwidth() -> f64 {
+    let data = vec![1.0f32; 64 << 20];
+    let seconds = best(|| {
+        black_box(Level::current().run(Sum(black_box(&data))));
+    });
+    size_of_val(&data[..]) as f64 / seconds / 1e9
+}
+
+/// The shortest of the repetitions that fit in [`DURATION`], in seconds.
+fn best(mut repeat: impl FnMut()) -> f64 {
+    let start = Instant::now();
+    let mut shortest = f64::INFINITY;
+    while start.elapsed() < DURATION {
+        let round = Instant::now();
+        repeat();
+        shortest = shortest.min(round.elapsed().as_secs_f64());
+    }
+    shortest
+}
+
+struct MulAdds<const CHAINS: usize> {
+    rounds: usize,
+    factor: f32,
+}
+
+impl<const CHAINS: usize> Kernel for MulAdds<CHAINS> {
+    /// The sum of the chains, so that they are computed, and the lanes of a vector.
+    type Output = (f32, usize);
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> (f32, usize) {
+        let (factor, term) = (S::splat(self.factor), S::splat(1.0 - self.factor));
+        let mut chains = [S::splat(1.0); CHAINS];
+        for _ in 0..self.rounds {
+            for chain in &mut chains {
+                *chain = chain.mul_add(factor, term);
+            }
+        }
+        (chains.into_iter().map(S::sum).sum(), S::LANES)
+    }
+}
+
+struct Sum<'a>(&'a [f32]);
+
+impl Kernel for Sum<'_> {
+    type Output = f32;
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> f32 {
+        let mut sums = [S::splat(0.0); 4];
+        for block in self.0.chunks_exact(4 * S::LANES) {
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = *sum + S::load(&block[i * S::LANES..]);
+            }
+        }
+        sums.into_iter().map(S::sum).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn limits_are_of_this_world() {
+        // From a slow emulator to 64 lanes at 6 GHz.
+        assert!((0.01..1000.0).contains(&fma_limit()));
+        assert!((0.01..1000.0).contains(&memory_bandwidth()));
+    }
+}

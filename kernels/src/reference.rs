@@ -1,0 +1,207 @@
+//! What the kernels must compute, element by element in f64, and seeded inputs to compare on.
+
+use crate::adamw::AdamW;
+use crate::attention::AttentionShape;
+use std::f64::consts::{FRAC_1_SQRT_2, PI};
+
+/// SplitMix64 (Steele, Lea and Flood, 2014).
+pub(crate) struct Generator(u64);
+
+impl Generator {
+    pub fn new(seed: u64) -> Self {
+        Self(seed)
+    }
+
+    fn uniform(&mut self) -> f32 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((z ^ (z >> 31)) >> 40) as f32 / (1u64 << 24) as f32
+    }
+
+    /// Roughly standard normal values: sums of 12 uniform ones.
+    pub fn normal(&mut self, len: usize) -> Vec<f32> {
+        (0..len).map(|_| (0..12).map(|_| self.uniform()).sum::<f32>() - 6.0).collect()
+    }
+}
+
+/// Panics unless `|x - exact| <= tolerance (1 + |exact|)` everywhere.
+#[track_caller]
+pub(crate) fn assert_close(x: &[f32], exact: &[f64], tolerance: f64) {
+    assert_eq!(x.len(), exact.len());
+    for (i, (&x, &exact)) in x.iter().zip(exact).enumerate() {
+        let error = (f64::from(x) - exact).abs();
+        assert!(error <= tolerance * (1.0 + exact.abs()), "element {i}: {x} instead of {exact}");
+    }
+}
+
+/// C `[m, n]` = A `[m, k]` B `[k, n]`.
+pub(crate) fn matmul(m: usize, k: usize, n: usize, a: &[f32], b: &[f32]) -> Vec<f64> {
+    let mut c = vec![0.0; m * n];
+    for i in 0..m {
+        for l in 0..k {
+            for j in 0..n {
+                c[i * n + j] += f64::from(a[i * k + l]) * f64::from(b[l * n + j]);
+            }
+        }
+    }
+    c
+}
+
+/// The transpose of `[rows, columns]`.
+pub(crate) fn transpose(x: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    (0..rows * columns).map(|i| x[i % rows * columns + i / rows]).collect()
+}
+
+/// Error function: Taylor series, and the continued fraction of erfc from 3 on.
+fn erf(x: f64) -> f64 {
+    if x < 0.0 {
+        return -erf(-x);
+    }
+    if x < 3.0 {
+        let (mut sum, mut term) = (x, x);
+        for n in 1..100 {
+            term *= -x * x / f64::from(n);
+            sum += term / f64::from(2 * n + 1);
+        }
+        return sum * 2.0 / PI.sqrt();
+    }
+    let fraction = (1..80).rev().fold(x, |tail, n| x + f64::from(n) / 2.0 / tail);
+    1.0 - (-x * x).exp() / PI.sqrt() / fraction
+}
+
+/// GELU and its derivative.
+pub(crate) fn gelu(x: f64) -> (f64, f64) {
+    let phi = 0.5 * (1.0 + erf(x * FRAC_1_SQRT_2));
+    let density = (-0.5 * x * x).exp() / (2.0 * PI).sqrt();
+    if density == 0.0 { (x.max(0.0), phi) } else { (x * phi, phi + x * density) }
+}
+
+/// Results of [`layer_norm`].
+pub(crate) struct LayerNorm {
+    pub out: Vec<f64>,
+    pub dx: Vec<f64>,
+    pub dweight: Vec<f64>,
+    pub dbias: Vec<f64>,
+}
+
+/// Layer normalisation and its gradients.
+pub(crate) fn layer_norm(
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    eps: f64,
+    dout: &[f32],
+) -> LayerNorm {
+    let dim = weight.len();
+    let size = dim as f64;
+    let zeros = |n| vec![0.0; n];
+    let mut y = LayerNorm { out: vec![], dx: vec![], dweight: zeros(dim), dbias: zeros(dim) };
+    for (x, dout) in x.chunks(dim).zip(dout.chunks(dim)) {
+        let x: Vec<f64> = x.iter().map(|&x| x.into()).collect();
+        let mean = x.iter().sum::<f64>() / size;
+        let variance = x.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / size;
+        let rstd = 1.0 / (variance + eps).sqrt();
+        let x_hat: Vec<f64> = x.iter().map(|x| (x - mean) * rstd).collect();
+        let g: Vec<f64> =
+            dout.iter().zip(weight).map(|(&d, &w)| f64::from(d) * f64::from(w)).collect();
+        let mean_g = g.iter().sum::<f64>() / size;
+        let slope = g.iter().zip(&x_hat).map(|(g, x)| g * x).sum::<f64>() / size;
+        for i in 0..dim {
+            y.out.push(x_hat[i] * f64::from(weight[i]) + f64::from(bias[i]));
+            y.dx.push(rstd * (g[i] - mean_g - x_hat[i] * slope));
+            y.dweight[i] += f64::from(dout[i]) * x_hat[i];
+            y.dbias[i] += f64::from(dout[i]);
+        }
+    }
+    y
+}
+
+/// Results of [`attention`].
+pub(crate) struct Attention {
+    pub out: Vec<f64>,
+    pub probs: Vec<f64>,
+    pub dqkv: Vec<f64>,
+}
+
+/// Attention and its gradient, straight from the formulas.
+pub(crate) fn attention(shape: &AttentionShape, qkv: &[f32], dout: &[f32]) -> Attention {
+    let &AttentionShape { batch, tokens, heads, head_dim, scale } = shape;
+    let dim = heads * head_dim;
+    let mut y = Attention { out: vec![0.0; dout.len()], probs: vec![], dqkv: vec![0.0; qkv.len()] };
+    for (b, h) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
+        let at = |part, t, d| ((b * tokens + t) * 3 + part) * dim + h * head_dim + d;
+        let out_at = |t, d| (b * tokens + t) * dim + h * head_dim + d;
+        let value = |part, t, d| f64::from(qkv[at(part, t, d)]);
+        for i in 0..tokens {
+            let score = |j| (0..head_dim).map(|d| value(0, i, d) * value(1, j, d)).sum::<f64>();
+            let scores: Vec<f64> = (0..tokens).map(|j| score(j) * f64::from(scale)).collect();
+            let largest = scores.iter().fold(f64::MIN, |a, &b| a.max(b));
+            let sum: f64 = scores.iter().map(|s| (s - largest).exp()).sum();
+            let p: Vec<f64> = scores.iter().map(|s| (s - largest).exp() / sum).collect();
+            let d_out = |d| f64::from(dout[out_at(i, d)]);
+            let dp: Vec<f64> = (0..tokens)
+                .map(|j| (0..head_dim).map(|d| d_out(d) * value(2, j, d)).sum())
+                .collect();
+            let mean: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
+            for j in 0..tokens {
+                let ds = p[j] * (dp[j] - mean) * f64::from(scale);
+                for d in 0..head_dim {
+                    y.out[out_at(i, d)] += p[j] * value(2, j, d);
+                    y.dqkv[at(0, i, d)] += ds * value(1, j, d);
+                    y.dqkv[at(1, j, d)] += ds * value(0, i, d);
+                    y.dqkv[at(2, j, d)] += p[j] * d_out(d);
+                }
+            }
+            y.probs.extend(p);
+        }
+    }
+    y
+}
+
+/// Parameters and moments of AdamW.
+pub(crate) struct AdamWState {
+    pub p: Vec<f64>,
+    pub m: Vec<f64>,
+    pub v: Vec<f64>,
+}
+
+impl AdamWState {
+    pub fn new(p: &[f32]) -> Self {
+        let zeros = vec![0.0; p.len()];
+        Self { p: p.iter().map(|&p| p.into()).collect(), m: zeros.clone(), v: zeros }
+    }
+
+    pub fn step(&mut self, g: &[f32], options: &AdamW) {
+        let [lr, beta1, beta2, eps, decay] =
+            [options.lr, options.beta1, options.beta2, options.eps, options.weight_decay]
+                .map(f64::from);
+        let t = options.step as i32;
+        for (i, &g) in g.iter().enumerate() {
+            let g = f64::from(g);
+            self.m[i] = beta1 * self.m[i] + (1.0 - beta1) * g;
+            self.v[i] = beta2 * self.v[i] + (1.0 - beta2) * g * g;
+            let m = self.m[i] / (1.0 - beta1.powi(t));
+            let v = self.v[i] / (1.0 - beta2.powi(t));
+            self.p[i] = self.p[i] * (1.0 - lr * decay) - lr * m / (v.sqrt() + eps);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn erf_equals_scipy() {
+        // scipy.special.erf, 1.15
+        for (x, y) in [
+            (0.1, 0.112_462_916_018_284_89),
+            (1.0, 0.842_700_792_949_714_9),
+            (-2.5, -0.999_593_047_982_555),
+            (3.5, 0.999_999_256_901_627_7),
+        ] {
+            assert!((erf(x) - y).abs() < 1e-13, "erf({x}) = {}", erf(x));
+        }
+    }
+}

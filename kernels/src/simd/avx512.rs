@@ -1,0 +1,149 @@
+//! Sixteen floats: AVX-512.
+
+use super::{Kernel, Simd};
+use std::arch::x86_64::*;
+use std::ops::{Add, Div, Mul, Sub};
+
+/// Sixteen floats. A value exists only where AVX-512 does, as [`super`] explains.
+#[derive(Clone, Copy)]
+pub(super) struct Avx512(__m512);
+
+macro_rules! operators {
+    ($($operation:ident $function:ident $intrinsic:ident),*) => {$(
+        impl $operation for Avx512 {
+            type Output = Self;
+            #[inline(always)]
+            fn $function(self, other: Self) -> Self {
+                // SAFETY: a value of this type proves AVX-512.
+                Self(unsafe { $intrinsic(self.0, other.0) })
+            }
+        }
+    )*};
+}
+operators!(Add add _mm512_add_ps, Sub sub _mm512_sub_ps, Mul mul _mm512_mul_ps, Div div _mm512_div_ps);
+
+/// The first `n` of 16 lanes.
+#[inline(always)]
+fn mask(n: usize) -> __mmask16 {
+    ((1u32 << n.min(16)) - 1) as __mmask16
+}
+
+impl Simd for Avx512 {
+    const LANES: usize = 16;
+    const TILE_ROWS: usize = 12;
+
+    #[inline(always)]
+    fn call<K: Kernel>(kernel: K) -> K::Output {
+        #[inline(never)]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
+        fn compiled<K: Kernel>(kernel: K) -> K::Output {
+            kernel.run::<Avx512>()
+        }
+        // SAFETY: reached from `Level::Avx512`, which exists where the instructions do, or from a
+        // kernel that already runs with them.
+        unsafe { compiled(kernel) }
+    }
+
+    #[inline(always)]
+    fn splat(x: f32) -> Self {
+        // SAFETY: called in kernels for AVX-512 only.
+        Self(unsafe { _mm512_set1_ps(x) })
+    }
+
+    #[inline(always)]
+    fn mul_add(self, b: Self, c: Self) -> Self {
+        // SAFETY: a value of this type proves AVX-512.
+        Self(unsafe { _mm512_fmadd_ps(self.0, b.0, c.0) })
+    }
+
+    #[inline(always)]
+    fn max(self, other: Self) -> Self {
+        // SAFETY: a value of this type proves AVX-512.
+        Self(unsafe { _mm512_max_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
+    fn sqrt(self) -> Self {
+        // SAFETY: a value of this type proves AVX-512.
+        Self(unsafe { _mm512_sqrt_ps(self.0) })
+    }
+
+    #[inline(always)]
+    fn reciprocal(self) -> Self {
+        // 14 bits from the table, doubled by one Newton step: faster than a division.
+        // SAFETY: a value of this type proves AVX-512.
+        unsafe {
+            let r = _mm512_rcp14_ps(self.0);
+            Self(_mm512_mul_ps(r, _mm512_fnmadd_ps(self.0, r, _mm512_set1_ps(2.0))))
+        }
+    }
+
+    #[inline(always)]
+    fn scale_by_power_of_two(self, n: Self) -> Self {
+        // SAFETY: a value of this type proves AVX-512.
+        Self(unsafe { _mm512_scalef_ps(self.0, n.0) })
+    }
+
+    #[inline(always)]
+    fn where_negative(self, sign: Self, other: Self) -> Self {
+        // SAFETY: a value of this type proves AVX-512.
+        unsafe {
+            let negative = _mm512_movepi32_mask(_mm512_castps_si512(sign.0));
+            Self(_mm512_mask_blend_ps(negative, other.0, self.0))
+        }
+    }
+
+    #[inline(always)]
+    fn first(self, n: usize, other: Self) -> Self {
+        // SAFETY: a value of this type proves AVX-512.
+        Self(unsafe { _mm512_mask_blend_ps(mask(n), other.0, self.0) })
+    }
+
+    #[inline(always)]
+    fn sum(self) -> f32 {
+        // SAFETY: a value of this type proves AVX-512.
+        unsafe { _mm512_reduce_add_ps(self.0) }
+    }
+
+    #[inline(always)]
+    fn largest(self) -> f32 {
+        // SAFETY: a value of this type proves AVX-512.
+        unsafe { _mm512_reduce_max_ps(self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn load_full(p: *const f32) -> Self {
+        // SAFETY: the caller vouches for 16 floats.
+        Self(unsafe { _mm512_loadu_ps(p) })
+    }
+
+    #[inline(always)]
+    unsafe fn load_first(p: *const f32, n: usize) -> Self {
+        // SAFETY: the caller vouches for n floats; masked lanes are not read.
+        Self(unsafe { _mm512_maskz_loadu_ps(mask(n), p) })
+    }
+
+    #[inline(always)]
+    unsafe fn store_full(self, p: *mut f32) {
+        // SAFETY: the caller vouches for 16 floats.
+        unsafe { _mm512_storeu_ps(p, self.0) }
+    }
+
+    #[inline(always)]
+    unsafe fn store_first(self, p: *mut f32, n: usize) {
+        // SAFETY: the caller vouches for n floats; masked lanes are not written.
+        unsafe { _mm512_mask_storeu_ps(p, mask(n), self.0) }
+    }
+
+    #[inline(always)]
+    fn prefetch(p: *const f32) {
+        // SAFETY: a prefetch never faults.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(p.cast()) }
+    }
+
+    #[inline(always)]
+    unsafe fn transpose_8x8(from: *const f32, from_stride: usize, to: *mut f32, to_stride: usize) {
+        // SAFETY: the caller vouches for both blocks, and AVX-512 includes AVX2.
+        unsafe { super::avx2::transpose_8x8(from, from_stride, to, to_stride) }
+    }
+}

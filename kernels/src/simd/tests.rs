@@ -1,0 +1,120 @@
+use super::*;
+use crate::reference::Generator;
+
+/// Runs one expression over `x` at a level.
+struct Map<'a, F>(&'a [f32], &'a mut [f32], F);
+
+trait Expression {
+    fn of<S: Simd>(&self, x: S) -> S;
+}
+
+impl<F: Expression> Kernel for Map<'_, F> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        for piece in S::pieces(self.0.len()) {
+            self.2.of(S::load(&self.0[piece.clone()])).store(&mut self.1[piece]);
+        }
+    }
+}
+
+struct Exp;
+impl Expression for Exp {
+    #[inline(always)]
+    fn of<S: Simd>(&self, x: S) -> S {
+        exp(x)
+    }
+}
+
+struct Reciprocal;
+impl Expression for Reciprocal {
+    #[inline(always)]
+    fn of<S: Simd>(&self, x: S) -> S {
+        x.reciprocal()
+    }
+}
+
+#[test]
+fn exp_and_reciprocal_are_accurate_at_every_level() {
+    let x: Vec<f32> = (-80_000..88_000).map(|i| i as f32 / 1000.0).collect();
+    for level in Level::available() {
+        let (mut e, mut r) = (vec![0.0; x.len()], vec![0.0; x.len()]);
+        level.run(Map(&x, &mut e, Exp));
+        level.run(Map(&x, &mut r, Reciprocal));
+        for ((&x, &e), &r) in x.iter().zip(&e).zip(&r) {
+            let exact = f64::from(x).exp();
+            assert!((f64::from(e) / exact - 1.0).abs() < 2e-7, "{level:?}: exp({x}) = {e}");
+            if x != 0.0 {
+                assert!(
+                    (f64::from(r) * f64::from(x) - 1.0).abs() < 2.4e-7,
+                    "{level:?}: 1/{x} = {r}"
+                );
+            }
+        }
+        let mut edge = [0.0; 3];
+        level.run(Map(&[f32::NEG_INFINITY, -1000.0, f32::NAN], &mut edge, Exp));
+        assert!(edge[0] > 0.0 && edge[0] < 2e-35 && edge[0] == edge[1] && edge[2].is_nan());
+    }
+}
+
+/// Sum, largest, and what `first` and `where_negative` select.
+struct Lanewise<'a>(&'a [f32]);
+
+impl Kernel for Lanewise<'_> {
+    type Output = [f32; 3];
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> [f32; 3] {
+        let x = S::load(self.0);
+        let low = S::splat(-100.0);
+        let first = x.first(self.0.len(), low);
+        let chosen = low.where_negative(x, x).first(self.0.len(), S::splat(0.0));
+        [x.sum(), first.largest(), chosen.sum()]
+    }
+}
+
+#[test]
+fn partial_vectors_touch_only_what_is_theirs() {
+    for level in Level::available() {
+        for len in 1..=4 {
+            let x = &[-3.0, 2.0, -1.0, -7.0][4 - len..];
+            let sum: f32 = x.iter().sum();
+            let largest = x.iter().copied().fold(f32::MIN, f32::max);
+            let chosen: f32 = x.iter().map(|&x| if x < 0.0 { -100.0 } else { x }).sum();
+            assert_eq!(level.run(Lanewise(x)), [sum, largest, chosen], "{level:?} {len}");
+        }
+    }
+}
+
+struct Transpose<'a>(&'a [f32], &'a mut [f32]);
+
+impl Kernel for Transpose<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        assert!(self.0.len() >= 7 * 11 + 8 && self.1.len() >= 7 * 9 + 8);
+        // SAFETY: both slices cover 8 rows at these distances.
+        unsafe { S::transpose_8x8(self.0.as_ptr(), 11, self.1.as_mut_ptr(), 9) };
+    }
+}
+
+#[test]
+fn transposes_blocks_at_every_level() {
+    let x = Generator::new(1).normal(88);
+    for level in Level::available() {
+        let mut y = vec![9.0; 72];
+        level.run(Transpose(&x, &mut y));
+        for (row, column) in (0..8).flat_map(|r| (0..8).map(move |c| (r, c))) {
+            assert_eq!(y[column * 9 + row], x[row * 11 + column], "{level:?}");
+        }
+        assert!((0..8).all(|row| y[row * 9 + 8] == 9.0));
+    }
+}
+
+#[test]
+fn the_level_in_use_is_one_of_those_available() {
+    assert!(Level::available().contains(&Level::current()));
+    assert!(Level::available().is_sorted());
+}

@@ -1,0 +1,336 @@
+//! The command line: commands, their arguments and help texts.
+
+use std::path::PathBuf;
+
+use clap::{Args, Parser, Subcommand, ValueEnum};
+
+use super::data_args::DataCommand;
+use super::flags::{RunArgs, TrainArgs};
+
+/// Vision transformers trained from scratch on a few thousand images.
+#[derive(Parser, Clone, Debug)]
+#[command(
+    name = "fewvit",
+    version,
+    about = "Vision transformers trained from scratch on a few thousand images",
+    arg_required_else_help = true,
+    after_help = TOP
+)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+const TOP: &str = "Examples:
+  fewvit demo
+  fewvit train photos/ --recipe quick
+
+Exit codes: 0 done, 1 failed, 2 usage or settings, 3 data, 4 device or memory, 5 diverged,
+6 verification failed, 75 stopped early and resumable, 130 interrupted after a checkpoint.
+Results go to standard output, progress to standard error.";
+
+/// What to do.
+#[derive(Subcommand, Clone, Debug)]
+pub enum Command {
+    /// Pre-train, fine-tune, evaluate, report and export: the main job
+    #[command(after_help = TRAIN)]
+    Train(DataArgs),
+    /// Pre-train without labels
+    #[command(after_help = PRETRAIN)]
+    Pretrain(DataArgs),
+    /// Fine-tune with labels, evaluate, report and export
+    #[command(after_help = FINETUNE)]
+    Finetune(FinetuneArgs),
+    /// Measure a trained model on labelled images
+    #[command(after_help = EVAL)]
+    Eval(EvalArgs),
+    /// Name the class of images
+    #[command(after_help = PREDICT)]
+    Predict(PredictArgs),
+    /// Go on with a run that was stopped
+    #[command(after_help = RESUME)]
+    Resume(ResumeArgs),
+    /// Render a small set of flowers and train on it, in minutes
+    #[command(after_help = DEMO)]
+    Demo(RunArgs),
+    /// Training steps on tensors from a file, for checks against other frameworks
+    #[command(after_help = TRACE)]
+    Trace(TraceArgs),
+    /// Look at a data set, render one, or split it
+    #[command(subcommand, after_help = DATA)]
+    Data(DataCommand),
+    /// List and show the recipes
+    #[command(subcommand, after_help = RECIPE)]
+    Recipe(RecipeCommand),
+    /// Print all settings of a run, or who set one of them
+    #[command(after_help = CONFIG)]
+    Config(ConfigArgs),
+    /// Check this machine and say what to do about it
+    #[command(after_help = DOCTOR)]
+    Doctor(DoctorArgs),
+    /// List the models
+    #[command(after_help = MODELS)]
+    Models(ListArgs),
+}
+
+const TRAIN: &str = "Examples:
+  fewvit train photos/ --recipe quick --time-budget 30m
+  fewvit train flowers-102/ --epochs 100 --pretrain-epochs 400 --lr 5e-4 --seed 1";
+
+/// `train` and `pretrain`.
+#[derive(Args, Clone, Debug)]
+pub struct DataArgs {
+    /// Images: DIR/CLASS/*, DIR/{train,test}/CLASS/*, a table or a .tar; unlabelled for `pretrain`
+    pub data: PathBuf,
+    /// How to train.
+    #[command(flatten)]
+    pub train: TrainArgs,
+}
+
+const PRETRAIN: &str = "Examples:
+  fewvit pretrain photos/ --epochs 200 --img-size 96 --output runs/pre
+  fewvit pretrain photos/ --crops 2x112@0.14-1,4x112@0.05-0.4 --cutmix 0.5
+
+Rows of the paper's ablation (Table 8):
+  fewvit pretrain flowers-102/ --crops 2x224@0.14-1 --cutmix 0 --smoothing 0
+  fewvit pretrain flowers-102/ --crops 2x224@0.14-1 --cutmix 0
+  fewvit pretrain flowers-102/ --crops 2x112@0.14-1 --cutmix 0
+  fewvit pretrain flowers-102/ --cutmix 0
+  fewvit pretrain flowers-102/";
+
+const FINETUNE: &str = "Examples:
+  fewvit finetune photos/ --init runs/pre --epochs 100
+  fewvit finetune photos/ --from-scratch --recipe quick";
+
+/// `finetune`.
+#[derive(Args, Clone, Debug)]
+pub struct FinetuneArgs {
+    /// Images: DIR/CLASS/*, DIR/{train,test}/CLASS/*, a table or a .tar
+    pub data: PathBuf,
+    /// Run folder or safetensors file (timm's keys) to start from
+    #[arg(
+        long,
+        value_name = "RUN|FILE",
+        required_unless_present = "from_scratch",
+        conflicts_with = "from_scratch"
+    )]
+    pub init: Option<PathBuf>,
+    /// How to train.
+    #[command(flatten)]
+    pub train: TrainArgs,
+}
+
+const EVAL: &str = "Examples:
+  fewvit eval runs/photos-1 photos/
+  fewvit eval runs/photos-1/export photos/ --split val --json";
+
+/// `eval`.
+#[derive(Args, Clone, Debug)]
+pub struct EvalArgs {
+    /// Run folder or export folder
+    pub model: PathBuf,
+    /// Labelled images
+    pub data: PathBuf,
+    /// Which images: the test split if there is one, otherwise val
+    #[arg(long)]
+    pub split: Option<SplitChoice>,
+    /// Images a batch
+    #[arg(short, long, value_name = "N")]
+    pub batch_size: Option<usize>,
+    /// Write one line an image to this CSV file
+    #[arg(long, value_name = "FILE")]
+    pub predictions: Option<PathBuf>,
+    /// How to run.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// A split of a data set.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum SplitChoice {
+    /// Training images.
+    Train,
+    /// Validation images.
+    Val,
+    /// Test images.
+    Test,
+    /// All images.
+    All,
+}
+
+/// Arguments of commands that compute but do not train.
+#[derive(Args, Clone, Debug)]
+pub struct CommonArgs {
+    /// Worker threads, 0 = all cores we may use
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Device: cpu
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+    /// Print results as JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+const PREDICT: &str = "Examples:
+  fewvit predict runs/photos-1 new/rose.jpg
+  fewvit predict runs/photos-1/export new/ --top-k 3 --json";
+
+/// `predict`.
+#[derive(Args, Clone, Debug)]
+pub struct PredictArgs {
+    /// Run folder or export folder
+    pub model: PathBuf,
+    /// Image files or folders of images
+    #[arg(required = true)]
+    pub images: Vec<PathBuf>,
+    /// Classes to name for each image
+    #[arg(long, value_name = "N", default_value_t = 5)]
+    pub top_k: usize,
+    /// How to run.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+const RESUME: &str = "Examples:
+  fewvit resume runs/photos-1
+  fewvit resume runs/photos-1 --json";
+
+/// `resume`.
+#[derive(Args, Clone, Debug)]
+pub struct ResumeArgs {
+    /// Run folder
+    pub run: PathBuf,
+    /// Print results as JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+const DEMO: &str = "Examples:
+  fewvit demo
+  fewvit demo --output runs/first --seed 1";
+
+const TRACE: &str = "Examples:
+  fewvit trace --model deit_tiny_patch16_224 --num-classes 10 --img-size 112 --weights w.safetensors --batch b.safetensors --out t.safetensors
+  fewvit trace --model deit_tiny_patch16_224 --num-classes 10 --img-size 112 --weights w.safetensors --batch b.safetensors --out t.safetensors --steps 10 --lr 1e-3 --smoothing 0.1";
+
+/// `trace`.
+#[derive(Args, Clone, Debug)]
+pub struct TraceArgs {
+    /// Model under timm's name
+    #[arg(long, value_name = "NAME")]
+    pub model: String,
+    /// Rows of the head
+    #[arg(long, value_name = "N")]
+    pub num_classes: usize,
+    /// Side of the images in pixels
+    #[arg(long, value_name = "PIXELS")]
+    pub img_size: usize,
+    /// safetensors with the weights under timm's keys
+    #[arg(long, value_name = "FILE")]
+    pub weights: PathBuf,
+    /// safetensors with `images` f32 [B, 3, H, W] and `targets` i64 [B] or f32 [B, K]
+    #[arg(long, value_name = "FILE")]
+    pub batch: PathBuf,
+    /// safetensors to write: loss, logits, features, grad.KEY of step 0, param.KEY at the end
+    #[arg(long, value_name = "FILE")]
+    pub out: PathBuf,
+    /// Label smoothing of integer targets, PyTorch's form
+    #[arg(long, value_name = "EPS", default_value_t = 0.0)]
+    pub smoothing: f64,
+    /// Learning rate, constant
+    #[arg(long, default_value_t = 5e-4)]
+    pub lr: f64,
+    /// Decoupled weight decay of every parameter
+    #[arg(long, value_name = "WD", default_value_t = 1e-3)]
+    pub weight_decay: f64,
+    /// AdamW steps, all on the same batch
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub steps: usize,
+    /// Precision of the matrix products
+    #[arg(long, value_name = "DTYPE", default_value = "f32")]
+    pub amp_dtype: Dtype,
+    /// Device: cpu
+    #[arg(long, default_value = "cpu")]
+    pub device: String,
+}
+
+/// A precision.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Dtype {
+    /// 32-bit.
+    F32,
+    /// 16-bit with an 8-bit exponent.
+    Bf16,
+}
+
+const DATA: &str = "Examples:
+  fewvit data check photos/
+  fewvit data synth flowers/ --train 16 --test 8";
+
+const RECIPE: &str = "Examples:
+  fewvit recipe list
+  fewvit recipe show paper";
+
+/// `recipe`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum RecipeCommand {
+    /// One line a recipe
+    #[command(after_help = "Examples:\n  fewvit recipe list\n  fewvit recipe list --json")]
+    List(ListArgs),
+    /// A recipe's file, with the source of each number
+    #[command(after_help = "Examples:\n  fewvit recipe show paper\n  fewvit recipe show quick")]
+    Show {
+        /// The recipe.
+        #[arg(default_value = "paper")]
+        name: String,
+    },
+}
+
+/// Arguments of lists.
+#[derive(Args, Clone, Copy, Debug)]
+pub struct ListArgs {
+    /// Print JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+const CONFIG: &str = "Examples:
+  fewvit config --recipe quick > mine.toml
+  fewvit config --recipe quick --lr 2e-4 --explain finetune.optim.lr";
+
+/// `config`.
+#[derive(Args, Clone, Debug)]
+pub struct ConfigArgs {
+    /// Say the value of this key, who set it and what it replaced; a section says all of its keys
+    #[arg(long, value_name = "KEY")]
+    pub explain: Option<String>,
+    /// The flags of `train`.
+    #[command(flatten)]
+    pub train: TrainArgs,
+}
+
+const DOCTOR: &str = "Examples:
+  fewvit doctor
+  fewvit doctor photos/ --output runs --json";
+
+/// `doctor`.
+#[derive(Args, Clone, Debug)]
+pub struct DoctorArgs {
+    /// A data set that should be readable
+    pub data: Option<PathBuf>,
+    /// Where runs would be written
+    #[arg(long, value_name = "DIR", default_value = "runs")]
+    pub output: PathBuf,
+    /// Print JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
+}
+
+const MODELS: &str = "Examples:
+  fewvit models
+  fewvit models --json";
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,169 @@
+//! `fewvit data ...`.
+
+use std::path::Path;
+
+use super::data_args::{
+    BadImage, CheckArgs, DataCommand, PreviewArgs, PreviewStage, SplitArgs, StatsArgs, SynthArgs,
+};
+use super::progress::Progress;
+use crate::config::{Layers, OnBadImage, RunConfig, Source};
+use crate::data::data_report::DataReport;
+use crate::data::manifest::{Split, SplitOrigin};
+use crate::data::views::ViewPlan;
+use crate::data::{check, source, split, synth};
+use crate::error::{Error, Result};
+use crate::report::pictures;
+use crate::run::prepare::decode_sample;
+
+pub(super) fn data(command: &DataCommand) -> Result<()> {
+    match command {
+        DataCommand::Check(args) => check(args),
+        DataCommand::Stats(args) => stats(args),
+        DataCommand::Preview(args) => preview(args),
+        DataCommand::Synth(args) => synth(args),
+        DataCommand::Split(args) => draw_split(args),
+    }
+}
+
+fn config(recipe: &str, set: &[String]) -> Result<RunConfig> {
+    let mut layers = Layers::new(recipe)?;
+    set.iter().try_for_each(|set| layers.set(set, Source::Flag("--set")))?;
+    Ok(layers.build()?.config)
+}
+
+fn threads(n: usize) -> usize {
+    if n > 0 { n } else { std::thread::available_parallelism().map_or(1, usize::from) }
+}
+
+/// The report on a data set, with what was noticed when it was opened.
+fn examine(path: &Path, wanted: usize) -> Result<(crate::data::Manifest, DataReport)> {
+    let config = config("paper", &[])?;
+    let opened = source::open_noting(path, &config.data, config.seed)?;
+    let ui = Progress::new();
+    let mut report = check::check(&opened.manifest, threads(wanted), &ui.counting("checked"));
+    report.add_notes(&opened);
+    report.warnings.extend(opened.warnings.iter().cloned());
+    crate::run::Ui::finish(&ui);
+    Ok((opened.manifest, report))
+}
+
+fn check(args: &CheckArgs) -> Result<()> {
+    super::require_cpu(&args.common.device)?;
+    let (manifest, report) = examine(&args.data, args.common.threads)?;
+    match args.common.json {
+        true => super::print_json(&report)?,
+        false => print_report(&report)?,
+    }
+    let policy = match args.on_bad_image {
+        BadImage::Error => OnBadImage::Error,
+        BadImage::Skip => OnBadImage::Skip,
+    };
+    check::apply_bad_policy(&manifest, &report, policy).map(|_| ())
+}
+
+fn stats(args: &StatsArgs) -> Result<()> {
+    super::require_cpu(&args.common.device)?;
+    let (_, report) = examine(&args.data, args.common.threads)?;
+    if args.common.json {
+        return super::print_json(&report);
+    }
+    print_report(&report)?;
+    for class in &report.classes {
+        let images = &class.images;
+        let line = format!(
+            "  {:<32} {:>5} train {:>5} val {:>5} test",
+            class.name, images.train, images.val, images.test
+        );
+        super::print(&line)?;
+    }
+    Ok(())
+}
+
+fn print_report(report: &DataReport) -> Result<()> {
+    let images = &report.images;
+    super::print(&format!(
+        "{}: {} classes; {} train, {} val, {} test images",
+        report.name,
+        report.classes.len(),
+        images.train,
+        images.val,
+        images.test
+    ))?;
+    super::print(&format!(
+        "width {} to {} pixels (median {}), height {} to {} (median {})",
+        report.width.min,
+        report.width.max,
+        report.width.median,
+        report.height.min,
+        report.height.max,
+        report.height.median
+    ))?;
+    for bad in &report.bad {
+        super::print(&format!("unreadable: {} {}", bad.file, bad.reason))?;
+    }
+    report.warnings.iter().try_for_each(|warning| super::print(&format!("note: {warning}")))
+}
+
+fn preview(args: &PreviewArgs) -> Result<()> {
+    let config = config(&args.recipe, &args.set)?;
+    let manifest = source::open(&args.data, &config.data, config.seed)?;
+    let views = match args.stage {
+        PreviewStage::Pretrain => ViewPlan::pretrain(&config.pretrain),
+        PreviewStage::Finetune => ViewPlan::finetune(&config.finetune),
+    };
+    let train = manifest.indices(Split::Train);
+    // Evenly spread, so that many classes show.
+    let step = (train.len() / args.count.max(1)).max(1);
+    let mut crops = Vec::new();
+    for (sample, &position) in train.iter().enumerate().step_by(step).take(args.count) {
+        let image = decode_sample(&manifest.samples[position])?;
+        crops.extend(
+            (0..views.views())
+                .map(|view| views.crop(&image, config.seed, 0, sample as u64, view as u32)),
+        );
+    }
+    let columns = if views.views() > 1 { views.views() } else { 8 };
+    if args.output.exists() {
+        return Err(occupied(&args.output));
+    }
+    pictures::save_jpeg(&args.output, &pictures::contact_sheet(&crops, columns))?;
+    super::print(&args.output.display().to_string())
+}
+
+fn synth(args: &SynthArgs) -> Result<()> {
+    let ui = Progress::new();
+    let counting = ui.counting("rendered");
+    synth::write(&args.out, args.seed, args.img_size, args.train, args.test, counting)?;
+    crate::run::Ui::finish(&ui);
+    super::print(&args.out.display().to_string())
+}
+
+fn draw_split(args: &SplitArgs) -> Result<()> {
+    let mut config = config("paper", &[])?;
+    config.data.test_fraction = args.test_fraction;
+    let opened = source::open_noting(&args.data, &config.data, args.seed)?;
+    match opened.manifest.split_origin {
+        SplitOrigin::Made => {}
+        SplitOrigin::Given => {
+            return Err(Error::Data(format!(
+                "{} has a split of its own, which fewvit uses",
+                args.data.display()
+            )));
+        }
+        SplitOrigin::Unlabelled => {
+            return Err(Error::Data(format!(
+                "{} has no labels, so there is nothing to stratify by",
+                args.data.display()
+            )));
+        }
+    }
+    if args.output.exists() {
+        return Err(occupied(&args.output));
+    }
+    split::write_csv(&opened.manifest, &args.output)?;
+    super::print(&args.output.display().to_string())
+}
+
+fn occupied(path: &Path) -> Error {
+    Error::Usage(format!("{} exists and is left as it is; choose another --output", path.display()))
+}

@@ -1,0 +1,135 @@
+//! Arguments of `fewvit data ...`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::args::CommonArgs;
+
+/// `data`.
+#[derive(Subcommand, Clone, Debug)]
+pub enum DataCommand {
+    /// Decode every image and list what is wrong
+    #[command(
+        after_help = "Examples:\n  fewvit data check photos/\n  fewvit data check photos/ --on-bad-image skip --json"
+    )]
+    Check(CheckArgs),
+    /// Count images, classes, sizes and splits
+    #[command(
+        after_help = "Examples:\n  fewvit data stats photos/\n  fewvit data stats photos.tar --json"
+    )]
+    Stats(StatsArgs),
+    /// Draw augmented training images to a JPEG
+    #[command(
+        after_help = "Examples:\n  fewvit data preview photos/\n  fewvit data preview photos/ --stage finetune --count 32 --output views.jpg"
+    )]
+    Preview(PreviewArgs),
+    /// Render the demonstration set of flowers
+    #[command(
+        after_help = "Examples:\n  fewvit data synth flowers/\n  fewvit data synth flowers/ --img-size 128 --train 40 --test 10 --seed 1"
+    )]
+    Synth(SynthArgs),
+    /// Draw a stratified split and write it as a table
+    #[command(
+        after_help = "Examples:\n  fewvit data split photos/\n  fewvit data split photos/ --test-fraction 0.3 --seed 1 --output splits.csv"
+    )]
+    Split(SplitArgs),
+}
+
+/// `data check`.
+#[derive(Args, Clone, Debug)]
+pub struct CheckArgs {
+    /// Images
+    pub data: PathBuf,
+    /// Whether an image that cannot be read fails the check: error, or skip
+    #[arg(long, value_name = "POLICY", default_value = "error")]
+    pub on_bad_image: BadImage,
+    /// How to run.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// What an image that cannot be read does.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BadImage {
+    /// Fail.
+    Error,
+    /// List and go on.
+    Skip,
+}
+
+/// `data stats`.
+#[derive(Args, Clone, Debug)]
+pub struct StatsArgs {
+    /// Images
+    pub data: PathBuf,
+    /// How to run.
+    #[command(flatten)]
+    pub common: CommonArgs,
+}
+
+/// `data preview`.
+#[derive(Args, Clone, Debug)]
+pub struct PreviewArgs {
+    /// Images
+    pub data: PathBuf,
+    /// Whose augmentation
+    #[arg(long, default_value = "pretrain")]
+    pub stage: PreviewStage,
+    /// Images to draw
+    #[arg(long, value_name = "N", default_value_t = 8)]
+    pub count: usize,
+    /// JPEG to write
+    #[arg(long, value_name = "FILE", default_value = "preview.jpg")]
+    pub output: PathBuf,
+    /// Recipe of the augmentation
+    #[arg(long, value_name = "NAME", default_value = "paper")]
+    pub recipe: String,
+    /// One setting, such as pretrain.augment.blur=0; can be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
+/// A stage's augmentation.
+#[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PreviewStage {
+    /// All crops of each image.
+    Pretrain,
+    /// One crop of each image.
+    Finetune,
+}
+
+/// `data synth`.
+#[derive(Args, Clone, Debug)]
+pub struct SynthArgs {
+    /// Folder to write OUT/{train,test}/SPECIES/NNN.png to; it must be empty
+    pub out: PathBuf,
+    /// Side of the images in pixels
+    #[arg(long, value_name = "PIXELS", default_value_t = 96)]
+    pub img_size: usize,
+    /// Training images of each of the 12 species
+    #[arg(long, value_name = "N", default_value_t = 24)]
+    pub train: usize,
+    /// Test images of each species
+    #[arg(long, value_name = "N", default_value_t = 24)]
+    pub test: usize,
+    /// Key of the random draws
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+}
+
+/// `data split`.
+#[derive(Args, Clone, Debug)]
+pub struct SplitArgs {
+    /// Images in class folders
+    pub data: PathBuf,
+    /// Share of each class for testing
+    #[arg(long, value_name = "SHARE", default_value_t = 0.2)]
+    pub test_fraction: f64,
+    /// Key of the random draws
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Table to write
+    #[arg(long, value_name = "FILE", default_value = "splits.csv")]
+    pub output: PathBuf,
+}

@@ -1,0 +1,127 @@
+//! The command line: parse, run, print. The only module that writes to the terminal.
+
+pub mod args;
+mod data;
+mod data_args;
+mod demo;
+mod doctor;
+mod flags;
+mod model;
+mod progress;
+mod recipe;
+mod train;
+mod values;
+
+use std::io::Write;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use clap::Parser as _;
+
+use crate::error::{Error, Result};
+use args::{Cli, Command, Dtype, TraceArgs};
+
+/// Parses the program's arguments, runs the command and returns the exit code.
+pub fn main() -> u8 {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // clap knows which stream its text belongs on; help and version are no errors.
+            let _ = error.print();
+            return u8::try_from(error.exit_code()).unwrap_or(2);
+        }
+    };
+    match run(cli.command) {
+        Ok(()) => 0,
+        Err(error) => {
+            let _ = writeln!(std::io::stderr(), "fewvit: {error}");
+            error.exit_code()
+        }
+    }
+}
+
+fn run(command: Command) -> Result<()> {
+    let out = &mut std::io::stdout();
+    let env = || std::env::vars_os().collect();
+    match command {
+        Command::Train(args) => train::train(&args, flags::Job::Train),
+        Command::Pretrain(args) => train::train(&args, flags::Job::Pretrain),
+        Command::Finetune(args) => train::finetune(&args),
+        Command::Resume(args) => train::resume(&args),
+        Command::Demo(args) => demo::demo(&args),
+        Command::Eval(args) => model::eval(&args),
+        Command::Predict(args) => model::predict(&args),
+        Command::Trace(args) => trace(&args),
+        Command::Data(command) => data::data(&command),
+        Command::Recipe(command) => recipe::recipe(&command, out),
+        Command::Config(args) => recipe::config(&args, env(), out),
+        Command::Models(args) => model::list(args.json),
+        Command::Doctor(args) => {
+            let patient = doctor::Patient {
+                simd: fewvit_kernels::simd_level(),
+                data: args.data.as_deref(),
+                output: &args.output,
+            };
+            doctor::print(&doctor::examine(&patient), args.json, out)
+        }
+    }
+}
+
+fn trace(args: &TraceArgs) -> Result<()> {
+    require_cpu(&args.device)?;
+    if args.amp_dtype == Dtype::Bf16 {
+        return Err(Error::Usage(
+            "--amp-dtype bf16 is not available in this version; use f32".to_owned(),
+        ));
+    }
+    crate::train::trace::trace(&crate::train::trace::TraceOptions {
+        model: args.model.clone(),
+        num_classes: args.num_classes,
+        img_size: args.img_size,
+        weights: args.weights.clone(),
+        batch: args.batch.clone(),
+        out: args.out.clone(),
+        smoothing: args.smoothing,
+        lr: args.lr,
+        weight_decay: args.weight_decay,
+        steps: args.steps,
+    })
+}
+
+fn require_cpu(device: &str) -> Result<()> {
+    match device {
+        "cpu" => Ok(()),
+        other => Err(Error::Device(format!(
+            "this fewvit has no device `{other}`; it was built for: cpu"
+        ))),
+    }
+}
+
+/// Prints a line of results.
+fn print(text: &str) -> Result<()> {
+    recipe::print(&mut std::io::stdout(), &format!("{text}\n"))
+}
+
+/// Prints a value as one line of JSON.
+fn print_json(value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string(value)
+        .map_err(|e| Error::Failed(format!("cannot print the result: {e}")))?;
+    print(&text)
+}
+
+/// A flag that Ctrl-C sets; the run finishes its step and writes a checkpoint. A second Ctrl-C ends
+/// the program at once.
+fn interrupted() -> Result<Arc<AtomicBool>> {
+    let flag = Arc::new(AtomicBool::new(false));
+    let seen = flag.clone();
+    let handler = move || {
+        if seen.swap(true, Ordering::Relaxed) {
+            std::process::exit(130);
+        }
+        let _ = writeln!(std::io::stderr(), "stopping after this step; Ctrl-C again to stop now");
+    };
+    match ctrlc::set_handler(handler) {
+        Ok(()) => Ok(flag),
+        Err(e) => Err(Error::Failed(format!("cannot listen for Ctrl-C: {e}"))),
+    }
+}

@@ -1,0 +1,168 @@
+//! `fewvit eval`, `predict` and `models`.
+
+use std::path::{Path, PathBuf};
+
+use serde_json::json;
+
+use super::args::{CommonArgs, EvalArgs, PredictArgs, SplitChoice};
+use crate::backbone::Spec;
+use crate::config::{Layers, RunConfig};
+use crate::data::manifest::{Manifest, Origin, Sample, Split};
+use crate::data::source;
+use crate::error::{Error, Result};
+use crate::eval::infer::{Inference, Outputs};
+use crate::eval::metric::{Metrics, log_softmax, top};
+use crate::export::timm::{self, Loaded};
+use crate::report::tables;
+use crate::run::prepare::decode_sample;
+
+pub(super) fn eval(args: &EvalArgs) -> Result<()> {
+    super::require_cpu(&args.common.device)?;
+    let model = timm::read(&args.model)?;
+    let manifest = relabelled(source::open(&args.data, &defaults()?.data, 0)?, &model.classes)?;
+    let samples = chosen(&manifest, args.split);
+    if samples.is_empty() {
+        return Err(Error::Data(format!(
+            "{} has no images in that split; --split all takes every image",
+            args.data.display()
+        )));
+    }
+    let outputs = run(&model, &samples, &args.common)?;
+    let labels: Vec<usize> = samples.iter().filter_map(|sample| sample.label).collect();
+    if labels.len() < samples.len() {
+        return Err(Error::Data(format!("{} has no labels to compare with", args.data.display())));
+    }
+    if let Some(path) = &args.predictions {
+        let files: Vec<String> = samples.iter().map(|sample| sample.id.clone()).collect();
+        let known: Vec<_> = samples.iter().map(|sample| sample.label).collect();
+        let rows = tables::predictions(&files, &known, &outputs.logits, &model.classes);
+        tables::write_predictions(path, &rows)?;
+    }
+    let metrics = Metrics::from_logits(&outputs.logits, &labels, model.classes.len());
+    if args.common.json {
+        return super::print_json(&metrics);
+    }
+    let (low, high) = metrics.top1_interval;
+    super::print(&format!(
+        "{:.2}% of {} images right (95% interval {:.2} to {:.2}), balanced {:.2}%, macro-F1 {:.2}%, \
+         log-loss {:.4}, calibration error {:.2}%",
+        100.0 * metrics.top1,
+        metrics.n,
+        100.0 * low,
+        100.0 * high,
+        100.0 * metrics.balanced,
+        100.0 * metrics.macro_f1,
+        metrics.nll,
+        100.0 * metrics.ece
+    ))
+}
+
+/// The manifest with the model's class indices, matched by name.
+fn relabelled(mut manifest: Manifest, classes: &[String]) -> Result<Manifest> {
+    let index = |name: &String| {
+        classes.iter().position(|class| class == name).ok_or_else(|| {
+            Error::Data(format!("the model does not know the class `{name}` of {}", manifest.name))
+        })
+    };
+    let map: Vec<usize> = manifest.classes.iter().map(index).collect::<Result<_>>()?;
+    for sample in &mut manifest.samples {
+        sample.label = sample.label.map(|label| map[label]);
+    }
+    Ok(manifest)
+}
+
+fn chosen(manifest: &Manifest, split: Option<SplitChoice>) -> Vec<&Sample> {
+    let of = |split: Split| -> Vec<&Sample> {
+        manifest.samples.iter().filter(|sample| sample.split == split).collect()
+    };
+    match split {
+        Some(SplitChoice::Train) => of(Split::Train),
+        Some(SplitChoice::Val) => of(Split::Val),
+        Some(SplitChoice::Test) => of(Split::Test),
+        Some(SplitChoice::All) => manifest.samples.iter().collect(),
+        None => {
+            let test = of(Split::Test);
+            if test.is_empty() { of(Split::Val) } else { test }
+        }
+    }
+}
+
+pub(super) fn predict(args: &PredictArgs) -> Result<()> {
+    super::require_cpu(&args.common.device)?;
+    let model = timm::read(&args.model)?;
+    let mut samples = Vec::new();
+    for path in &args.images {
+        samples.extend(images_at(path)?);
+    }
+    let outputs = run(&model, &samples.iter().collect::<Vec<_>>(), &args.common)?;
+    for (sample, logits) in samples.iter().zip(outputs.logits.chunks(model.classes.len())) {
+        let log_p = log_softmax(logits);
+        let best = top(&log_p, args.top_k);
+        if args.common.json {
+            let named = |&class: &usize| json!({ "class": model.classes[class], "probability": log_p[class].exp() });
+            let top: Vec<_> = best.iter().map(named).collect();
+            super::print_json(&json!({ "file": sample.id, "top": top, "logits": logits }))?;
+        } else {
+            let named = |&class: &usize| {
+                format!("{} {:.1}%", model.classes[class], 100.0 * log_p[class].exp())
+            };
+            let line: Vec<_> = best.iter().map(named).collect();
+            super::print(&format!("{}: {}", sample.id, line.join(", ")))?;
+        }
+    }
+    Ok(())
+}
+
+/// An image file, or every image in a folder.
+fn images_at(path: &Path) -> Result<Vec<Sample>> {
+    let sample = |path: PathBuf| Sample {
+        id: path.display().to_string(),
+        origin: Origin::File(path),
+        label: None,
+        split: Split::Test,
+    };
+    if !path.is_dir() {
+        return Ok(vec![sample(path.to_path_buf())]);
+    }
+    let listing = crate::data::listing::Listing::of_folder(path)?;
+    Ok(listing.images().map(|name| sample(path.join(name))).collect())
+}
+
+fn run(model: &Loaded, samples: &[&Sample], common: &CommonArgs) -> Result<Outputs> {
+    let threads = match common.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    };
+    let inference =
+        Inference { net: &model.net, img_size: model.img_size, view: model.view, threads };
+    inference.run(samples.len(), &|i| decode_sample(samples[i]), &|_| ())
+}
+
+fn defaults() -> Result<RunConfig> {
+    Ok(Layers::new("paper")?.build()?.config)
+}
+
+pub(super) fn list(as_json: bool) -> Result<()> {
+    for spec in Spec::all() {
+        let giga = |size| spec.macs(size) as f64 / 1e9;
+        let (name, params) = (spec.name, spec.num_params(224));
+        if as_json {
+            super::print_json(&json!({
+                "name": name,
+                "params": params,
+                "macs_112": spec.macs(112),
+                "macs_224": spec.macs(224),
+                "macs_448": spec.macs(448),
+            }))?;
+        } else {
+            super::print(&format!(
+                "{name:<24} {:>5.1} M parameters, {:.2} / {:.2} / {:.2} G multiply-adds at 112 / 224 / 448 px",
+                params as f64 / 1e6,
+                giga(112),
+                giga(224),
+                giga(448)
+            ))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,97 @@
+//! `fewvit recipe` and `fewvit config`.
+
+use std::io::Write;
+use std::path::Path;
+
+use super::args::{ConfigArgs, RecipeCommand};
+use super::flags::{Job, Variables};
+use crate::config::{recipe, to_toml};
+use crate::error::{Error, Result};
+
+/// Lists the recipes or prints one with its comments.
+///
+/// # Errors
+/// [`Error::Usage`] for an unknown recipe; `out` cannot be written.
+pub fn recipe(command: &RecipeCommand, out: &mut impl Write) -> Result<()> {
+    match command {
+        RecipeCommand::Show { name } => print(out, recipe::get(name)?.text),
+        RecipeCommand::List(args) => recipe::TABLE.iter().try_for_each(|recipe| {
+            let about = recipe.about()?;
+            let line = match args.json {
+                true => serde_json::to_string(&about)
+                    .map_err(|e| Error::Failed(format!("cannot print the recipe: {e}")))?,
+                false => {
+                    format!("{:<7} {}\n        cost: {}", about.name, about.summary, about.cost)
+                }
+            };
+            print(out, &format!("{line}\n"))
+        }),
+    }
+}
+
+/// Prints the settings of a run as TOML, or explains one.
+///
+/// # Errors
+/// Settings that cannot be used; `out` cannot be written.
+pub fn config(args: &ConfigArgs, env: Variables, out: &mut impl Write) -> Result<()> {
+    let resolved = args.train.layers(Job::Train, env)?.build()?;
+    match &args.explain {
+        Some(key) => print(out, &resolved.explain(key)?),
+        None => print(out, &to_toml(&resolved.config)?),
+    }
+}
+
+/// Prints results. A reader that has seen enough, like `head`, is no failure.
+///
+/// # Errors
+/// `out` cannot be written.
+pub fn print(out: &mut impl Write, text: &str) -> Result<()> {
+    match out.write_all(text.as_bytes()) {
+        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Error::io("write", Path::new("standard output"), e))
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::args::{Cli, Command};
+
+    fn output(line: &str) -> String {
+        let mut out = Vec::new();
+        let cli = Cli::try_parse_from(line.split_whitespace()).expect(line);
+        match &cli.command {
+            Command::Recipe(command) => recipe(command, &mut out).expect(line),
+            Command::Config(args) => config(args, Vec::new(), &mut out).expect(line),
+            other => panic!("{other:?}"),
+        }
+        String::from_utf8(out).expect("text")
+    }
+
+    #[test]
+    fn recipes_are_listed_and_shown() {
+        let list = output("fewvit recipe list");
+        assert_eq!(list.lines().filter(|line| !line.starts_with(' ')).count(), recipe::TABLE.len());
+        for line in output("fewvit recipe list --json").lines() {
+            let about: crate::config::About = serde_json::from_str(line).expect("JSON");
+            assert_eq!(recipe::get(&about.name).and_then(|r| r.about()).expect("a recipe"), about);
+        }
+        assert!(output("fewvit recipe show demo").contains("# All numbers are"));
+    }
+
+    #[test]
+    fn settings_are_printed_and_explained() {
+        let text = output("fewvit config --recipe quick --seed 5");
+        let table: toml::Table = text.parse().expect("TOML");
+        assert_eq!(table["seed"].as_integer(), Some(5));
+        let text = output("fewvit config --recipe quick --lr 2e-4 --explain finetune.optim.lr");
+        let expected = "finetune.optim.lr = 0.0002\n  set by --lr\n  \
+                        instead of 0.001 from recipe `quick`\n  \
+                        instead of 0.0005 from recipe `paper`\n";
+        assert_eq!(text, expected);
+    }
+}

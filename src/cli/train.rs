@@ -1,0 +1,105 @@
+//! `fewvit train`, `pretrain`, `finetune` and `resume`.
+
+use std::io::{BufRead as _, IsTerminal as _, Write as _};
+use std::path::Path;
+
+use super::args::{DataArgs, FinetuneArgs, ResumeArgs};
+use super::flags::{Job, RunArgs, TrainArgs};
+use super::progress::Progress;
+use crate::config::RunConfig;
+use crate::error::{Error, Result};
+use crate::run::{self, Folder, Request, Summary, Ui as _, forecast};
+
+/// Longer runs ask before they begin on a terminal.
+const ASK_ABOVE_SECONDS: f64 = 3600.0;
+
+pub(super) fn train(args: &DataArgs, job: Job) -> Result<()> {
+    launch(&args.data, &args.train, job, None)
+}
+
+pub(super) fn finetune(args: &FinetuneArgs) -> Result<()> {
+    launch(&args.data, &args.train, Job::Finetune, args.init.as_deref())
+}
+
+fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Result<()> {
+    let config = args.layers(job, std::env::vars_os().collect())?.build()?.config;
+    let init = init.map(run::weights_of).transpose()?;
+    let request = Request {
+        data: absolute(data),
+        pretrain: job != Job::Finetune && config.pretrain.optim.epochs > 0,
+        finetune: job != Job::Pretrain,
+        init: init.as_deref().map(absolute),
+        command: std::env::args().collect(),
+    };
+    let Some(summary) = go(&request, &config, &args.run)? else { return Ok(()) };
+    report(&summary, args.run.json)
+}
+
+/// Plans and runs; `None` after a dry run.
+pub(super) fn go(request: &Request, config: &RunConfig, args: &RunArgs) -> Result<Option<Summary>> {
+    run::check_device(config)?;
+    let ui = Progress::new();
+    let planned = run::plan(request, config, &ui)?;
+    ui.note(&planned.forecast.describe());
+    if args.dry_run {
+        if args.json {
+            super::print_json(&planned.forecast)?;
+        }
+        return Ok(None);
+    }
+    let seconds: f64 = planned.forecast.stages.iter().map(|stage| stage.seconds).sum();
+    confirm(seconds, args.yes)?;
+    let folder = Folder::create(args.output.as_deref(), &planned.data.manifest.name)?;
+    ui.note(&format!("run folder: {}", folder.root().display()));
+    let interrupted = super::interrupted()?;
+    let summary = run::start(&folder, request, &planned, &ui, &interrupted)
+        .map_err(|error| with_resume(error, &folder))?;
+    Ok(Some(summary))
+}
+
+pub(super) fn resume(args: &ResumeArgs) -> Result<()> {
+    let folder = Folder::open(&args.run)?;
+    let (ui, interrupted) = (Progress::new(), super::interrupted()?);
+    let summary =
+        run::resume(&folder, &ui, &interrupted).map_err(|error| with_resume(error, &folder))?;
+    report(&summary, args.json)
+}
+
+/// Says how to go on where that is possible.
+fn with_resume(error: Error, folder: &Folder) -> Error {
+    let hint = format!("\n  go on with: fewvit resume {}", folder.root().display());
+    match error {
+        Error::Interrupted(text) => Error::Interrupted(text + &hint),
+        Error::Stopped(text) => Error::Stopped(text + &hint),
+        other => other,
+    }
+}
+
+/// Asks before a long run, where somebody is there to answer.
+fn confirm(seconds: f64, yes: bool) -> Result<()> {
+    if yes || seconds < ASK_ABOVE_SECONDS || !std::io::stdin().is_terminal() {
+        return Ok(());
+    }
+    let _ = write!(std::io::stderr(), "begin? It takes {}. [y/N] ", forecast::duration(seconds));
+    let mut answer = String::new();
+    let read = std::io::stdin().lock().read_line(&mut answer);
+    match read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes") {
+        true => Ok(()),
+        false => Err(Error::Usage("not begun; --yes begins without asking".to_owned())),
+    }
+}
+
+fn report(summary: &Summary, json: bool) -> Result<()> {
+    if json {
+        return super::print_json(summary);
+    }
+    if let Some(headline) = &summary.headline {
+        super::print(headline)?;
+    }
+    super::print(&format!("report: {}/report.html", summary.run))
+}
+
+/// A run must find its data from any working directory.
+pub(super) fn absolute(path: &Path) -> std::path::PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+}

@@ -1,0 +1,154 @@
+use super::*;
+use crate::config::OnBadImage;
+
+fn paper() -> Layers {
+    Layers::new("paper").expect("the default recipe")
+}
+
+fn usage(error: Error) -> String {
+    assert_eq!(error.exit_code(), 2, "{error}");
+    error.to_string()
+}
+
+fn failure(assignment: &str) -> String {
+    let mut layers = paper();
+    let set = layers.set(assignment, Source::Flag("--set"));
+    usage(set.and_then(|()| layers.build()).expect_err(assignment))
+}
+
+fn variable(name: &str, value: &str) -> (OsString, OsString) {
+    (name.into(), value.into())
+}
+
+#[test]
+fn each_layer_wins_over_the_one_before_and_is_remembered() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("mine.toml");
+    let text = "seed = 2\n[pretrain.optim]\nepochs = 2\nlr = 2e-4\nwarmup_epochs = 1\n";
+    std::fs::write(&path, text).expect("a file");
+    let mut layers = Layers::new("quick").expect("a recipe");
+    let epochs = |layers: &Layers| {
+        let resolved = layers.clone().build().expect("valid");
+        resolved.config.pretrain.optim.epochs
+    };
+    assert_eq!((epochs(&paper()), epochs(&layers)), (800, 40));
+    layers.file(&path).expect("the file");
+    assert_eq!(epochs(&layers), 2);
+    let name = "FEWVIT_PRETRAIN__OPTIM__EPOCHS";
+    let variables = [variable(name, "3"), variable("FEWVIT_SIMD", "avx2"), variable("HOME", "/")];
+    layers.env(variables).expect("the variables");
+    assert_eq!(epochs(&layers), 3);
+    layers.set("pretrain.optim.epochs = 4", Source::Flag("--set")).expect("a key");
+    layers.put("pretrain.optim.epochs", 5.into(), Source::Flag("--epochs")).expect("a key");
+    let resolved = layers.build().expect("valid");
+    assert_eq!((resolved.config.pretrain.optim.epochs, resolved.config.seed), (5, 2));
+    assert_eq!(resolved.config.pretrain.optim.warmup_epochs, 1.0);
+    assert_eq!(resolved.origin("pretrain.optim.epochs"), Some(&Source::Flag("--epochs")));
+    assert_eq!(resolved.origin("pretrain.optim.lr"), Some(&Source::File(path.clone())));
+    assert_eq!(resolved.origin("pretrain.optim.batch_size"), Some(&Source::Recipe("quick")));
+    assert_eq!(resolved.origin("pretrain.optim.beta1"), Some(&Source::Recipe("paper")));
+    let expected = format!(
+        "pretrain.optim.epochs = 5\n  set by --epochs\n  instead of 4 from --set\n  \
+         instead of 3 from environment variable {name}\n  instead of 2 from file {}\n  \
+         instead of 40 from recipe `quick`\n  instead of 800 from recipe `paper`\n",
+        path.display()
+    );
+    assert_eq!(resolved.explain("pretrain.optim.epochs").expect("a key"), expected);
+    assert_eq!(resolved.explain("eval").expect("a section").matches(" = ").count(), 5);
+    assert!(usage(resolved.explain("evil").expect_err("no key")).contains("did you mean"));
+}
+
+#[test]
+fn an_unknown_key_is_named_with_its_setter_and_the_closest_known_key() {
+    let text = failure("finetune.optim.rl=1");
+    assert!(text.contains("no key finetune.optim.rl (from --set)"), "{text}");
+    assert!(text.contains("did you mean finetune.optim.lr?"), "{text}");
+    assert!(failure("pretrain.lr=1").contains("did you mean pretrain.optim.lr?"));
+    let text = failure("lr=1");
+    assert!(text.contains("did you mean finetune.optim.lr or pretrain.optim.lr?"), "{text}");
+    let text = failure("eval=1");
+    assert!(text.contains("is a section") && text.contains("crop_pct, "), "{text}");
+    let text = usage(paper().env([variable("FEWVIT_SED", "1")]).expect_err("no such key"));
+    assert!(text.contains("environment variable FEWVIT_SED") && text.contains("seed"), "{text}");
+    assert!(failure("seed").contains("expected KEY=VALUE"));
+    assert!(failure("seed={a=1}").contains("no key seed.a"));
+}
+
+#[test]
+fn a_wrong_type_says_what_was_expected_and_found() {
+    for (assignment, expected) in [
+        ("finetune.optim.lr=high", "expected a number, found a text"),
+        ("finetune.optim.epochs=1.5", "expected a whole number, found a number"),
+        ("finetune.optim.epochs=-1", "expected 0 or more"),
+        ("pretrain.classifier_bias=1", "expected true or false, found a whole number"),
+        ("finetune.scale=[0.1]", "expected a list like [0.08, 1.0]"),
+        ("pretrain.crops=[{count=1}]", "expected a list like [{"),
+        ("pretrain.optim.lr_schedule=cosin", "expected one of `cosine`, `idmm-quirk`"),
+    ] {
+        let text = failure(assignment);
+        assert!(text.contains(expected) && text.contains("(from --set)"), "{text}");
+    }
+}
+
+#[test]
+fn a_value_out_of_range_is_named_with_its_setter() {
+    for (assignment, expected) in [
+        ("finetune.optim.lr=0", "finetune.optim.lr is 0.0, must be more than 0"),
+        ("finetune.optim.lr=nan", "is NaN, must be more than 0"),
+        ("pretrain.optim.lr=-0.1", "is -0.1, must be more than 0"),
+        ("finetune.optim.epochs=0", "finetune.optim.epochs is 0, must be 1 to"),
+        ("pretrain.optim.batch_size=0", "must be 1 to"),
+        ("finetune.img_size=100", "must be a multiple of 16"),
+        ("finetune.img_size=0", "must be a multiple of 16"),
+        ("finetune.optim.smoothing=1", "must be 0 or more and less than 1"),
+        ("pretrain.cutmix=-1", "must be 0 or more"),
+        ("pretrain.augment.blur=1.1", "must be 0 to 1"),
+        ("finetune.scale=[0.5,0.1]", "must be [LOW, HIGH]"),
+        ("finetune.scale=[0,1]", "must be [LOW, HIGH]"),
+        ("data.test_fraction=1", "more than 0 and less than 1"),
+        ("data.std=[0.2,0.0,0.2]", "above 0"),
+        ("pretrain.crops=[]", "at least one group"),
+        ("pretrain.crops=[{count=0,img_size=112,scale=[0.1,1]}]", "must be 1 to 64"),
+        ("amp_dtype=bf16", "must be f32"),
+        ("time_budget=inf", "must be 0 or more"),
+        ("eval.knn_temperature=0", "more than 0"),
+    ] {
+        let text = failure(assignment);
+        assert!(text.contains(expected) && text.contains("(set by --set)"), "{text}");
+    }
+    let two = "[{count=1,img_size=112,scale=[0.1,1]},{count=1,img_size=96,scale=[0.1,1]}]";
+    assert!(failure(&format!("pretrain.crops={two}")).contains("of one size"));
+    let mut layers = paper();
+    layers.set("pretrain.optim.epochs=0", Source::Flag("--set")).expect("a key");
+    layers.build().expect("0 epochs skip pre-training");
+}
+
+#[test]
+fn texts_and_numbers_of_set_need_no_quotes() {
+    let mut layers = paper();
+    for assignment in
+        ["model.name=deit_small_patch16_224", "data.on_bad_image=skip", "finetune.optim.lr=.5"]
+    {
+        layers.set(assignment, Source::Flag("--set")).expect(assignment);
+    }
+    let config = layers.build().expect("valid").config;
+    assert_eq!(config.model.name, "deit_small_patch16_224");
+    assert_eq!((config.data.on_bad_image, config.finetune.optim.lr), (OnBadImage::Skip, 0.5));
+}
+
+#[test]
+fn a_dump_laid_over_another_recipe_is_that_run_again() {
+    let quick = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("config.toml");
+    let dump = to_toml(&quick).expect("a dump");
+    assert!(dump.contains("mean = [0.485, 0.456, 0.406]"), "{dump}");
+    std::fs::write(&path, dump).expect("a file");
+    let mut layers = paper();
+    layers.file(&path).expect("the file");
+    assert_eq!(layers.build().expect("valid").config, quick);
+    std::fs::write(&path, "seed = ").expect("a file");
+    let text = usage(paper().file(&path).expect_err("no TOML"));
+    assert!(text.contains("config.toml is no TOML") && text.contains("line 1"), "{text}");
+    assert_eq!(paper().file(&folder.path().join("no")).expect_err("no file").exit_code(), 1);
+}

@@ -1,0 +1,305 @@
+//! The run's configuration: every hyper-parameter, where it comes from, and how layers combine.
+//!
+//! The structs here have no defaults on purpose: every value comes from a recipe file (TOML, embedded
+//! in the program), so a reader finds each number together with its source in `recipes/`.
+
+mod layers;
+pub mod recipe;
+mod validate;
+
+pub(crate) use layers::flatten;
+pub use layers::{Layers, Resolved, Setting, Source, to_toml};
+pub use validate::validate;
+
+use serde::{Deserialize, Serialize};
+
+/// Everything that determines a run, as written to `config.toml` in the run folder.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunConfig {
+    /// What the recipe is, its source, what it costs and what it should reach.
+    pub about: About,
+    /// Key of every random stream.
+    pub seed: u64,
+    /// `cpu`.
+    pub device: String,
+    /// Precision of the matrix products.
+    pub amp_dtype: AmpDtype,
+    /// Worker threads, one replica of the step each; 0 = all cores we may use.
+    pub threads: usize,
+    /// Crops a worker passes through the model at a time; 0 = chosen for the model and img-size.
+    pub micro_batch: usize,
+    /// Minutes for the whole run, 0 = no limit; epochs are scaled to fit before the run starts.
+    pub time_budget: f64,
+    /// The backbone.
+    pub model: ModelConfig,
+    /// Reading images.
+    pub data: DataConfig,
+    /// Stage 1.
+    pub pretrain: PretrainConfig,
+    /// Stage 2.
+    pub finetune: FinetuneConfig,
+    /// How accuracy is measured.
+    pub eval: EvalConfig,
+    /// Checkpoints.
+    pub checkpoint: CheckpointConfig,
+}
+
+/// Precision of the matrix products; weights, norms, losses and the optimiser are f32 in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AmpDtype {
+    /// 32-bit.
+    F32,
+    /// 16-bit with an 8-bit exponent, sums in f32.
+    Bf16,
+}
+
+/// What a recipe says of itself.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct About {
+    /// Name, as in `--recipe NAME`.
+    pub name: String,
+    /// One line for `recipe list`.
+    pub summary: String,
+    /// Paper, table, section.
+    pub source: String,
+    /// What it costs, in words.
+    pub cost: String,
+    /// Top-1 it should reach, by data set; empty where nobody has measured it.
+    #[serde(default)]
+    pub expected: std::collections::BTreeMap<String, f64>,
+}
+
+/// The backbone.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ModelConfig {
+    /// timm's name, for example `deit_tiny_patch16_224`.
+    pub name: String,
+}
+
+/// Reading images.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct DataConfig {
+    /// `error` or `skip`: what a file that does not decode does.
+    pub on_bad_image: OnBadImage,
+    /// Share of each class held out when the data has no split of its own.
+    pub test_fraction: f64,
+    /// Decoded images are kept with their short side at most this many pixels.
+    pub cache_short_side: usize,
+    /// Decoded images are kept in memory up to this many GB, in a file of the run folder above it.
+    pub cache_ram_gb: f64,
+    /// Channel means of the input normalisation, RGB in 0..1.
+    pub mean: [f32; 3],
+    /// Channel standard deviations of the input normalisation.
+    pub std: [f32; 3],
+}
+
+/// What a file that does not decode does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OnBadImage {
+    /// Stop before training.
+    Error,
+    /// List, count and leave out.
+    Skip,
+}
+
+/// Optimiser and schedule of one stage.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OptimConfig {
+    /// Passes over the training images.
+    pub epochs: usize,
+    /// Images a step.
+    pub batch_size: usize,
+    /// Peak learning rate; never scaled by the batch size.
+    pub lr: f64,
+    /// Decoupled weight decay.
+    pub weight_decay: f64,
+    /// AdamW's decay of the first moment.
+    pub beta1: f64,
+    /// AdamW's decay of the second moment.
+    pub beta2: f64,
+    /// AdamW's epsilon.
+    pub eps: f64,
+    /// Epochs of linear warm-up from 0.
+    pub warmup_epochs: f64,
+    /// The curve after the warm-up.
+    pub lr_schedule: LrSchedule,
+    /// Leave biases, norms and other one-dimensional parameters undecayed.
+    pub no_decay_1d: bool,
+    /// Bound on the global gradient norm, 0 = none.
+    pub clip_grad: f64,
+    /// Average of the weights.
+    pub ema: Ema,
+    /// Stochastic depth at the last block, growing linearly from 0.
+    pub drop_path: f64,
+    /// Label smoothing epsilon.
+    pub smoothing: f64,
+    /// How the smoothed mass is spread (recipe section 1.3).
+    pub smoothing_kind: SmoothingKind,
+}
+
+/// Learning rate after the warm-up (recipe section 2.5).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LrSchedule {
+    /// Half a cosine to 0, per iteration.
+    Cosine,
+    /// The official code's cosine with its misplaced bracket.
+    IdmmQuirk,
+    /// No decay.
+    Constant,
+}
+
+/// Average of the weights (recipe section 2.1, "EMA").
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Ema {
+    /// None kept.
+    Off,
+    /// Updated once an epoch with decay min(0.999, (1+n)/(10+n)), as in the official code.
+    PerEpoch,
+    /// Updated every step with the same decay rule.
+    PerStep,
+}
+
+/// How label smoothing spreads its mass.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum SmoothingKind {
+    /// `1 - e` on the class, `e / (N - 1)` on each other one (the paper).
+    Others,
+    /// `e / N` on every class, the rest on the class (the official code, timm).
+    Uniform,
+}
+
+/// Which lambda CutMix and Mixup use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LambdaRule {
+    /// `max(l, 1 - l)`, as all released results.
+    Fold,
+    /// The Beta draw itself.
+    Raw,
+}
+
+/// One group of crops: same size, scale and CutMix draw; its loss is the mean over its rows.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CropGroup {
+    /// Crops of each image.
+    pub count: usize,
+    /// Side in pixels.
+    pub img_size: usize,
+    /// Area range of RandomResizedCrop.
+    pub scale: [f64; 2],
+}
+
+/// Pixel augmentation of one stage; a probability of 0 switches an operation off.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct AugmentConfig {
+    /// Filter of RandomResizedCrop.
+    pub interpolation: Interpolation,
+    /// Aspect range of RandomResizedCrop, log-uniform.
+    pub ratio: [f64; 2],
+    /// Probability of the horizontal flip.
+    pub hflip: f64,
+    /// Strength of brightness, contrast, saturation and hue jitter.
+    pub color_jitter: [f64; 4],
+    /// Probability of the jitter.
+    pub color_jitter_prob: f64,
+    /// Probability of grayscale.
+    pub grayscale: f64,
+    /// Probability of the blur.
+    pub blur: f64,
+    /// Range of the blur's sigma in pixels.
+    pub blur_sigma: [f64; 2],
+    /// The RandAugment variant of recipe section 3.5.
+    pub rand_augment: bool,
+}
+
+/// Resampling filter, as PIL defines it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Interpolation {
+    /// Triangle, antialiased.
+    Bilinear,
+    /// Cubic convolution, a = -0.5, antialiased.
+    Bicubic,
+}
+
+/// Stage 1: pre-training without labels.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PretrainConfig {
+    /// `idmm`.
+    pub method: String,
+    /// Optimiser and schedule.
+    pub optim: OptimConfig,
+    /// Crop groups; the model is built for the first group's size.
+    pub crops: Vec<CropGroup>,
+    /// Augmentation of every crop.
+    pub augment: AugmentConfig,
+    /// Alpha of CutMix, 0 = off.
+    pub cutmix: f64,
+    /// Which lambda CutMix uses.
+    pub cutmix_lambda: LambdaRule,
+    /// An MLP of this output width between feature and instance classifier (Table 9), 0 = none.
+    pub projector: usize,
+    /// Bias of the instance classifier.
+    pub classifier_bias: bool,
+    /// Epochs between two k-NN probes, 0 = none.
+    pub probe_every: usize,
+}
+
+/// Stage 2: supervised training from the pre-trained weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FinetuneConfig {
+    /// Optimiser and schedule.
+    pub optim: OptimConfig,
+    /// Side of the training crops in pixels.
+    pub img_size: usize,
+    /// Area range of RandomResizedCrop.
+    pub scale: [f64; 2],
+    /// Augmentation.
+    pub augment: AugmentConfig,
+    /// Alpha of CutMix (odd epochs when Mixup is on too), 0 = off.
+    pub cutmix: f64,
+    /// Alpha of Mixup (even epochs when CutMix is on too), 0 = off.
+    pub mixup: f64,
+    /// Which lambda both use.
+    pub mix_lambda: LambdaRule,
+    /// Epochs between two evaluations on the held-out split, 0 = only the last.
+    pub eval_every: usize,
+}
+
+/// How accuracy is measured.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EvalConfig {
+    /// The centre crop's share of the resized short side: 224 / 256.
+    pub crop_pct: f64,
+    /// Filter of the resize.
+    pub interpolation: Interpolation,
+    /// Images a batch.
+    pub batch_size: usize,
+    /// Neighbours of the k-NN probe.
+    pub knn_k: usize,
+    /// Temperature of its votes.
+    pub knn_temperature: f64,
+}
+
+/// Checkpoints.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CheckpointConfig {
+    /// A checkpoint is written at the first epoch end after this many minutes.
+    pub every_minutes: f64,
+}

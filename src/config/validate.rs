@@ -1,0 +1,190 @@
+//! Ranges of the settings, in words.
+
+use super::{AmpDtype, AugmentConfig, CropGroup, OptimConfig, RunConfig};
+use crate::error::{Error, Result};
+
+/// Patch size of every backbone; sides of images are multiples of it.
+const PATCH: usize = 16;
+
+/// Checks that every value is in its range.
+///
+/// # Errors
+/// [`Error::Usage`] with a line for each value that is not.
+pub fn validate(config: &RunConfig) -> Result<()> {
+    let problems: Vec<_> =
+        problems(config).iter().map(|(key, text)| format!("{key} {text}")).collect();
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Usage(problems.join("\n"))),
+    }
+}
+
+/// Keys whose values are out of range, each with `is X, must be Y`.
+pub(super) fn problems(config: &RunConfig) -> Vec<(String, String)> {
+    let mut checks = Checks { section: "", problems: Vec::new() };
+    checks.run(config);
+    checks.data(config);
+    checks.pretrain(config);
+    checks.finetune(config);
+    checks.eval(config);
+    checks.problems
+}
+
+/// Problems found so far, and the section whose keys are looked at.
+struct Checks {
+    section: &'static str,
+    problems: Vec<(String, String)>,
+}
+
+impl Checks {
+    fn require(&mut self, ok: bool, key: &str, value: &dyn std::fmt::Debug, must: &str) {
+        if !ok {
+            let key = if self.section.is_empty() {
+                key.to_owned()
+            } else {
+                format!("{}.{key}", self.section)
+            };
+            self.problems.push((key, format!("is {value:?}, must be {must}")));
+        }
+    }
+
+    /// NaN is in no range.
+    fn within(&mut self, key: &str, value: f64, low: f64, high: f64) {
+        let must = format!("{low} to {high}");
+        self.require((low..=high).contains(&value), key, &value, &must);
+    }
+
+    fn at_least_0(&mut self, key: &str, value: f64, below: f64) {
+        let must = format!("0 or more and at most {below}");
+        self.require((0.0..=below).contains(&value), key, &value, &must);
+    }
+
+    fn below_1(&mut self, key: &str, value: f64) {
+        self.require((0.0..1.0).contains(&value), key, &value, "0 or more and less than 1");
+    }
+
+    fn positive(&mut self, key: &str, value: f64, high: f64) {
+        let must = format!("more than 0 and at most {high}");
+        self.require(value > 0.0 && value <= high, key, &value, &must);
+    }
+
+    fn count(&mut self, key: &str, value: usize, low: usize, high: usize) {
+        self.require((low..=high).contains(&value), key, &value, &format!("{low} to {high}"));
+    }
+
+    fn side(&mut self, key: &str, value: usize) {
+        let ok = value.is_multiple_of(PATCH) && (PATCH..=2048).contains(&value);
+        self.require(ok, key, &value, "a multiple of 16 (the patch size) from 16 to 2048");
+    }
+
+    fn range(&mut self, key: &str, [low, high]: [f64; 2], least: f64, most: f64) {
+        let ok = low > least && low <= high && high <= most;
+        let must = format!("[LOW, HIGH] with {least} < LOW <= HIGH <= {most}");
+        self.require(ok, key, &[low, high], &must);
+    }
+
+    fn run(&mut self, config: &RunConfig) {
+        self.section = "";
+        let f32_only = config.amp_dtype == AmpDtype::F32;
+        self.require(
+            f32_only,
+            "amp_dtype",
+            &"bf16",
+            "f32: the kernels of this fewvit have no bf16",
+        );
+        self.count("threads", config.threads, 0, 4096);
+        self.count("micro_batch", config.micro_batch, 0, 4096);
+        self.at_least_0("time_budget", config.time_budget, 1e6);
+        self.at_least_0("checkpoint.every_minutes", config.checkpoint.every_minutes, 1e6);
+    }
+
+    fn data(&mut self, config: &RunConfig) {
+        self.section = "data";
+        let data = &config.data;
+        let inside = data.test_fraction > 0.0 && data.test_fraction < 1.0;
+        self.require(inside, "test_fraction", &data.test_fraction, "more than 0 and less than 1");
+        self.count("cache_short_side", data.cache_short_side, PATCH, 8192);
+        self.at_least_0("cache_ram_gb", data.cache_ram_gb, 1e6);
+        let means = data.mean.iter().all(|m| (0.0..=1.0).contains(m));
+        self.require(means, "mean", &data.mean, "three numbers of 0 to 1");
+        let deviations = data.std.iter().all(|&s| s > 0.0 && s <= 1.0);
+        self.require(deviations, "std", &data.std, "three numbers above 0 and at most 1");
+    }
+
+    fn pretrain(&mut self, config: &RunConfig) {
+        let pretrain = &config.pretrain;
+        self.section = "pretrain";
+        self.at_least_0("cutmix", pretrain.cutmix, 1000.0);
+        self.count("projector", pretrain.projector, 0, 65_536);
+        self.crops(&pretrain.crops);
+        self.section = "pretrain.optim";
+        self.optim(&pretrain.optim, 0);
+        self.section = "pretrain.augment";
+        self.augment(&pretrain.augment);
+    }
+
+    fn crops(&mut self, crops: &[CropGroup]) {
+        self.require(!crops.is_empty(), "crops", &crops, "at least one group, like 2x112@0.14-1");
+        for group in crops {
+            self.count("crops", group.count, 1, 64);
+            self.side("crops", group.img_size);
+            self.range("crops", group.scale, 0.0, 1.0);
+        }
+        let sides: Vec<_> = crops.iter().map(|group| group.img_size).collect();
+        let same = sides.windows(2).all(|pair| pair[0] == pair[1]);
+        self.require(same, "crops", &sides, "of one size: the model is built for it");
+    }
+
+    fn finetune(&mut self, config: &RunConfig) {
+        let finetune = &config.finetune;
+        self.section = "finetune";
+        self.side("img_size", finetune.img_size);
+        self.range("scale", finetune.scale, 0.0, 1.0);
+        self.at_least_0("cutmix", finetune.cutmix, 1000.0);
+        self.at_least_0("mixup", finetune.mixup, 1000.0);
+        self.section = "finetune.optim";
+        self.optim(&finetune.optim, 1);
+        self.section = "finetune.augment";
+        self.augment(&finetune.augment);
+    }
+
+    /// 0 epochs skip the stage; fine-tuning cannot be skipped this way.
+    fn optim(&mut self, optim: &OptimConfig, least_epochs: usize) {
+        self.count("epochs", optim.epochs, least_epochs, 1_000_000);
+        self.count("batch_size", optim.batch_size, 1, 65_536);
+        self.positive("lr", optim.lr, 1.0);
+        self.at_least_0("weight_decay", optim.weight_decay, 1.0);
+        self.below_1("beta1", optim.beta1);
+        self.below_1("beta2", optim.beta2);
+        self.positive("eps", optim.eps, 1.0);
+        self.at_least_0("warmup_epochs", optim.warmup_epochs, 1e6);
+        self.at_least_0("clip_grad", optim.clip_grad, 1e6);
+        self.below_1("drop_path", optim.drop_path);
+        self.below_1("smoothing", optim.smoothing);
+    }
+
+    fn augment(&mut self, augment: &AugmentConfig) {
+        self.range("ratio", augment.ratio, 0.0, 100.0);
+        for (key, probability) in [
+            ("hflip", augment.hflip),
+            ("color_jitter_prob", augment.color_jitter_prob),
+            ("grayscale", augment.grayscale),
+            ("blur", augment.blur),
+        ] {
+            self.within(key, probability, 0.0, 1.0);
+        }
+        let [light @ .., hue] = augment.color_jitter;
+        let ok = light.iter().all(|v| (0.0..=10.0).contains(v)) && (0.0..=0.5).contains(&hue);
+        let must = "three strengths of 0 to 10 and a hue of 0 to 0.5";
+        self.require(ok, "color_jitter", &augment.color_jitter, must);
+        self.range("blur_sigma", augment.blur_sigma, 0.0, 100.0);
+    }
+
+    fn eval(&mut self, config: &RunConfig) {
+        self.section = "eval";
+        self.positive("crop_pct", config.eval.crop_pct, 1.0);
+        self.count("batch_size", config.eval.batch_size, 1, 65_536);
+        self.count("knn_k", config.eval.knn_k, 1, 65_536);
+        self.positive("knn_temperature", config.eval.knn_temperature, 1000.0);
+    }
+}

@@ -1,0 +1,161 @@
+//! Random views of one image: crop, flip, colour jitter, grayscale, blur, RandAugment.
+//!
+//! [`Op`] and the functions of `resize` compute with explicit parameters what PIL computes;
+//! [`Augment`] draws the parameters (recipe sections 2.1 and 3.4).
+
+mod blur;
+mod color;
+mod geometry;
+mod op;
+mod rand_augment;
+mod resize;
+
+use rand::RngExt;
+use rand::seq::SliceRandom;
+use rand_chacha::ChaCha8Rng;
+
+use super::Rgb8;
+use crate::config::AugmentConfig;
+
+pub use op::Op;
+pub use resize::{CropBox, eval_view, random_resized_crop_box, resize};
+
+/// The order in which the operations follow the crop.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AugmentOrder {
+    /// Flip, jitter, grayscale, blur, RandAugment (recipe section 2.1, which has no RandAugment).
+    Pretrain,
+    /// Jitter, grayscale, RandAugment, flip, blur (recipe section 3.4, which has no blur).
+    Finetune,
+}
+
+#[derive(Clone, Copy)]
+enum Step {
+    Flip,
+    Jitter,
+    Grayscale,
+    Blur,
+    RandAugment,
+}
+
+impl AugmentOrder {
+    fn steps(self) -> [Step; 5] {
+        use Step::*;
+        match self {
+            Self::Pretrain => [Flip, Jitter, Grayscale, Blur, RandAugment],
+            Self::Finetune => [Jitter, Grayscale, RandAugment, Flip, Blur],
+        }
+    }
+}
+
+/// Draws augmented square crops.
+#[derive(Clone, Debug)]
+pub struct Augment {
+    config: AugmentConfig,
+    scale: [f64; 2],
+    img_size: usize,
+    order: AugmentOrder,
+}
+
+impl Augment {
+    /// Crops of `img_size` pixels that show a share of the image within `scale`.
+    pub fn new(
+        config: &AugmentConfig,
+        scale: [f64; 2],
+        img_size: usize,
+        order: AugmentOrder,
+    ) -> Self {
+        Self { config: config.clone(), scale, img_size, order }
+    }
+
+    /// Side of the crops in pixels.
+    pub fn img_size(&self) -> usize {
+        self.img_size
+    }
+
+    /// One random view of `image`, `[img_size, img_size, 3]`.
+    pub fn apply(&self, image: &Rgb8, rng: &mut ChaCha8Rng) -> Rgb8 {
+        let config = &self.config;
+        let (width, height) = (image.width, image.height);
+        let area = random_resized_crop_box(rng, width, height, self.scale, config.ratio);
+        let mut view = resize(image, area, self.img_size, self.img_size, config.interpolation);
+        for step in self.order.steps() {
+            match step {
+                Step::Flip if chance(rng, config.hflip) => Op::HorizontalFlip.apply(&mut view),
+                Step::Jitter if chance(rng, config.color_jitter_prob) => {
+                    color_jitter(&mut view, config.color_jitter, rng);
+                }
+                Step::Grayscale if chance(rng, config.grayscale) => Op::Grayscale.apply(&mut view),
+                Step::Blur if chance(rng, config.blur) => {
+                    Op::GaussianBlur(uniform(rng, config.blur_sigma)).apply(&mut view);
+                }
+                Step::RandAugment if config.rand_augment => {
+                    rand_augment::rand_augment(&mut view, rng);
+                }
+                _ => {}
+            }
+        }
+        view
+    }
+}
+
+/// Brightness, contrast, saturation and hue changes of the given strengths, in random order.
+fn color_jitter(image: &mut Rgb8, strength: [f64; 4], rng: &mut ChaCha8Rng) {
+    let [brightness, contrast, saturation, hue] = strength;
+    let mut factor = |v: f64| uniform(rng, [(1.0 - v).max(0.0), 1.0 + v]);
+    let mut ops = [
+        (brightness, Op::Brightness(factor(brightness))),
+        (contrast, Op::Contrast(factor(contrast))),
+        (saturation, Op::Saturation(factor(saturation))),
+        (hue, Op::Hue(uniform(rng, [-hue, hue]))),
+    ];
+    ops.shuffle(rng);
+    for (strength, op) in ops {
+        if strength > 0.0 {
+            op.apply(image);
+        }
+    }
+}
+
+/// A number in `[low, high)`, or `low` where the two are equal.
+fn uniform(rng: &mut ChaCha8Rng, [low, high]: [f64; 2]) -> f64 {
+    low + (high - low) * rng.random::<f64>()
+}
+
+/// A whole number in `0..n`; `n` is at least 1.
+fn uniform_index(rng: &mut ChaCha8Rng, n: usize) -> usize {
+    rng.random_range(0..n)
+}
+
+fn chance(rng: &mut ChaCha8Rng, probability: f64) -> bool {
+    rng.random::<f64>() < probability
+}
+
+#[cfg(test)]
+mod golden {
+    //! Images that PIL computed: tests/golden/augment_*.safetensors.
+
+    use super::Rgb8;
+    use std::collections::BTreeMap;
+
+    pub(super) fn read(file: &str) -> BTreeMap<String, Rgb8> {
+        let root = env!("CARGO_MANIFEST_DIR");
+        let bytes = std::fs::read(format!("{root}/tests/golden/{file}.safetensors")).unwrap();
+        let tensors = safetensors::SafeTensors::deserialize(&bytes).unwrap();
+        let image = |tensor: safetensors::tensor::TensorView| Rgb8 {
+            width: tensor.shape()[1],
+            height: tensor.shape()[0],
+            pixels: tensor.data().to_vec(),
+        };
+        let named = tensors.iter().map(|(name, tensor)| (name.to_owned(), image(tensor)));
+        named.collect()
+    }
+
+    /// Largest and mean difference in grey levels.
+    pub(super) fn difference(a: &Rgb8, b: &Rgb8) -> (u8, f64) {
+        assert_eq!((a.width, a.height), (b.width, b.height));
+        let each = || a.pixels.iter().zip(&b.pixels).map(|(a, b)| a.abs_diff(*b));
+        let sum: u64 = each().map(u64::from).sum();
+        (each().max().unwrap(), sum as f64 / a.pixels.len() as f64)
+    }
+}

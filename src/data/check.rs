@@ -1,0 +1,229 @@
+//! Looks at every image before training does: what is there, what is broken, what is odd.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{DefaultHasher, Hash as _, Hasher as _};
+
+use super::data_report::{BadFile, ClassCounts, DataReport, Leak, SplitCounts, Spread};
+use super::decode::{Colour, decode_described};
+use super::listing::read;
+use super::manifest::{Manifest, Sample, Split};
+use super::parallel::map_in_turn;
+use super::words::counted;
+use crate::config::OnBadImage;
+use crate::error::{Error, Result};
+
+/// What one look at a file finds.
+struct Look {
+    size: (usize, usize),
+    colour: Colour,
+    digest: (u64, usize),
+}
+
+/// Reads and decodes every image on `threads` threads; `progress(done, total)` after each.
+pub fn check(
+    manifest: &Manifest,
+    threads: usize,
+    progress: &(dyn Fn(usize, usize) + Sync),
+) -> DataReport {
+    let samples = &manifest.samples;
+    let (mut looks, mut bad) = (Vec::new(), Vec::new());
+    let work = |i: usize| look(&samples[i]);
+    let sink = |i: usize, found: std::result::Result<Look, String>| {
+        match found {
+            Ok(look) => looks.push((i, look)),
+            Err(reason) => bad.push(BadFile { file: samples[i].id.clone(), reason }),
+        }
+        progress(i + 1, samples.len());
+        Ok(())
+    };
+    // The sink has no errors to pass on.
+    let _ = map_in_turn(samples.len(), threads, work, sink);
+    let of_colour = |colour| looks.iter().filter(|(_, look)| look.colour == colour).count();
+    let (leaks, conflicts) = duplicates(manifest, &looks);
+    let mut report = DataReport {
+        name: manifest.name.clone(),
+        images: SplitCounts::default(),
+        classes: manifest.classes.iter().map(|name| ClassCounts::new(name)).collect(),
+        width: Spread::of(looks.iter().map(|(_, look)| look.size.0)),
+        height: Spread::of(looks.iter().map(|(_, look)| look.size.1)),
+        grey: of_colour(Colour::Grey),
+        alpha: of_colour(Colour::Alpha),
+        cmyk: of_colour(Colour::Cmyk),
+        bad,
+        leaks,
+        imbalance: 0.0,
+        ignored: BTreeMap::new(),
+        warnings: Vec::new(),
+    };
+    for sample in samples {
+        report.images.add(sample.split);
+        sample.label.into_iter().for_each(|l| report.classes[l].images.add(sample.split));
+    }
+    let sizes = || report.classes.iter().map(|class| class.images.train);
+    if let (Some(least @ 1..), Some(most)) = (sizes().min(), sizes().max()) {
+        report.imbalance = most as f64 / least as f64;
+    }
+    report.warnings = report.findings(&conflicts);
+    report
+}
+
+/// The manifest without its unreadable images, or why not.
+///
+/// # Errors
+/// [`Error::Data`] listing up to ten of them if the policy is [`OnBadImage::Error`].
+pub fn apply_bad_policy(
+    manifest: &Manifest,
+    report: &DataReport,
+    policy: OnBadImage,
+) -> Result<Manifest> {
+    if policy == OnBadImage::Error && !report.bad.is_empty() {
+        let lines = report.bad.iter().take(10).map(|b| format!("\n  {} {}", b.file, b.reason));
+        let more = match report.bad.len().saturating_sub(10) {
+            0 => String::new(),
+            more => format!("\n  and {more} more"),
+        };
+        return Err(Error::Data(format!(
+            "{}: {} cannot be read:{}{more}\n  \
+             repair or remove them, or leave them out with --set data.on_bad_image=skip",
+            manifest.name,
+            counted(report.bad.len(), "image"),
+            lines.collect::<String>()
+        )));
+    }
+    let bad: std::collections::HashSet<&str> =
+        report.bad.iter().map(|bad| bad.file.as_str()).collect();
+    let mut kept = manifest.clone();
+    kept.samples.retain(|sample| !bad.contains(sample.id.as_str()));
+    Ok(kept)
+}
+
+fn look(sample: &Sample) -> std::result::Result<Look, String> {
+    let bytes = read(&sample.origin).map_err(|e| e.to_string())?;
+    let (image, colour) = decode_described(&bytes)?;
+    // Without random keys, so that a report is the same every time.
+    let mut hasher = DefaultHasher::new();
+    bytes.hash(&mut hasher);
+    let digest = (hasher.finish(), bytes.len());
+    Ok(Look { size: (image.width, image.height), colour, digest })
+}
+
+/// Training files found again in a held-out split, and files found in two classes.
+fn duplicates(manifest: &Manifest, looks: &[(usize, Look)]) -> (Vec<Leak>, Vec<String>) {
+    let mut seen: HashMap<(u64, usize), Vec<&Sample>> = HashMap::new();
+    let (mut leaks, mut conflicts) = (Vec::new(), Vec::new());
+    for (i, look) in looks {
+        let sample = &manifest.samples[*i];
+        let same = seen.entry(look.digest).or_default();
+        let in_train = |s: &Sample| s.split == Split::Train;
+        if let Some(other) = same.iter().find(|other| in_train(other) != in_train(sample)) {
+            let (train, held_out) =
+                if in_train(sample) { (sample, *other) } else { (*other, sample) };
+            leaks.push(Leak { train: train.id.clone(), held_out: held_out.id.clone() });
+        }
+        if let Some(other) = same.iter().find(|other| other.label != sample.label) {
+            conflicts.push(format!("{} = {}", other.id, sample.id));
+        }
+        same.push(sample);
+    }
+    (leaks, conflicts)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::source::{open_noting, tests};
+    use super::*;
+    use image::DynamicImage;
+    use std::path::Path;
+
+    fn save(root: &Path, name: &str, image: DynamicImage) {
+        let path = root.join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        image.save(path).unwrap();
+    }
+
+    fn odd_data() -> tempfile::TempDir {
+        let root = tests::folder(&[
+            "train/a/text.jpg=hello",
+            "train/a/empty.png=",
+            "notes.txt",
+            "photo.heic",
+        ]);
+        for i in 1..=4 {
+            save(root.path(), &format!("train/a/{i}.png"), DynamicImage::new_rgb8(40 + i, 50));
+        }
+        save(root.path(), "train/b/1.png", DynamicImage::new_luma8(60, 8));
+        save(root.path(), "train/b/2.png", DynamicImage::new_rgba8(41, 50));
+        std::fs::create_dir_all(root.path().join("test/a")).unwrap();
+        let copy = |from: &str, to: &str| {
+            std::fs::copy(root.path().join(from), root.path().join(to)).unwrap();
+        };
+        copy("train/a/3.png", "test/a/again.png");
+        copy("train/a/4.png", "train/b/conflict.png");
+        root
+    }
+
+    #[test]
+    fn oddities_are_counted_and_said() {
+        let root = odd_data();
+        let opened = open_noting(root.path(), &tests::config(), 1).unwrap();
+        let mut report = check(&opened.manifest, 3, &|_, _| {});
+        report.add_notes(&opened);
+        assert_eq!(report.images, SplitCounts { train: 9, val: 0, test: 1 });
+        assert_eq!(report.classes[1].images, SplitCounts { train: 3, val: 0, test: 0 });
+        assert_eq!(report.width, Spread { min: 41, median: 43, max: 60 });
+        assert_eq!(report.height, Spread { min: 8, median: 50, max: 50 });
+        assert_eq!((report.grey, report.alpha, report.cmyk), (1, 1, 0));
+        assert_eq!(report.imbalance, 2.0);
+        let reasons: Vec<&str> = report.bad.iter().map(|bad| bad.reason.as_str()).collect();
+        assert_eq!(reasons, ["is empty (0 bytes)", "is a text file, not an image"]);
+        let leak = Leak { train: "train/a/3.png".into(), held_out: "test/a/again.png".into() };
+        assert_eq!(report.leaks, [leak]);
+        let expected = [
+            "2 images cannot be read: train/a/empty.png is empty",
+            "1 held-out image also in training, so accuracy reads too high: test/a/again.png",
+            "1 file in two classes: train/a/4.png = train/b/conflict.png",
+            "1 class without a test image: b",
+            "1 class with fewer than 5 training images: b",
+            "some images are smaller than 32 pixels",
+            "1 photo in a format that fewvit does not read",
+        ];
+        assert_eq!(report.warnings.len(), expected.len(), "{:#?}", report.warnings);
+        for (warning, expected) in report.warnings.iter().zip(expected) {
+            assert!(warning.starts_with(expected), "{warning}");
+        }
+        let json = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<DataReport>(&json).unwrap(), report);
+    }
+
+    #[test]
+    fn bad_images_stop_or_are_left_out() {
+        let root = odd_data();
+        let manifest = open_noting(root.path(), &tests::config(), 1).unwrap().manifest;
+        let report = check(&manifest, 1, &|_, _| {});
+        let error = apply_bad_policy(&manifest, &report, OnBadImage::Error).unwrap_err();
+        assert_eq!(error.exit_code(), 3);
+        let text = error.to_string();
+        assert!(text.contains("2 images cannot be read:\n  train/a/empty.png is empty"), "{text}");
+        assert!(text.contains("--set data.on_bad_image=skip"));
+        let kept = apply_bad_policy(&manifest, &report, OnBadImage::Skip).unwrap();
+        assert_eq!(kept.samples.len(), manifest.samples.len() - 2);
+        let again = check(&kept, 1, &|_, _| {});
+        assert_eq!(
+            apply_bad_policy(&kept, &again, OnBadImage::Error).unwrap().samples,
+            kept.samples
+        );
+    }
+
+    #[test]
+    fn the_tiny_flowers_are_sound() {
+        let Some(path) = tests::data_file("flowers-102-tiny.tar") else {
+            return;
+        };
+        let opened = open_noting(&path, &tests::config(), 1).unwrap();
+        let report = check(&opened.manifest, 2, &|_, _| {});
+        assert_eq!((report.bad.len(), report.leaks.len(), report.imbalance), (0, 0, 1.0));
+        assert_eq!(report.images, SplitCounts { train: 100, val: 100, test: 0 });
+        assert_eq!(report.width.min.min(report.height.min), 64);
+        assert!(report.warnings.is_empty(), "{:?}", report.warnings);
+    }
+}

@@ -1,0 +1,176 @@
+//! What a data set holds, and what about it a person should know.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::manifest::Split;
+use super::source::Opened;
+use super::words::{counted, shortened};
+
+/// What a data set holds, as written to `data_report.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DataReport {
+    /// The data set's name.
+    pub name: String,
+    /// Images of each split, unreadable ones included.
+    pub images: SplitCounts,
+    /// The same by class; empty in an unlabelled set.
+    pub classes: Vec<ClassCounts>,
+    /// Widths in pixels of the readable images.
+    pub width: Spread,
+    /// Heights in pixels of the readable images.
+    pub height: Spread,
+    /// Images without colour.
+    pub grey: usize,
+    /// Images with transparency, which is dropped.
+    pub alpha: usize,
+    /// Images in printing inks.
+    pub cmyk: usize,
+    /// Images that cannot be read.
+    pub bad: Vec<BadFile>,
+    /// Held-out images that are also training images, byte for byte.
+    pub leaks: Vec<Leak>,
+    /// Largest training class over smallest; 1 is balanced, 0 if unlabelled or a class is empty.
+    pub imbalance: f64,
+    /// Files that are no images, by extension.
+    pub ignored: BTreeMap<String, usize>,
+    /// What a person should know, in plain words.
+    pub warnings: Vec<String>,
+}
+
+/// Images by split.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SplitCounts {
+    /// Training images.
+    pub train: usize,
+    /// Validation images.
+    pub val: usize,
+    /// Test images.
+    pub test: usize,
+}
+
+/// Images of one class.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClassCounts {
+    /// The class.
+    pub name: String,
+    /// Its images.
+    #[serde(flatten)]
+    pub images: SplitCounts,
+}
+
+/// Smallest, middle and largest value.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Spread {
+    /// Smallest.
+    pub min: usize,
+    /// Middle; the lower one of two.
+    pub median: usize,
+    /// Largest.
+    pub max: usize,
+}
+
+/// An image that cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BadFile {
+    /// Its id in the manifest.
+    pub file: String,
+    /// Why, in words that follow "the file ...".
+    pub reason: String,
+}
+
+/// The same file in training and held out.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Leak {
+    /// The training image.
+    pub train: String,
+    /// The held-out image.
+    pub held_out: String,
+}
+
+impl SplitCounts {
+    pub(super) fn add(&mut self, split: Split) {
+        match split {
+            Split::Train => self.train += 1,
+            Split::Val => self.val += 1,
+            Split::Test => self.test += 1,
+        }
+    }
+}
+
+impl ClassCounts {
+    pub(super) fn new(name: &str) -> Self {
+        Self { name: name.to_owned(), images: SplitCounts::default() }
+    }
+}
+
+impl Spread {
+    pub(super) fn of(values: impl Iterator<Item = usize>) -> Self {
+        let mut sorted: Vec<usize> = values.collect();
+        sorted.sort_unstable();
+        match sorted.as_slice() {
+            [] => Self::default(),
+            [min, .., max] => Self { min: *min, median: sorted[(sorted.len() - 1) / 2], max: *max },
+            [only] => Self { min: *only, median: *only, max: *only },
+        }
+    }
+}
+
+impl DataReport {
+    /// Adds what opening the data set came across.
+    pub fn add_notes(&mut self, opened: &Opened) {
+        self.ignored = opened.ignored.clone();
+        let photos: usize =
+            ["heic", "heif", "avif", "raw", "dng", "cr2", "nef", "arw", "jxl", "jp2"]
+                .iter()
+                .filter_map(|ext| opened.ignored.get(*ext))
+                .sum();
+        if photos > 0 {
+            let what = "in a format that fewvit does not read (HEIC, AVIF, raw) are ignored";
+            self.warnings.push(format!("{} {what}; convert them", counted(photos, "photo")));
+        }
+        self.warnings.extend(opened.warnings.iter().cloned());
+    }
+
+    pub(super) fn findings(&self, conflicts: &[String]) -> Vec<String> {
+        let mut found = Vec::new();
+        let mut say = |names: Vec<String>, noun: &str, what: &str| {
+            if !names.is_empty() {
+                found.push(format!("{} {what}: {}", counted(names.len(), noun), shortened(&names)));
+            }
+        };
+        let bad = self.bad.iter().map(|bad| format!("{} {}", bad.file, bad.reason)).collect();
+        say(bad, "image", "cannot be read");
+        let leaks = self.leaks.iter().map(|l| format!("{} = {}", l.held_out, l.train)).collect();
+        say(leaks, "held-out image", "also in training, so accuracy reads too high");
+        say(conflicts.to_vec(), "file", "in two classes");
+        let classes_with = |test: &dyn Fn(&SplitCounts) -> bool| {
+            let with = self.classes.iter().filter(|class| test(&class.images));
+            with.map(|class| class.name.clone()).collect::<Vec<_>>()
+        };
+        say(classes_with(&|n| n.train == 0), "class", "without a training image");
+        if self.images.val > 0 {
+            say(classes_with(&|n| n.val == 0), "class", "without a validation image");
+        }
+        if self.images.test > 0 {
+            say(classes_with(&|n| n.test == 0), "class", "without a test image");
+        }
+        say(
+            classes_with(&|n| (1..5).contains(&n.train)),
+            "class",
+            "with fewer than 5 training images",
+        );
+        if self.imbalance > 10.0 {
+            found.push(format!(
+                "the largest class has {:.0} times the training images of the smallest; accuracy \
+                 is dominated by the large classes",
+                self.imbalance
+            ));
+        }
+        if (1..32).contains(&self.width.min.min(self.height.min)) {
+            found.push("some images are smaller than 32 pixels; they are enlarged".into());
+        }
+        found
+    }
+}

@@ -1,0 +1,170 @@
+//! A step's crops, made beside the step that runs.
+
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
+
+use rand::seq::SliceRandom as _;
+
+use super::Rgb8;
+use super::cache::ImageStore;
+use super::mixing::Mix;
+use super::views::ViewPlan;
+use crate::error::{Error, Result};
+use crate::rng::{Purpose, stream};
+
+/// The crops of one step, one entry a crop group.
+pub struct Batch {
+    /// The groups.
+    pub groups: Vec<CropBatch>,
+}
+
+/// The crops of one group: all first crops, then all second ones, ...
+pub struct CropBatch {
+    /// Side of a crop in pixels.
+    pub img_size: usize,
+    /// `[rows, img_size, img_size, 3]`, unmixed.
+    pub crops: Vec<u8>,
+    /// Training sample of each row.
+    pub samples: Vec<usize>,
+    /// How rows are mixed when they are handed to the model.
+    pub mix: Mix,
+}
+
+/// Draws the mixing of a group: `(stream, epoch, rows, img_size)`.
+pub type DrawMix = dyn Fn(&mut rand_chacha::ChaCha8Rng, usize, usize, usize) -> Mix + Send + Sync;
+
+/// What a stage's batches are made from. Everything in a batch follows from this and the step.
+#[derive(Clone)]
+pub struct BatchSource {
+    /// Decoded training images.
+    pub images: Arc<ImageStore>,
+    /// The views of each.
+    pub views: Arc<ViewPlan>,
+    /// The mixing of each group.
+    pub mix: Arc<DrawMix>,
+    /// The stage's seed.
+    pub seed: u64,
+    /// Images a step; the last step of an epoch takes what is left.
+    pub batch_size: usize,
+    /// Threads that cut crops.
+    pub threads: usize,
+}
+
+impl BatchSource {
+    /// Steps of one epoch.
+    pub fn steps_per_epoch(&self) -> usize {
+        self.images.len().div_ceil(self.batch_size)
+    }
+
+    /// The batch of optimiser step `step`, counted from 0 over all epochs.
+    ///
+    /// # Errors
+    /// The image cache cannot be read.
+    pub fn batch(&self, step: usize) -> Result<Batch> {
+        let (epoch, within) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
+        let mut order: Vec<usize> = (0..self.images.len()).collect();
+        order.shuffle(&mut stream(self.seed, Purpose::Order, epoch as u32, 0, 0));
+        let first = within * self.batch_size;
+        let samples = &order[first..(first + self.batch_size).min(order.len())];
+        let views = self.cut(epoch, samples)?;
+        let mut first_view = 0;
+        let group = |(index, group): (usize, &super::views::ViewGroup)| {
+            let views = &views[first_view..first_view + group.count];
+            first_view += group.count;
+            let rows = samples.len() * group.count;
+            let img_size = group.augment.img_size();
+            let mut rng = stream(self.seed, Purpose::Mix, 0, step as u64, index as u32);
+            CropBatch {
+                img_size,
+                crops: views.iter().flatten().flat_map(|crop| &crop.pixels).copied().collect(),
+                samples: samples.repeat(group.count),
+                mix: (self.mix)(&mut rng, epoch, rows, img_size),
+            }
+        };
+        Ok(Batch { groups: self.views.groups.iter().enumerate().map(group).collect() })
+    }
+
+    /// Every view of every sample: `[view][sample]`.
+    fn cut(&self, epoch: usize, samples: &[usize]) -> Result<Vec<Vec<Rgb8>>> {
+        let views: usize = self.views.groups.iter().map(|group| group.count).sum();
+        let of_sample = |&sample: &usize| -> Result<Vec<Rgb8>> {
+            let image = self.images.get(sample)?;
+            let crop = |view: usize| {
+                self.views.crop(&image, self.seed, epoch as u32, sample as u64, view as u32)
+            };
+            Ok((0..views).map(crop).collect())
+        };
+        let by_sample = map_in_order(samples, self.threads, of_sample)?;
+        let mut by_view: Vec<Vec<Rgb8>> = (0..views).map(|_| Vec::new()).collect();
+        for crops in by_sample {
+            by_view.iter_mut().zip(crops).for_each(|(view, crop)| view.push(crop));
+        }
+        Ok(by_view)
+    }
+
+    /// Makes the batches `first_step..end` one ahead of the reader.
+    pub fn prefetch(&self, first_step: usize, end: usize) -> Prefetch {
+        let source = self.clone();
+        let (sender, receiver) = sync_channel(1);
+        let thread = std::thread::spawn(move || {
+            for step in first_step..end {
+                // A closed channel means that the reader stopped early.
+                if sender.send(source.batch(step)).is_err() {
+                    break;
+                }
+            }
+        });
+        Prefetch { receiver: Some(receiver), thread: Some(thread) }
+    }
+}
+
+/// Batches in step order.
+pub struct Prefetch {
+    receiver: Option<Receiver<Result<Batch>>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Iterator for Prefetch {
+    type Item = Result<Batch>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        self.receiver.as_ref()?.recv().ok()
+    }
+}
+
+impl Drop for Prefetch {
+    fn drop(&mut self) {
+        drop(self.receiver.take());
+        if let Some(thread) = self.thread.take() {
+            // A panic of the maker has already closed the channel; there is nothing to add here.
+            let _ = thread.join();
+        }
+    }
+}
+
+/// `f` of each item, on `threads` threads, results in the items' order.
+///
+/// # Errors
+/// The first error in the items' order.
+pub fn map_in_order<T: Sync, R: Send>(
+    items: &[T],
+    threads: usize,
+    f: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let chunk = items.len().div_ceil(threads.max(1)).max(1);
+    let f = &f;
+    let parts: Vec<Result<Vec<R>>> = std::thread::scope(|scope| {
+        let workers: Vec<_> = items
+            .chunks(chunk)
+            .map(|part| scope.spawn(move || part.iter().map(f).collect()))
+            .collect();
+        workers.into_iter().map(joined).collect()
+    });
+    Ok(parts.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
+}
+
+/// A worker's result; a panic in it becomes an error of ours.
+fn joined<R>(worker: std::thread::ScopedJoinHandle<'_, Result<R>>) -> Result<R> {
+    worker.join().unwrap_or_else(|_| Err(Error::Failed("a worker thread panicked".to_owned())))
+}

@@ -1,0 +1,84 @@
+//! What a data set contains: names, labels, splits and where the bytes are.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+/// The part of a data set that a sample belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Split {
+    /// Seen in pre-training and fine-tuning.
+    Train,
+    /// Held out; never trained on, evaluated when there is no test split.
+    Val,
+    /// Held out; what the reported accuracy is measured on.
+    Test,
+}
+
+/// Where the bytes of an image are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// A file of its own.
+    File(PathBuf),
+    /// A member of an uncompressed tar archive.
+    Tar {
+        /// The archive.
+        archive: Arc<PathBuf>,
+        /// First byte of the member's content.
+        offset: u64,
+        /// Bytes of content.
+        len: u64,
+    },
+}
+
+/// One image of a data set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sample {
+    /// Path relative to the data set's root, with `/`; unique, and what reports call the image.
+    pub id: String,
+    /// Where its bytes are.
+    pub origin: Origin,
+    /// Class index, `None` in an unlabelled set.
+    pub label: Option<usize>,
+    /// Its split.
+    pub split: Split,
+}
+
+/// How the splits came about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SplitOrigin {
+    /// Given by folders, a manifest or the data set's own files.
+    Given,
+    /// Drawn by us, stratified by class.
+    Made,
+    /// No labels: everything is training data.
+    Unlabelled,
+}
+
+/// A data set: what is in it, not the pixels.
+///
+/// Samples are sorted by class folder, then by file name; a training sample's position among the
+/// training samples is its instance class in IDMM (recipe section 2.1, "class index").
+#[derive(Clone, Debug)]
+pub struct Manifest {
+    /// Human name: `flowers-102`, or the last part of the path.
+    pub name: String,
+    /// Class names, index = label; empty in an unlabelled set.
+    pub classes: Vec<String>,
+    /// All images.
+    pub samples: Vec<Sample>,
+    /// Where the splits came from.
+    pub split_origin: SplitOrigin,
+}
+
+impl Manifest {
+    /// Positions of the samples of `split`, in order.
+    pub fn indices(&self, split: Split) -> Vec<usize> {
+        (0..self.samples.len()).filter(|&i| self.samples[i].split == split).collect()
+    }
+
+    /// Whether images have labels.
+    pub fn is_labelled(&self) -> bool {
+        !self.classes.is_empty()
+    }
+}

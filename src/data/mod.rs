@@ -1,0 +1,30 @@
+//! From a path to batches of pixels.
+//!
+//! `source` turns whatever lies at a path into a [`Manifest`]; `decode` and `cache` turn its files
+//! into 8-bit RGB images; `augment` and `views` cut training crops from them; `mixing` plans CutMix
+//! and Mixup; `loader` puts a step's crops together on worker threads. Only `loader` knows batches,
+//! nothing here knows a model.
+
+pub mod augment;
+pub mod cache;
+pub mod check;
+pub mod data_report;
+pub mod decode;
+pub mod folders;
+pub mod image;
+pub mod listing;
+pub mod loader;
+pub mod manifest;
+pub mod matfile;
+pub mod mixing;
+pub mod named;
+pub mod parallel;
+pub mod source;
+pub mod split;
+pub mod synth;
+pub mod table;
+pub mod views;
+pub mod words;
+
+pub use image::Rgb8;
+pub use manifest::{Manifest, Origin, Sample, Split, SplitOrigin};

@@ -1,0 +1,48 @@
+//! Work on many items by a few threads, results in order.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
+
+use crate::error::Result;
+
+/// Calls `work(0..count)` on `threads` threads and `sink(i, result)` here, in order of `i`.
+///
+/// # Errors
+/// The first error of `sink`, which ends the work.
+pub(super) fn map_in_turn<T: Send>(
+    count: usize,
+    threads: usize,
+    work: impl Fn(usize) -> T + Sync,
+    mut sink: impl FnMut(usize, T) -> Result<()>,
+) -> Result<()> {
+    let (next, stop) = (AtomicUsize::new(0), AtomicBool::new(false));
+    // Bounded, so that slow writing holds up decoding instead of filling memory.
+    let (sender, receiver) = mpsc::sync_channel(2 * threads.max(1));
+    std::thread::scope(|scope| {
+        for _ in 0..threads.max(1) {
+            let (sender, work, next, stop) = (sender.clone(), &work, &next, &stop);
+            scope.spawn(move || {
+                while !stop.load(Ordering::Relaxed) {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    if i >= count || sender.send((i, work(i))).is_err() {
+                        break;
+                    }
+                }
+            });
+        }
+        drop(sender);
+        let (mut waiting, mut due) = (BTreeMap::new(), 0);
+        let mut take = |i, result| {
+            waiting.insert(i, result);
+            while let Some(result) = waiting.remove(&due) {
+                sink(due, result)?;
+                due += 1;
+            }
+            Ok(())
+        };
+        let outcome = receiver.into_iter().try_for_each(|(i, result)| take(i, result));
+        stop.store(true, Ordering::Relaxed);
+        outcome
+    })
+}

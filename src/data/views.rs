@@ -1,0 +1,122 @@
+//! Which views of an image a training step takes.
+
+use super::Rgb8;
+use super::augment::{Augment, AugmentOrder};
+use crate::config::{FinetuneConfig, PretrainConfig};
+use crate::rng::{Purpose, stream};
+
+/// Views that go through the model together: one size, one CutMix draw, one loss term
+/// (recipe section 2.4).
+#[derive(Clone, Debug)]
+pub struct ViewGroup {
+    /// Views of each image.
+    pub count: usize,
+    /// How they are made.
+    pub augment: Augment,
+}
+
+/// All views of one image in one step. Views are numbered through the groups: with groups of 2 and
+/// 4, views 0 and 1 belong to the first and 2 to 5 to the second.
+#[derive(Clone, Debug)]
+pub struct ViewPlan {
+    /// At least one group.
+    pub groups: Vec<ViewGroup>,
+}
+
+impl ViewPlan {
+    /// The crop groups of pre-training.
+    pub fn pretrain(config: &PretrainConfig) -> Self {
+        let group = |crops: &crate::config::CropGroup| ViewGroup {
+            count: crops.count,
+            augment: Augment::new(
+                &config.augment,
+                crops.scale,
+                crops.img_size,
+                AugmentOrder::Pretrain,
+            ),
+        };
+        Self { groups: config.crops.iter().map(group).collect() }
+    }
+
+    /// The single view of fine-tuning.
+    pub fn finetune(config: &FinetuneConfig) -> Self {
+        let augment =
+            Augment::new(&config.augment, config.scale, config.img_size, AugmentOrder::Finetune);
+        Self { groups: vec![ViewGroup { count: 1, augment }] }
+    }
+
+    /// Number of views of an image.
+    pub fn views(&self) -> usize {
+        self.groups.iter().map(|group| group.count).sum()
+    }
+
+    /// View number `view` of training sample `sample` in `epoch`; the same arguments give the same
+    /// pixels, whatever was drawn before.
+    ///
+    /// # Panics
+    /// If `view` is not below [`ViewPlan::views`].
+    pub fn crop(&self, image: &Rgb8, seed: u64, epoch: u32, sample: u64, view: u32) -> Rgb8 {
+        let mut rng = stream(seed, Purpose::Augment, epoch, sample, view);
+        self.group_of(view as usize).augment.apply(image, &mut rng)
+    }
+
+    fn group_of(&self, view: usize) -> &ViewGroup {
+        let mut end = 0;
+        self.groups
+            .iter()
+            .find(|group| {
+                end += group.count;
+                view < end
+            })
+            .unwrap_or_else(|| panic!("view {view} of a plan with {end}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{AugmentConfig, Interpolation};
+
+    fn plan() -> ViewPlan {
+        let config = AugmentConfig {
+            interpolation: Interpolation::Bilinear,
+            ratio: [0.75, 4.0 / 3.0],
+            hflip: 0.5,
+            color_jitter: [0.8, 0.8, 0.8, 0.2],
+            color_jitter_prob: 0.8,
+            grayscale: 0.2,
+            blur: 0.5,
+            blur_sigma: [0.1, 2.0],
+            rand_augment: false,
+        };
+        let group = |count, size| ViewGroup {
+            count,
+            augment: Augment::new(&config, [0.14, 1.0], size, AugmentOrder::Pretrain),
+        };
+        ViewPlan { groups: vec![group(2, 24), group(4, 16)] }
+    }
+
+    fn image() -> Rgb8 {
+        let pixels = (0..50 * 40 * 3).map(|i| (i * 37 % 251) as u8).collect();
+        Rgb8 { width: 50, height: 40, pixels }
+    }
+
+    #[test]
+    fn views_are_numbered_through_the_groups() {
+        let plan = plan();
+        assert_eq!(plan.views(), 6);
+        let sizes: Vec<_> = (0..6).map(|v| plan.crop(&image(), 1, 0, 0, v).width).collect();
+        assert_eq!(sizes, [24, 24, 16, 16, 16, 16]);
+    }
+
+    #[test]
+    fn a_view_depends_on_its_coordinates_alone() {
+        let (plan, image) = (plan(), image());
+        let crop = |seed, epoch, sample, view| plan.crop(&image, seed, epoch, sample, view);
+        let base = crop(1, 2, 3, 0);
+        for other in [crop(2, 2, 3, 0), crop(1, 3, 3, 0), crop(1, 2, 4, 0), crop(1, 2, 3, 1)] {
+            assert_ne!(base, other);
+        }
+        assert_eq!(base, crop(1, 2, 3, 0));
+    }
+}

@@ -1,0 +1,83 @@
+//! One error type for the library. Each variant maps to an exit code of the command line
+//! (0 ok, 1 failed, 2 usage or config, 3 data, 4 device or memory, 5 diverged,
+//! 6 verification failed, 75 stopped early but resumable, 130 interrupted after a checkpoint).
+
+use std::path::{Path, PathBuf};
+
+/// Shorthand for results of this crate.
+pub type Result<T> = std::result::Result<T, Error>;
+
+/// What went wrong, in words for the person who typed the command: what, which file, what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// A flag, a recipe key or a value that cannot be used. Exit code 2.
+    #[error("{0}")]
+    Usage(String),
+    /// The images or labels cannot be used as they are. Exit code 3.
+    #[error("{0}")]
+    Data(String),
+    /// The device is missing or lacks memory. Exit code 4.
+    #[error("{0}")]
+    Device(String),
+    /// Training produced a loss that is not a number. Exit code 5.
+    #[error("{0}")]
+    Diverged(String),
+    /// An exported or resumed artefact does not reproduce what it should. Exit code 6.
+    #[error("{0}")]
+    Verification(String),
+    /// Stopped by a budget; `fewvit resume` goes on. Exit code 75.
+    #[error("{0}")]
+    Stopped(String),
+    /// Stopped by Ctrl-C after a checkpoint; `fewvit resume` goes on. Exit code 130.
+    #[error("{0}")]
+    Interrupted(String),
+    /// A file could not be read or written. Exit code 1.
+    #[error("cannot {action} {}: {source}{}", path.display(), hint(source))]
+    Io {
+        /// `"read"`, `"write"`, `"create"` ...
+        action: &'static str,
+        /// The file or folder.
+        path: PathBuf,
+        /// The operating system's reason.
+        source: std::io::Error,
+    },
+    /// Anything else that failed. Exit code 1.
+    #[error("{0}")]
+    Failed(String),
+}
+
+impl Error {
+    /// An I/O error with the action and the path it concerns.
+    pub fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {
+        Self::Io { action, path: path.to_path_buf(), source }
+    }
+
+    /// The exit code of the command line.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Failed(_) | Self::Io { .. } => 1,
+            Self::Usage(_) => 2,
+            Self::Data(_) => 3,
+            Self::Device(_) => 4,
+            Self::Diverged(_) => 5,
+            Self::Verification(_) => 6,
+            Self::Stopped(_) => 75,
+            Self::Interrupted(_) => 130,
+        }
+    }
+}
+
+/// What to do about the operating-system errors that people meet.
+fn hint(source: &std::io::Error) -> &'static str {
+    use std::io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem, StorageFull};
+    match source.kind() {
+        StorageFull => {
+            "\n  free some space or choose another folder with --output, then `fewvit resume`"
+        }
+        PermissionDenied | ReadOnlyFilesystem => {
+            "\n  choose a folder you may write to with --output"
+        }
+        NotFound => "\n  check the spelling of the path",
+        _ => "",
+    }
+}

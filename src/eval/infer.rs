@@ -1,0 +1,109 @@
+//! Features and logits of many images, on all threads.
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::backbone::Net;
+use crate::config::{Interpolation, RunConfig};
+use crate::data::Rgb8;
+use crate::data::augment::eval_view;
+use crate::data::loader::map_in_order;
+use crate::data::mixing::Mix;
+use crate::error::Result;
+use crate::nn::DropPath;
+
+/// Images a thread passes through the model at a time.
+const IMAGES_AT_A_TIME: usize = 8;
+
+/// How an image becomes a model's input in evaluation.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct EvalView {
+    /// The centre crop's share of the resized short side.
+    pub crop_pct: f64,
+    /// Filter of the resize.
+    pub interpolation: Interpolation,
+    /// Channel means of the normalisation.
+    pub mean: [f32; 3],
+    /// Channel standard deviations of the normalisation.
+    pub std: [f32; 3],
+}
+
+impl EvalView {
+    /// The view of a run.
+    pub fn of(config: &RunConfig) -> Self {
+        Self {
+            crop_pct: config.eval.crop_pct,
+            interpolation: config.eval.interpolation,
+            mean: config.data.mean,
+            std: config.data.std,
+        }
+    }
+}
+
+/// A model and how its inputs are made.
+pub struct Inference<'a> {
+    /// The model, on a device without autodiff.
+    pub net: &'a Net,
+    /// Side of its images.
+    pub img_size: usize,
+    /// How an image becomes its input.
+    pub view: EvalView,
+    /// Worker threads.
+    pub threads: usize,
+}
+
+/// What a model says of a set of images.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Outputs {
+    /// `[images, num_features]`.
+    pub features: Vec<f32>,
+    /// `[images, num_classes]`.
+    pub logits: Vec<f32>,
+}
+
+impl Inference<'_> {
+    /// Features and logits of `count` images, in order; `image(i)` decodes one, `done(n)` hears of
+    /// n more.
+    ///
+    /// # Errors
+    /// An image cannot be read.
+    pub fn run(
+        &self,
+        count: usize,
+        image: &(dyn Fn(usize) -> Result<Rgb8> + Sync),
+        done: &(dyn Fn(usize) + Sync),
+    ) -> Result<Outputs> {
+        let starts: Vec<usize> = (0..count).step_by(IMAGES_AT_A_TIME).collect();
+        let parts = map_in_order(&starts, self.threads, |&start| {
+            let end = (start + IMAGES_AT_A_TIME).min(count);
+            let part = self.forward((start..end).map(image))?;
+            done(end - start);
+            Ok(part)
+        })?;
+        let mut all = Outputs::default();
+        for part in parts {
+            all.features.extend(part.features);
+            all.logits.extend(part.logits);
+        }
+        Ok(all)
+    }
+
+    fn forward(&self, images: impl Iterator<Item = Result<Rgb8>>) -> Result<Outputs> {
+        let size = self.img_size;
+        let mut pixels = Vec::new();
+        for image in images {
+            let EvalView { crop_pct, interpolation, mean, std } = self.view;
+            let view = eval_view(&image?, size, crop_pct, interpolation);
+            let start = pixels.len();
+            pixels.resize(start + 3 * size * size, 0.0);
+            Mix::none(1).write_row(&view.pixels, 0, size, mean, std, &mut pixels[start..]);
+        }
+        let rows = pixels.len() / (3 * size * size);
+        let data = TensorData::new(pixels, [rows, 3, size, size]);
+        let images = Tensor::from_data(data, &Device::flex());
+        let features = self.net.features(images, &DropPath::OFF);
+        let logits = self.net.logits(features.clone());
+        let values =
+            |t: Tensor<2>| t.into_data().try_to_vec().expect("features and logits are f32");
+        Ok(Outputs { features: values(features), logits: values(logits) })
+    }
+}

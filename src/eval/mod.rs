@@ -1,0 +1,5 @@
+//! How good a model is: inference over a split, metrics with intervals, k-NN on features.
+
+pub mod infer;
+pub mod knn;
+pub mod metric;

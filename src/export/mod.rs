@@ -1,0 +1,3 @@
+//! What comes out of a run, for use elsewhere.
+
+pub mod timm;

@@ -1,0 +1,139 @@
+//! A folder that timm loads: `timm.create_model("local-dir:export", pretrained=True)`.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+use serde::Deserialize;
+use serde_json::json;
+
+use crate::backbone::{Net, NetSpec, Spec};
+use crate::config::Interpolation;
+use crate::error::{Error, Result};
+use crate::eval::infer::EvalView;
+use crate::nn::{Gather, Keys, ParamSpec, Replace};
+use crate::weights;
+
+/// A trained classifier and how its inputs are made.
+pub struct Exported<'a> {
+    /// The backbone.
+    pub spec: Spec,
+    /// Side of the images it was trained on last.
+    pub img_size: usize,
+    /// Class names in the order of the logits.
+    pub classes: &'a [String],
+    /// Places of the parameters.
+    pub params: &'a [ParamSpec],
+    /// Their values.
+    pub values: &'a [f32],
+    /// How an image becomes its input.
+    pub view: EvalView,
+}
+
+/// Writes `model.safetensors`, `config.json` and `classes.txt` into `folder`, and `card` as its
+/// README.
+///
+/// # Errors
+/// The folder cannot be written.
+pub fn write(folder: &Path, model: &Exported, card: &str) -> Result<()> {
+    std::fs::create_dir_all(folder).map_err(|source| Error::io("create", folder, source))?;
+    weights::write(&folder.join("model.safetensors"), model.params, model.values)?;
+    let config = serde_json::to_string_pretty(&config(model))
+        .map_err(|e| Error::Failed(format!("cannot write config.json: {e}")))?;
+    let classes: String = model.classes.iter().map(|class| format!("{class}\n")).collect();
+    weights::write_atomically(&folder.join("config.json"), config.as_bytes())?;
+    weights::write_atomically(&folder.join("classes.txt"), classes.as_bytes())?;
+    weights::write_atomically(&folder.join("README.md"), card.as_bytes())
+}
+
+fn config(model: &Exported) -> serde_json::Value {
+    let size = model.img_size;
+    let interpolation = match model.view.interpolation {
+        Interpolation::Bilinear => "bilinear",
+        Interpolation::Bicubic => "bicubic",
+    };
+    json!({
+        "architecture": model.spec.name,
+        "num_classes": model.classes.len(),
+        "num_features": model.spec.num_features(),
+        "label_names": model.classes,
+        "model_args": { "img_size": size },
+        "pretrained_cfg": {
+            "num_classes": model.classes.len(),
+            "input_size": [3, size, size],
+            "fixed_input_size": true,
+            "crop_pct": model.view.crop_pct,
+            "crop_mode": "center",
+            "interpolation": interpolation,
+            "mean": model.view.mean,
+            "std": model.view.std,
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        },
+    })
+}
+
+/// An exported classifier, ready to use.
+pub struct Loaded {
+    /// The model.
+    pub net: Net,
+    /// Side of its images.
+    pub img_size: usize,
+    /// Class names in the order of the logits.
+    pub classes: Vec<String>,
+    /// The evaluation view.
+    pub view: EvalView,
+}
+
+#[derive(Deserialize)]
+struct Config {
+    architecture: String,
+    label_names: Vec<String>,
+    pretrained_cfg: PretrainedConfig,
+}
+
+#[derive(Deserialize)]
+struct PretrainedConfig {
+    input_size: [usize; 3],
+    crop_pct: f64,
+    interpolation: Interpolation,
+    mean: [f32; 3],
+    std: [f32; 3],
+}
+
+/// Reads what [`write`] wrote; `folder` may also be the run folder around it.
+///
+/// # Errors
+/// No such folder, or one that holds something else.
+pub fn read(folder: &Path) -> Result<Loaded> {
+    let inner = folder.join("export");
+    let folder = if inner.is_dir() { &inner } else { folder };
+    let path = folder.join("config.json");
+    if folder.is_dir() && !path.exists() {
+        return Err(Error::Usage(format!(
+            "{} holds no exported model (config.json and model.safetensors)\n  \
+             a run that stopped before its end has none yet: fewvit resume {0}",
+            folder.display()
+        )));
+    }
+    let text = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
+    let config: Config = serde_json::from_slice(&text)
+        .map_err(|e| Error::Failed(format!("{} cannot be used: {e}", path.display())))?;
+    let cfg = &config.pretrained_cfg;
+    let spec = Spec::find(&config.architecture)?;
+    let net = NetSpec::classifier(spec, cfg.input_size[1], config.label_names.len())
+        .build(0, &Device::flex())?;
+    let (specs, mut values) = (Keys::of(&net), Gather::of(&net));
+    let weights = weights::read(&folder.join("model.safetensors"))?;
+    weights::fill_strictly(&specs, &mut values, &weights)?;
+    Ok(Loaded {
+        net: Replace::values_of(net, &values, &Device::flex()),
+        img_size: cfg.input_size[1],
+        view: EvalView {
+            crop_pct: cfg.crop_pct,
+            interpolation: cfg.interpolation,
+            mean: cfg.mean,
+            std: cfg.std,
+        },
+        classes: config.label_names,
+    })
+}

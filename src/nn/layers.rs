@@ -1,0 +1,74 @@
+//! Layers with timm's field names and weight layouts.
+
+use burn::module::{Module, Param};
+use burn::tensor::Tensor;
+
+use super::Init;
+use crate::ops;
+
+/// `x W^T + b`.
+#[derive(Module, Debug)]
+pub struct Linear {
+    /// `[out, in]`.
+    pub weight: Param<Tensor<2>>,
+    /// `[out]`.
+    pub bias: Option<Param<Tensor<1>>>,
+}
+
+impl Linear {
+    /// Weight from a normal of standard deviation 0.02 (cut at 100 sigma in the original, so never),
+    /// bias 0 (recipe section 5, "Conventions").
+    pub fn new(input: usize, output: usize, init: &mut Init) -> Self {
+        Self {
+            weight: init.normal([output, input], 0.02),
+            bias: Some(init.constant([output], 0.0)),
+        }
+    }
+
+    /// The same without a bias.
+    pub fn without_bias(input: usize, output: usize, init: &mut Init) -> Self {
+        Self { weight: init.normal([output, input], 0.02), bias: None }
+    }
+
+    /// `[rows, in]` to `[rows, out]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        let bias = self.bias_or_zeros();
+        ops::linear(x, self.weight.val(), bias)
+    }
+
+    /// `gelu(x W^T + b)`, `[rows, in]` to `[rows, out]`.
+    pub fn forward_gelu(&self, x: Tensor<2>) -> Tensor<2> {
+        let bias = self.bias_or_zeros();
+        ops::linear_gelu(x, self.weight.val(), bias)
+    }
+
+    fn bias_or_zeros(&self) -> Tensor<1> {
+        let weight = self.weight.val();
+        match &self.bias {
+            Some(bias) => bias.val(),
+            None => Tensor::zeros([weight.dims()[0]], &weight.device()),
+        }
+    }
+}
+
+/// Normalisation over the last dimension, with scale and shift.
+#[derive(Module, Debug)]
+pub struct LayerNorm {
+    /// `[dim]`.
+    pub weight: Param<Tensor<1>>,
+    /// `[dim]`.
+    pub bias: Param<Tensor<1>>,
+    eps: f64,
+}
+
+impl LayerNorm {
+    /// Weight 1, bias 0.
+    pub fn new(dim: usize, eps: f64, init: &mut Init) -> Self {
+        Self { weight: init.constant([dim], 1.0), bias: init.constant([dim], 0.0), eps }
+    }
+
+    /// `[rows, dim]` to `[rows, dim]`.
+    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
+        ops::layer_norm(x, self.weight.val(), self.bias.val(), self.eps)
+    }
+}

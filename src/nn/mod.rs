@@ -1,0 +1,11 @@
+//! Parts that more than one backbone or method is made of.
+
+mod drop_path;
+mod init;
+mod layers;
+mod params;
+
+pub use drop_path::DropPath;
+pub use init::Init;
+pub use layers::{LayerNorm, Linear};
+pub use params::{Gather, Keys, ParamSpec, Replace, Trained, trained};

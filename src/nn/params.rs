@@ -1,0 +1,166 @@
+//! A module's parameters as one flat vector under timm's keys.
+//!
+//! The optimiser, checkpoints, import and export all work on that vector; modules only ever see
+//! tensors made from it. So parameter identity, lazy initialisation and the other state of a module
+//! never matter.
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
+
+/// One parameter's place in the flat vector.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ParamSpec {
+    /// timm's key, for example `blocks.0.attn.qkv.weight`.
+    pub key: String,
+    /// timm's shape.
+    pub shape: Vec<usize>,
+    /// Its values' range in the flat vector.
+    pub range: std::ops::Range<usize>,
+}
+
+/// The field that holds the backbone; checkpoint keys leave it out, as timm's do.
+const BACKBONE: &str = "backbone";
+
+/// Lists a module's parameters in declaration order.
+#[derive(Default)]
+pub struct Keys {
+    path: Vec<String>,
+    /// The parameters seen.
+    pub specs: Vec<ParamSpec>,
+}
+
+impl Keys {
+    /// The parameters of `module`.
+    pub fn of(module: &impl Module) -> Vec<ParamSpec> {
+        let mut keys = Self::default();
+        module.visit(&mut keys);
+        keys.specs
+    }
+}
+
+impl ModuleVisitor for Keys {
+    fn enter_module(&mut self, name: &str, container: &str) {
+        // An enum's variant is no part of a key.
+        let name = if container.starts_with("Enum:") { "" } else { name };
+        self.path.push(name.to_owned());
+    }
+
+    fn exit_module(&mut self, _: &str, _: &str) {
+        self.path.pop();
+    }
+
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let parts = self.path.iter().filter(|p| !p.is_empty() && *p != BACKBONE);
+        let key = parts.map(String::as_str).collect::<Vec<_>>().join(".");
+        let shape = param.val().dims().to_vec();
+        let start = self.specs.last().map_or(0, |spec| spec.range.end);
+        let range = start..start + shape.iter().product::<usize>();
+        self.specs.push(ParamSpec { key, shape, range });
+    }
+}
+
+/// Copies a module's parameters into a flat vector.
+#[derive(Default)]
+pub struct Gather {
+    /// All values in declaration order.
+    pub values: Vec<f32>,
+}
+
+impl Gather {
+    /// The values of `module`.
+    pub fn of(module: &impl Module) -> Vec<f32> {
+        let mut gather = Self::default();
+        module.visit(&mut gather);
+        gather.values
+    }
+}
+
+impl ModuleVisitor for Gather {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        self.values.extend(to_vec(param.val()));
+    }
+}
+
+/// Puts the values of a flat vector into a module's parameters, on `device`.
+pub struct Replace<'a> {
+    rest: &'a [f32],
+    device: Device,
+}
+
+impl<'a> Replace<'a> {
+    /// The module with the given values, in the order of [`Keys`].
+    pub fn values_of<M: Module>(module: M, values: &'a [f32], device: &Device) -> M {
+        let mut replace = Self { rest: values, device: device.clone() };
+        let module = module.map(&mut replace);
+        assert!(replace.rest.is_empty(), "{} values too many", replace.rest.len());
+        module
+    }
+}
+
+impl ModuleMapper for Replace<'_> {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (id, old, _) = param.consume();
+        let shape = old.dims();
+        let (values, rest) = self.rest.split_at(shape.iter().product());
+        self.rest = rest;
+        let data = TensorData::new(values.to_vec(), shape);
+        Param::initialized(id, Tensor::from_data(data, &self.device))
+    }
+}
+
+/// Gives every parameter a fresh gradient-tracking leaf over the same memory.
+///
+/// Each worker needs its own leaves for each micro-batch: burn's autodiff merges graphs that share
+/// a node, and two merging threads can deadlock.
+struct FreshLeaves;
+
+impl ModuleMapper for FreshLeaves {
+    fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
+        let (id, tensor, _) = param.consume();
+        Param::initialized(id, Tensor::from_inner(tensor).require_grad())
+    }
+}
+
+/// A module whose parameters collect gradients.
+pub struct Trained<M> {
+    /// The module to call.
+    pub module: M,
+}
+
+/// `module` (on a device without autodiff) with fresh leaves.
+pub fn trained<M: Module>(module: &M) -> Trained<M> {
+    Trained { module: module.clone().map(&mut FreshLeaves) }
+}
+
+impl<M: Module> Trained<M> {
+    /// Adds the gradients of all parameters to `sum`, in the order of [`Keys`]; a parameter that
+    /// the loss does not depend on adds nothing.
+    pub fn add_gradients(&self, gradients: &Gradients, sum: &mut [f32]) {
+        let mut add = AddGradients { gradients, rest: sum };
+        self.module.visit(&mut add);
+    }
+}
+
+struct AddGradients<'a> {
+    gradients: &'a Gradients,
+    rest: &'a mut [f32],
+}
+
+impl ModuleVisitor for AddGradients<'_> {
+    fn visit_float<const D: usize>(&mut self, param: &Param<Tensor<D>>) {
+        let leaf = param.val();
+        let rest = std::mem::take(&mut self.rest);
+        let (sum, rest) = rest.split_at_mut(leaf.dims().iter().product());
+        self.rest = rest;
+        if let Some(gradient) = leaf.grad(self.gradients) {
+            for (s, g) in sum.iter_mut().zip(to_vec(gradient)) {
+                *s += g;
+            }
+        }
+    }
+}
+
+/// The values of an f32 tensor, row-major.
+fn to_vec<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_to_vec().expect("parameters and gradients are f32")
+}

@@ -1,0 +1,63 @@
+//! Weights packed for the matrix kernels, once per optimiser step instead of once per call.
+//!
+//! The cache is keyed by the address of the weight's storage. That is sound because an entry holds
+//! the tensor itself: while it is cached its memory cannot be freed, reused or written in place.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use burn_flex::FlexTensor;
+use fewvit_kernels::PackedB;
+
+type Entry = (FlexTensor, Arc<OnceLock<PackedB>>);
+/// Address of the weight's first element, and whether it is packed transposed.
+type Key = (usize, bool);
+
+fn cache() -> &'static Mutex<HashMap<Key, Entry>> {
+    static CACHE: OnceLock<Mutex<HashMap<Key, Entry>>> = OnceLock::new();
+    CACHE.get_or_init(Default::default)
+}
+
+/// Frees all packed weights. Called after every optimiser step, when they are out of date.
+pub fn forget_packed_weights() {
+    cache().lock().unwrap_or_else(PoisonError::into_inner).clear();
+}
+
+/// A right-hand side shared by the worker threads.
+pub(super) struct Shared(Arc<OnceLock<PackedB>>);
+
+impl Shared {
+    /// The packed matrix.
+    pub(super) fn get(&self) -> &PackedB {
+        self.0.get().expect("packed by `shared` before it is handed out")
+    }
+}
+
+/// `weight` (`[out, in]`) packed as the right-hand side of `x W^T`.
+pub(super) fn for_forward(weight: &FlexTensor) -> Shared {
+    shared(weight, true, |w, [n, k]| PackedB::pack_transposed(w, k, n))
+}
+
+/// `weight` (`[out, in]`) packed as the right-hand side of `dy W`.
+pub(super) fn for_backward(weight: &FlexTensor) -> Shared {
+    shared(weight, false, |w, [k, n]| PackedB::pack(w, k, n))
+}
+
+fn shared(
+    weight: &FlexTensor,
+    transposed: bool,
+    pack: fn(&[f32], [usize; 2]) -> PackedB,
+) -> Shared {
+    let weight = weight.to_contiguous();
+    let values = super::fused::slice(&weight);
+    let cell = {
+        let mut cache = cache().lock().unwrap_or_else(PoisonError::into_inner);
+        let entry = cache
+            .entry((values.as_ptr() as usize, transposed))
+            .or_insert_with(|| (weight.clone(), Arc::default()));
+        entry.1.clone()
+    };
+    // Outside the lock: other weights may be looked up while this one is packed.
+    cell.get_or_init(|| pack(values, super::fused::dims2(&weight)));
+    Shared(cell)
+}

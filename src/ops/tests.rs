@@ -1,0 +1,116 @@
+//! Fused against composed, value and gradient, on Flex, over odd sizes.
+
+use burn::tensor::{Device, Tensor, TensorData};
+use rand::RngExt as _;
+
+use super::{composed, fused};
+use crate::rng::{Purpose, stream};
+
+/// Standard normals on the autodiff device, tracked.
+fn random<const D: usize>(shape: [usize; D], index: u64) -> Tensor<D> {
+    let mut rng = stream(11, Purpose::Bench, 0, index, 0);
+    let normal = rand_distr::StandardNormal;
+    let values: Vec<f32> =
+        (0..shape.iter().product()).map(|_| rng.sample::<f32, _>(normal)).collect();
+    let device = Device::flex().autodiff();
+    Tensor::from_data(TensorData::new(values, shape), &device).require_grad()
+}
+
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_to_vec().expect("f32")
+}
+
+/// Largest difference relative to the largest reference value.
+fn assert_close(a: &[f32], b: &[f32], what: &str) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    let largest = b.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
+    let difference = a.iter().zip(b).fold(0f32, |m, (x, y)| m.max((x - y).abs()));
+    assert!(difference <= 1e-5 * largest, "{what}: {difference} of {largest}");
+}
+
+/// A gradient that differs in every element, so that mixed-up indices show.
+fn weighted_sum<const D: usize>(y: Tensor<D>) -> Tensor<1> {
+    (y.clone() * random(y.dims(), 99).detach()).sum()
+}
+
+type Linear = fn(Tensor<2>, Tensor<2>, Tensor<1>) -> Tensor<2>;
+
+#[test]
+fn linear_layers() {
+    let pairs: [(&str, Linear, Linear); 2] = [
+        ("linear", fused::linear, composed::linear),
+        ("linear_gelu", fused::linear_gelu, composed::linear_gelu),
+    ];
+    for (name, fused, composed) in pairs {
+        for (rows, input, output) in [(1, 1, 1), (7, 5, 33), (50, 192, 576), (37, 63, 65)] {
+            let run = |op: Linear| {
+                let [x, w] = [random([rows, input], 1), random([output, input], 2)];
+                let b = random([output], 3);
+                let y = op(x.clone(), w.clone(), b.clone());
+                let g = weighted_sum(y.clone()).backward();
+                let db = values(b.grad(&g).expect("db"));
+                [values(y), values(x.grad(&g).expect("dx")), values(w.grad(&g).expect("dw")), db]
+            };
+            let (a, b) = (run(fused), run(composed));
+            for (i, what) in ["y", "dx", "dw", "db"].iter().enumerate() {
+                assert_close(&a[i], &b[i], &format!("{name} {what} {rows}x{input}x{output}"));
+            }
+        }
+    }
+}
+
+#[test]
+fn layer_norms() {
+    type Norm = fn(Tensor<2>, Tensor<1>, Tensor<1>, f64) -> Tensor<2>;
+    for (rows, dim) in [(1, 3), (5, 17), (50, 192), (3, 768)] {
+        let run = |op: Norm| {
+            let (x, w, b) = (random([rows, dim], 4), random([dim], 5), random([dim], 6));
+            let y = op(x.clone(), w.clone(), b.clone(), 1e-6);
+            let g = weighted_sum(y.clone()).backward();
+            let db = values(b.grad(&g).expect("db"));
+            [values(y), values(x.grad(&g).expect("dx")), values(w.grad(&g).expect("dw")), db]
+        };
+        let (a, b) = (run(fused::layer_norm), run(composed::layer_norm));
+        for (i, what) in ["y", "dx", "dw", "db"].iter().enumerate() {
+            assert_close(&a[i], &b[i], &format!("layer_norm {what} {rows}x{dim}"));
+        }
+    }
+}
+
+#[test]
+fn attentions() {
+    for (batch, tokens, heads, head_dim) in
+        [(1, 1, 1, 1), (2, 37, 3, 64), (3, 50, 2, 20), (1, 5, 4, 7)]
+    {
+        let run = |op: fn(Tensor<3>, usize) -> Tensor<3>| {
+            let qkv = random([batch, tokens, 3 * heads * head_dim], 7);
+            let y = op(qkv.clone(), heads);
+            let g = weighted_sum(y.clone()).backward();
+            [values(y), values(qkv.grad(&g).expect("dqkv"))]
+        };
+        let (a, b) = (run(fused::attention), run(composed::attention));
+        assert_close(&a[0], &b[0], &format!("attention y {batch}x{tokens}x{heads}x{head_dim}"));
+        assert_close(&a[1], &b[1], &format!("attention dqkv {batch}x{tokens}x{heads}x{head_dim}"));
+    }
+}
+
+#[test]
+fn without_autodiff_the_values_are_the_same() {
+    let x = random([6, 10], 8);
+    let (w, b) = (random([4, 10], 9), random([4], 10));
+    let tracked = values(fused::linear_gelu(x.clone(), w.clone(), b.clone()));
+    let plain = values(fused::linear_gelu(x.inner(), w.inner(), b.inner()));
+    assert_eq!(tracked, plain);
+}
+
+#[test]
+fn repacked_after_an_update_even_at_the_same_address() {
+    // The packed cache must never serve old weights: values change, results must follow.
+    let x = Tensor::<2>::ones([1, 3], &Device::flex());
+    let bias = Tensor::<1>::zeros([2], &Device::flex());
+    for value in [1.0f32, 2.0, 3.0] {
+        let w = Tensor::<2>::full([2, 3], value, &Device::flex());
+        let y = values(fused::linear(x.clone(), w, bias.clone()));
+        assert_eq!(y, vec![3.0 * value; 2]);
+    }
+}

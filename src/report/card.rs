@@ -1,0 +1,151 @@
+//! The model card: `README.md` of an export folder, in the form the Hugging Face hub reads.
+
+use std::fmt::Write as _;
+
+use super::ReportData;
+use super::words::{duration, thousands};
+
+/// The card as Markdown. `folder` is where the export lies, as it is to be typed.
+pub fn render(data: &ReportData, folder: &str) -> String {
+    let mut card = front_matter(data);
+    let (model, images) = (&data.model, &data.data);
+    let _ = write!(
+        card,
+        "\n# {} trained on {}\n\nAn image classifier for {} classes, trained from random weights on {} images. \
+         No pre-trained weights and no other images were used.\n",
+        model.name,
+        images.name,
+        thousands(images.classes.len()),
+        thousands(images.train_images)
+    );
+    card.push_str("\n## Accuracy\n\n");
+    match data.headline() {
+        Some(headline) => {
+            let _ = writeln!(card, "**{headline}**\n");
+        }
+        None => card
+            .push_str("Not measured: there were no labelled images outside the training set.\n\n"),
+    }
+    for note in data.notes() {
+        let _ = writeln!(card, "- {note}");
+    }
+    card.push_str(&usage(data, folder));
+    card.push_str(&training(data));
+    card.push_str(&limits(data));
+    card
+}
+
+/// Metadata that the hub shows beside the card.
+fn front_matter(data: &ReportData) -> String {
+    let mut yaml = String::from(
+        "---\nlibrary_name: timm\npipeline_tag: image-classification\nlicense: other\ntags:\n\
+         - image-classification\n- timm\n- fewvit\n",
+    );
+    if let Some(m) = &data.metrics {
+        let name = quoted(&data.data.name);
+        let _ = write!(
+            yaml,
+            "model-index:\n- name: {}\n  results:\n  - task:\n      type: image-classification\n    dataset:\n      \
+             name: {name}\n      type: {name}\n      split: {}\n    metrics:\n    - type: accuracy\n      value: {:.4}\n",
+            quoted(&data.model.name),
+            quoted(&data.data.test_split),
+            m.top1
+        );
+    }
+    yaml + "---\n"
+}
+
+/// A YAML string; JSON's strings are also YAML's.
+fn quoted(text: &str) -> String {
+    serde_json::Value::from(text).to_string()
+}
+
+fn usage(data: &ReportData, folder: &str) -> String {
+    let size = data.model.img_size;
+    format!(
+        "\n## Use\n\n```python\nimport timm, torch\nfrom PIL import Image\n\n\
+         model = timm.create_model({}, pretrained=True).eval()\n\
+         transform = timm.data.create_transform(**timm.data.resolve_model_data_config(model))\n\
+         image = transform(Image.open(\"image.jpg\").convert(\"RGB\")).unsqueeze(0)  # [1, 3, {size}, {size}]\n\
+         with torch.inference_mode():\n    probabilities = model(image).softmax(-1)[0]\n\
+         print(model.pretrained_cfg[\"label_names\"][probabilities.argmax()], probabilities.max().item())\n```\n\n\
+         Or without Python: `fewvit predict {folder} image.jpg`.\n",
+        quoted(&format!("local-dir:{folder}"))
+    )
+}
+
+fn training(data: &ReportData) -> String {
+    let images = &data.data;
+    let mut text = format!(
+        "\n## Training\n\n- Data: {}, {} training images, {} classes.\n- Model: {}, {:.1} million parameters, input {} px.\n",
+        images.name,
+        thousands(images.train_images),
+        thousands(images.classes.len()),
+        data.model.name,
+        data.model.parameters as f64 / 1e6,
+        data.model.img_size
+    );
+    for stage in &data.stages {
+        let _ = writeln!(
+            text,
+            "- {} epochs of {} ({}).",
+            thousands(stage.epochs),
+            stage.summary,
+            duration(stage.seconds)
+        );
+    }
+    let _ = write!(text, "\n```\n{}\n```\n", data.command);
+    text
+}
+
+fn limits(data: &ReportData) -> String {
+    let mut text = format!(
+        "\n## Limits\n\n\
+         - The answer is always one of the {} classes, also for an image that shows none of them.\n\
+         - The accuracy holds for images taken the way the training images were. A different camera, place or \
+         population can lower it a lot; measure again there.\n",
+        thousands(data.data.classes.len())
+    );
+    if let Some(m) = &data.metrics {
+        let _ = writeln!(
+            text,
+            "- Confidences are not probabilities of being right: on average they miss by {:.1} points.",
+            100.0 * m.ece
+        );
+        let mut classes: Vec<_> =
+            m.per_class.iter().enumerate().filter_map(|(i, c)| Some((c.recall?, i))).collect();
+        classes.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let worst: Vec<String> = classes
+            .iter()
+            .take(5)
+            .map(|&(recall, class)| format!("{} ({:.0}%)", data.class_name(class), 100.0 * recall))
+            .collect();
+        let _ = writeln!(text, "- Least often right on: {}.", worst.join(", "));
+    }
+    text + "\n## Licence\n\nThese weights contain nothing but what was learned from the images above. They belong to whoever \
+            trained them, who should state a licence here that the licence of the images allows.\n"
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::sample;
+    use super::*;
+
+    #[test]
+    fn says_how_good_how_to_load_and_where_it_fails() {
+        let data = sample(5, 12);
+        let card = render(&data, "export");
+        for text in [
+            "---\nlibrary_name: timm\n",
+            "timm.create_model(\"local-dir:export\", pretrained=True)",
+            "# deit_tiny_patch16_224 trained on flowers",
+            "- 800 epochs of IDMM pre-training without labels at 112 px (5 h 45 min).",
+            "Small test set",
+            "## Licence",
+        ] {
+            assert!(card.contains(text), "{text}\n{card}");
+        }
+        assert!(card.contains(&format!("**{}**", data.headline().unwrap())));
+        assert_eq!(quoted("a \"b\""), r#""a \"b\"""#);
+    }
+}

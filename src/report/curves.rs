@@ -1,0 +1,248 @@
+//! Training curves: loss, accuracy and learning rate by epoch.
+
+use plotters::prelude::DrawingBackend;
+use plotters::style::text_anchor::HPos;
+
+use super::StageFacts;
+use super::plots::{BLUE, Canvas, Figure, GRID, INK, MUTED, ORANGE};
+use super::tables::EpochRow;
+use crate::error::Result;
+
+/// How the values of a panel are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Unit {
+    /// `2.35`; the axis need not start at 0.
+    Nats,
+    /// `67%`.
+    Share,
+    /// `5e-4`.
+    Rate,
+}
+
+impl Unit {
+    fn show(self, value: f64, digits: usize) -> String {
+        match self {
+            Self::Nats => format!("{value:.digits$}"),
+            Self::Share => format!("{:.*}%", digits, 100.0 * value),
+            Self::Rate if value == 0.0 => "0".to_string(),
+            Self::Rate => format!("{value:.digits$e}"),
+        }
+    }
+}
+
+/// Curves over epochs that share an axis.
+#[derive(Clone, Debug)]
+pub struct Panel {
+    title: String,
+    unit: Unit,
+    /// Name and `(epoch, value)`.
+    series: Vec<(String, Vec<(f64, f64)>)>,
+    /// A dashed line and what it means.
+    reference: Option<(f64, String)>,
+}
+
+/// The curves of one stage: loss with the loss of a model that knows nothing, accuracies where
+/// measured, learning rate.
+pub fn panels(history: &[EpochRow], stage: &StageFacts) -> Vec<Panel> {
+    let rows: Vec<_> = history.iter().filter(|row| row.stage == stage.key).collect();
+    let curve = |name: &str, value: &dyn Fn(&EpochRow) -> Option<f64>| {
+        let known = rows.iter().filter_map(|row| Some((row.epoch as f64, value(row)?)));
+        (name.to_string(), known.filter(|p| p.1.is_finite()).collect::<Vec<_>>())
+    };
+    let panel = |title: &str, unit, series: Vec<(String, Vec<(f64, f64)>)>, reference| {
+        let series = series.into_iter().filter(|s| !s.1.is_empty()).collect();
+        Panel { title: format!("{}: {title}", stage.key), unit, series, reference }
+    };
+    let chance = stage.loss_classes.map(|n| ((n as f64).ln(), format!("knows nothing: ln {n}")));
+    let accuracy = vec![
+        curve("held-out images", &|row| row.top1),
+        curve("k-NN, training images", &|row| row.knn_top1),
+    ];
+    let mut panels = vec![
+        panel("loss", Unit::Nats, vec![curve("training loss", &|row| Some(row.loss))], chance),
+        panel("accuracy", Unit::Share, accuracy, None),
+        panel("learning rate", Unit::Rate, vec![curve("learning rate", &|row| Some(row.lr))], None),
+    ];
+    panels.retain(|panel| !panel.series.is_empty());
+    panels
+}
+
+/// Panels side by side.
+pub fn row(panels: Vec<Panel>) -> impl Figure {
+    Row(panels)
+}
+
+struct Row(Vec<Panel>);
+
+const PANEL_WIDTH: f64 = 380.0;
+const PANEL_HEIGHT: f64 = 250.0;
+
+impl Figure for Row {
+    fn size(&self) -> (u32, u32) {
+        ((PANEL_WIDTH * self.0.len().max(1) as f64) as u32, PANEL_HEIGHT as u32)
+    }
+
+    fn draw<B: DrawingBackend>(&self, canvas: &Canvas<B>) -> Result<()> {
+        for (i, panel) in self.0.iter().enumerate() {
+            Axes::fit(panel, i as f64 * PANEL_WIDTH).draw(panel, canvas)?;
+        }
+        Ok(())
+    }
+}
+
+/// Where a panel's values go.
+struct Axes {
+    left: f64,
+    right: f64,
+    epochs: (f64, f64),
+    values: (f64, f64),
+}
+
+const TOP: f64 = 52.0;
+const BOTTOM: f64 = PANEL_HEIGHT - 34.0;
+
+impl Axes {
+    fn fit(panel: &Panel, offset: f64) -> Self {
+        let points = || panel.series.iter().flat_map(|s| &s.1);
+        let range = |values: &mut dyn Iterator<Item = f64>| {
+            values.fold((f64::INFINITY, f64::NEG_INFINITY), |(low, high), v| {
+                (low.min(v), high.max(v))
+            })
+        };
+        let epochs = range(&mut points().map(|p| p.0));
+        let reference = panel.reference.iter().map(|r| r.0);
+        let (low, high) = range(&mut points().map(|p| p.1).chain(reference));
+        let low = if panel.unit == Unit::Nats { low } else { low.min(0.0) };
+        let margin = if high > low { 0.06 * (high - low) } else { 0.5 };
+        let low = if low == 0.0 { 0.0 } else { low - margin };
+        let epochs = if epochs.1 > epochs.0 { epochs } else { (epochs.0 - 1.0, epochs.1 + 1.0) };
+        Self {
+            left: offset + 52.0,
+            right: offset + PANEL_WIDTH - 16.0,
+            epochs,
+            values: (low, high + margin),
+        }
+    }
+
+    fn at(&self, (epoch, value): (f64, f64)) -> (f64, f64) {
+        let along = |v: f64, (low, high): (f64, f64)| (v - low) / (high - low);
+        let x = self.left + (self.right - self.left) * along(epoch, self.epochs);
+        (x, BOTTOM + (TOP - BOTTOM) * along(value, self.values))
+    }
+
+    fn draw<B: DrawingBackend>(&self, panel: &Panel, canvas: &Canvas<B>) -> Result<()> {
+        canvas.text(&panel.title, (self.left, 14.0), 14.0, INK, HPos::Left)?;
+        self.draw_grid(panel.unit, canvas)?;
+        if let Some((value, meaning)) = &panel.reference {
+            let (_, y) = self.at((self.epochs.0, *value));
+            let mut x = self.left;
+            while x < self.right {
+                canvas.line(&[(x, y), ((x + 5.0).min(self.right), y)], 1.0, MUTED)?;
+                x += 9.0;
+            }
+            canvas.text(meaning, (self.right, y + 9.0), 11.0, MUTED, HPos::Right)?;
+        }
+        let mut legend = self.left;
+        for ((name, points), colour) in panel.series.iter().zip([BLUE, ORANGE]) {
+            let line: Vec<_> = points.iter().map(|&p| self.at(p)).collect();
+            canvas.line(&line, 1.6, colour)?;
+            for &point in &line[if line.len() > 30 { line.len() - 1 } else { 0 }..] {
+                canvas.dot(point, 2.4, colour)?;
+            }
+            let last = points.last().map_or(0.0, |p| p.1);
+            let label = match panel.unit {
+                Unit::Nats => format!("{name} {last:.3}"),
+                Unit::Share => format!("{name} {:.1}%", 100.0 * last),
+                Unit::Rate => name.clone(),
+            };
+            canvas.line(&[(legend, 34.0), (legend + 12.0, 34.0)], 2.4, colour)?;
+            canvas.text(&label, (legend + 17.0, 34.0), 11.5, INK, HPos::Left)?;
+            legend += 17.0 + 6.6 * label.chars().count() as f64 + 14.0;
+        }
+        Ok(())
+    }
+
+    fn draw_grid<B: DrawingBackend>(&self, unit: Unit, canvas: &Canvas<B>) -> Result<()> {
+        let (values, step) = ticks(self.values, 4);
+        let digits = match unit {
+            Unit::Nats => (-step.log10().floor()).max(0.0) as usize,
+            Unit::Share => (-(100.0 * step).log10().floor()).max(0.0) as usize,
+            Unit::Rate => usize::from(values.iter().any(|v| (v / step).round() >= 10.0)),
+        };
+        for value in values {
+            let (_, y) = self.at((0.0, value));
+            canvas.line(&[(self.left, y), (self.right, y)], 0.7, GRID)?;
+            canvas.text(
+                &unit.show(value, digits),
+                (self.left - 6.0, y),
+                11.0,
+                MUTED,
+                HPos::Right,
+            )?;
+        }
+        for epoch in ticks(self.epochs, 5).0 {
+            let (x, _) = self.at((epoch, 0.0));
+            canvas.line(&[(x, BOTTOM), (x, BOTTOM + 4.0)], 1.0, MUTED)?;
+            canvas.text(&format!("{epoch}"), (x, BOTTOM + 12.5), 11.0, MUTED, HPos::Center)?;
+        }
+        canvas.line(&[(self.left, BOTTOM), (self.right, BOTTOM)], 1.0, MUTED)?;
+        canvas.text(
+            "epoch",
+            ((self.left + self.right) / 2.0, BOTTOM + 26.0),
+            11.0,
+            MUTED,
+            HPos::Center,
+        )
+    }
+}
+
+/// Round numbers within `low..=high`, about `count` of them, and the step between them.
+fn ticks((low, high): (f64, f64), count: usize) -> (Vec<f64>, f64) {
+    let rough = (high - low) / count as f64;
+    let decade = 10f64.powf(rough.log10().floor());
+    let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * decade).into_iter().find(|&s| s >= rough * 0.999);
+    let step = step.unwrap_or(10.0 * decade);
+    let first = (low / step - 1e-9).ceil() as i64;
+    let last = (high / step + 1e-9).floor() as i64;
+    ((first..=last).map(|i| i as f64 * step).collect(), step)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::tests::sample;
+    use super::*;
+
+    #[test]
+    fn ticks_are_round_numbers_within_the_range() {
+        assert_eq!(ticks((0.0, 1.0), 4), (vec![0.0, 0.5, 1.0], 0.5));
+        assert_eq!(ticks((1.0, 800.0), 5), (vec![200.0, 400.0, 600.0, 800.0], 200.0));
+        let (values, step) = ticks((3.93, 7.83), 4);
+        assert_eq!((values, step), (vec![4.0, 5.0, 6.0, 7.0], 1.0));
+    }
+
+    #[test]
+    fn panels_hold_what_was_measured() {
+        let mut data = sample(5, 4);
+        data.history[3].loss = f64::NAN;
+        let made = panels(&data.history, &data.stages[0]);
+        let titles: Vec<_> = made.iter().map(|panel| panel.title.as_str()).collect();
+        assert_eq!(titles, ["pretrain: loss", "pretrain: accuracy", "pretrain: learning rate"]);
+        assert_eq!(made[0].reference.as_ref().unwrap().0, 2040f64.ln());
+        // 800 epochs less the one that is not a number, a probe every 40.
+        assert_eq!((made[0].series[0].1.len(), made[1].series[0].1.len()), (799, 20));
+        data.history.iter_mut().for_each(|row| row.knn_top1 = None);
+        assert_eq!(panels(&data.history, &data.stages[0]).len(), 2);
+    }
+
+    #[test]
+    fn axes_put_low_values_low_and_survive_a_single_point() {
+        let data = sample(5, 4);
+        let panel = &panels(&data.history, &data.stages[0])[0];
+        let axes = Axes::fit(panel, 0.0);
+        let (first, last) = (axes.at((1.0, 7.0)), axes.at((800.0, 5.0)));
+        assert_eq!((first.0, last.0), (axes.left, axes.right));
+        assert!(TOP < first.1 && first.1 < last.1 && last.1 < BOTTOM);
+        let single = panels(&data.history[..1], &data.stages[0]);
+        assert!(crate::report::plots::svg(&row(single)).unwrap().contains("<circle"));
+    }
+}

@@ -1,0 +1,238 @@
+//! Tables for machines and spreadsheets: `metrics.jsonl`, `results.csv`, `predictions.csv`.
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Error, Result};
+use crate::eval::metric;
+
+/// One epoch of one stage: a line of `metrics.jsonl`, a row of `results.csv`, whose header is the
+/// list of these fields. What was not measured is `null` or empty. Shares are in 0..1.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct EpochRow {
+    /// `pretrain`, `finetune`.
+    pub stage: String,
+    /// Epochs done in this stage, from 1.
+    pub epoch: usize,
+    /// Optimiser steps done, counted over all stages.
+    pub step: u64,
+    /// Wall-clock seconds since the run began, pauses left out.
+    pub seconds: f64,
+    /// Training images a second in this epoch.
+    pub images_per_second: f64,
+    /// Mean training loss of the epoch.
+    pub loss: f64,
+    /// Learning rate of the last step.
+    pub lr: f64,
+    /// Mean gradient norm before clipping.
+    pub grad_norm: Option<f64>,
+    /// Leave-one-out k-NN accuracy on the training images.
+    pub knn_top1: Option<f64>,
+    /// Accuracy on the held-out images.
+    pub top1: Option<f64>,
+    /// Top-5 accuracy on the held-out images.
+    pub top5: Option<f64>,
+}
+
+/// `metrics.jsonl`, open for appending.
+#[derive(Debug)]
+pub struct MetricsLog {
+    file: File,
+    path: PathBuf,
+}
+
+impl MetricsLog {
+    /// Opens or creates the log and drops what a run that resumes after `keep_through_step` will
+    /// write again: rows of later steps, and a line that was cut short.
+    pub fn open(path: &Path, keep_through_step: u64) -> Result<Self> {
+        let kept: Vec<EpochRow> = match path.exists() {
+            true => read_history(path)?
+                .into_iter()
+                .filter(|row| row.step <= keep_through_step)
+                .collect(),
+            false => Vec::new(),
+        };
+        let lines = kept.iter().map(line).collect::<Result<String>>()?;
+        super::write_file(path, lines.as_bytes())?;
+        let file =
+            OpenOptions::new().append(true).open(path).map_err(|e| Error::io("write", path, e))?;
+        Ok(Self { file, path: path.to_path_buf() })
+    }
+
+    /// Adds a row.
+    pub fn append(&mut self, row: &EpochRow) -> Result<()> {
+        self.file.write_all(line(row)?.as_bytes()).map_err(|e| Error::io("write", &self.path, e))
+    }
+}
+
+fn line(row: &EpochRow) -> Result<String> {
+    let json = serde_json::to_string(row)
+        .map_err(|e| Error::Failed(format!("cannot write a metric: {e}")))?;
+    Ok(json + "\n")
+}
+
+/// The rows of a `metrics.jsonl`. A last line without its end, as a crash leaves, is ignored.
+pub fn read_history(path: &Path) -> Result<Vec<EpochRow>> {
+    let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+    let whole = &text[..text.rfind('\n').map_or(0, |end| end + 1)];
+    let parse = |(number, line)| {
+        serde_json::from_str(line).map_err(|e| {
+            Error::Failed(format!(
+                "{}, line {}: {e}\n  repair or delete this line",
+                path.display(),
+                number + 1
+            ))
+        })
+    };
+    whole.lines().enumerate().map(parse).collect()
+}
+
+/// Writes `results.csv`: one row an epoch, columns as in [`EpochRow`].
+pub fn write_results(path: &Path, history: &[EpochRow]) -> Result<()> {
+    write_csv(path, history)
+}
+
+/// One image of `predictions.csv`, whose header is the list of these fields.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Prediction {
+    /// The image's name in the data set.
+    pub file: String,
+    /// Its label's name, empty where unknown.
+    pub label: Option<String>,
+    /// The most probable class.
+    pub predicted: String,
+    /// That class's probability.
+    pub confidence: f64,
+    /// Whether the prediction is the label, empty where the label is unknown.
+    pub correct: Option<bool>,
+    /// The five most probable classes with probabilities: `rose 0.912; tulip 0.031; ...`.
+    pub top5: String,
+}
+
+/// What `logits` `[files, classes]` say about each file. `labels` is empty or one per file.
+pub fn predictions(
+    files: &[String],
+    labels: &[Option<usize>],
+    logits: &[f32],
+    classes: &[String],
+) -> Vec<Prediction> {
+    let rows = files.iter().zip(logits.chunks_exact(classes.len().max(1))).enumerate();
+    rows.map(|(i, (file, row))| {
+        let log_probs = metric::log_softmax(row);
+        let best = metric::top(&log_probs, 5);
+        let label = labels.get(i).copied().flatten();
+        let named = |&class: &usize| format!("{} {:.3}", classes[class], log_probs[class].exp());
+        Prediction {
+            file: file.clone(),
+            label: label.map(|class| classes[class].clone()),
+            predicted: classes[best[0]].clone(),
+            confidence: log_probs[best[0]].exp(),
+            correct: label.map(|class| class == best[0]),
+            top5: best.iter().map(named).collect::<Vec<_>>().join("; "),
+        }
+    })
+    .collect()
+}
+
+/// Positions of the wrong predictions, the most confident first, at most `limit`.
+pub fn worst_mistakes(predictions: &[Prediction], limit: usize) -> Vec<usize> {
+    let mut wrong: Vec<usize> =
+        (0..predictions.len()).filter(|&i| predictions[i].correct == Some(false)).collect();
+    wrong.sort_by(|&a, &b| predictions[b].confidence.total_cmp(&predictions[a].confidence));
+    wrong.truncate(limit);
+    wrong
+}
+
+/// Writes `predictions.csv`.
+pub fn write_predictions(path: &Path, predictions: &[Prediction]) -> Result<()> {
+    write_csv(path, predictions)
+}
+
+fn write_csv(path: &Path, rows: &[impl Serialize]) -> Result<()> {
+    let unwritable =
+        |e: &dyn std::fmt::Display| Error::Failed(format!("cannot write {}: {e}", path.display()));
+    let mut writer = csv::Writer::from_writer(Vec::new());
+    for row in rows {
+        writer.serialize(row).map_err(|e| unwritable(&e))?;
+    }
+    let bytes = writer.into_inner().map_err(|e| unwritable(&e))?;
+    super::write_file(path, &bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn row(step: u64) -> EpochRow {
+        EpochRow {
+            stage: "pretrain".to_string(),
+            epoch: step as usize / 10,
+            step,
+            seconds: 1.5,
+            images_per_second: 100.0,
+            loss: 7.25,
+            lr: 5e-4,
+            grad_norm: None,
+            knn_top1: (step == 20).then_some(0.25),
+            top1: None,
+            top5: None,
+        }
+    }
+
+    #[test]
+    fn resumed_log_has_every_step_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let mut log = MetricsLog::open(&path, 0).unwrap();
+        for step in [10, 20, 30] {
+            log.append(&row(step)).unwrap();
+        }
+        let mut torn = OpenOptions::new().append(true).open(&path).unwrap();
+        torn.write_all(b"{\"stage\":\"pre").unwrap();
+        assert_eq!(read_history(&path).unwrap().len(), 3);
+        let mut log = MetricsLog::open(&path, 20).unwrap();
+        log.append(&row(30)).unwrap();
+        assert_eq!(read_history(&path).unwrap(), [row(10), row(20), row(30)]);
+        std::fs::write(&path, "{\"stage\":3}\n").unwrap();
+        assert!(read_history(&path).unwrap_err().to_string().contains("metrics.jsonl, line 1"));
+    }
+
+    #[test]
+    fn csv_files_have_the_documented_columns() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("results.csv");
+        write_results(&path, &[row(10), row(20)]).unwrap();
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            "stage,epoch,step,seconds,images_per_second,loss,lr,grad_norm,knn_top1,top1,top5\n\
+             pretrain,1,10,1.5,100.0,7.25,0.0005,,,,\n\
+             pretrain,2,20,1.5,100.0,7.25,0.0005,,0.25,,\n"
+        );
+    }
+
+    #[test]
+    fn predictions_name_what_the_logits_say() {
+        let classes = ["rose", "tulip, red"].map(String::from);
+        let files = ["a.jpg", "b.jpg", "c.jpg"].map(String::from);
+        let ln3 = 3f32.ln();
+        let logits = [ln3, 0.0, 0.0, ln3, 0.0, 2.0 * ln3];
+        let made = predictions(&files, &[Some(0), None, Some(0)], &logits, &classes);
+        assert_eq!(made[0].top5, "rose 0.750; tulip, red 0.250");
+        assert_eq!(
+            (made[0].correct, made[1].correct, made[2].correct),
+            (Some(true), None, Some(false))
+        );
+        assert!((made[2].confidence - 0.9).abs() < 1e-6);
+        assert_eq!(worst_mistakes(&made, 5), [2]);
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("predictions.csv");
+        write_predictions(&path, &made[1..2]).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        assert!(text.starts_with(
+            "file,label,predicted,confidence,correct,top5\nb.jpg,,\"tulip, red\",0.7"
+        ));
+    }
+}

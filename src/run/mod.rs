@@ -1,0 +1,169 @@
+//! The main job in one run folder: check data, pre-train, fine-tune, evaluate, export, report.
+//!
+//! A run is a folder. [`start`] makes one and goes through the steps; [`resume`] goes on from
+//! whatever is there. Both run the same code: every step first looks whether its result exists.
+
+mod finish;
+pub mod folder;
+pub mod forecast;
+mod observe;
+pub mod prepare;
+mod stages;
+
+use std::path::PathBuf;
+use std::sync::atomic::AtomicBool;
+
+use serde::{Deserialize, Serialize};
+
+pub use finish::Summary;
+pub use folder::Folder;
+pub use stages::weights_of;
+
+use crate::config::RunConfig;
+use crate::error::{Error, Result};
+use crate::train::checkpoint;
+use forecast::Forecast;
+use prepare::Prepared;
+
+/// What a run is asked to do, as kept in `run.json`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Request {
+    /// The data set.
+    pub data: PathBuf,
+    /// Whether to pre-train.
+    pub pretrain: bool,
+    /// Whether to fine-tune, evaluate and export.
+    pub finetune: bool,
+    /// Weights that fine-tuning starts from when the run does not pre-train.
+    pub init: Option<PathBuf>,
+    /// The command line, for the report.
+    pub command: Vec<String>,
+}
+
+/// Who hears of a run's progress; the command line draws it.
+pub trait Ui: Sync {
+    /// A line of text.
+    fn note(&self, text: &str);
+    /// The whole run is `units` long.
+    fn total(&self, units: u64);
+    /// A stage of `units` begins.
+    fn stage(&self, name: &str, units: u64);
+    /// `units` more are done.
+    fn advance(&self, units: u64, message: &str);
+    /// An epoch is done.
+    fn epoch(&self, line: &str);
+    /// Nothing more follows.
+    fn finish(&self);
+}
+
+/// What every step of a run reads.
+pub struct Context<'a> {
+    /// The run's folder.
+    pub folder: &'a Folder,
+    /// What was asked for.
+    pub request: &'a Request,
+    /// All hyper-parameters, epochs already fitted to the time budget.
+    pub config: &'a RunConfig,
+    /// The images.
+    pub data: &'a Prepared,
+    /// Worker threads.
+    pub threads: usize,
+    /// Set by Ctrl-C.
+    pub interrupted: &'a AtomicBool,
+    /// Who hears of it.
+    pub ui: &'a dyn Ui,
+}
+
+/// A run that is prepared and forecast but not begun.
+pub struct Planned {
+    /// All hyper-parameters, epochs fitted to the time budget.
+    pub config: RunConfig,
+    /// The images.
+    pub data: Prepared,
+    /// What it will take.
+    pub forecast: Forecast,
+}
+
+/// Reads the data, times real steps and fits the epochs to the time budget.
+///
+/// # Errors
+/// The data or a setting cannot be used.
+pub fn plan(request: &Request, config: &RunConfig, ui: &dyn Ui) -> Result<Planned> {
+    let data = prepare::prepare(request, config, ui)?;
+    let (config, forecast) = forecast::fit(request, config, &data)?;
+    Ok(Planned { config, data, forecast })
+}
+
+/// Runs a plan in a new folder.
+///
+/// # Errors
+/// Anything that goes wrong; the folder keeps what was reached.
+pub fn start(
+    folder: &Folder,
+    request: &Request,
+    planned: &Planned,
+    ui: &dyn Ui,
+    interrupted: &AtomicBool,
+) -> Result<Summary> {
+    folder.write_request(request, &planned.config)?;
+    planned.data.write(folder)?;
+    execute(folder, request, planned, ui, interrupted)
+}
+
+/// Goes on with the run in `folder`, bit for bit as if it had never stopped.
+///
+/// # Errors
+/// The folder holds no run, the data changed, or anything that goes wrong in the run.
+pub fn resume(folder: &Folder, ui: &dyn Ui, interrupted: &AtomicBool) -> Result<Summary> {
+    let (request, config) = folder.read_request()?;
+    let data = prepare::reopen(&request, &config, folder)?;
+    let forecast = forecast::measure(&request, &config, &data)?;
+    let planned = Planned { config, data, forecast };
+    execute(folder, &request, &planned, ui, interrupted)
+}
+
+fn execute(
+    folder: &Folder,
+    request: &Request,
+    planned: &Planned,
+    ui: &dyn Ui,
+    interrupted: &AtomicBool,
+) -> Result<Summary> {
+    let config = &planned.config;
+    let context = Context {
+        folder,
+        request,
+        config,
+        data: &planned.data,
+        threads: threads(config),
+        interrupted,
+        ui,
+    };
+    ui.total(planned.forecast.units());
+    let reached = checkpoint::load(&folder.checkpoint())?;
+    let trained = stages::train(&context, reached, &planned.forecast)?;
+    let summary = finish::finish(&context, &trained)?;
+    ui.finish();
+    Ok(summary)
+}
+
+/// Worker threads of a run: as configured, or all cores we may use (cgroup limits included).
+pub fn threads(config: &RunConfig) -> usize {
+    match config.threads {
+        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        n => n,
+    }
+}
+
+/// The device must be one that is compiled in.
+///
+/// # Errors
+/// Any other than `cpu`.
+pub fn check_device(config: &RunConfig) -> Result<()> {
+    match config.device.as_str() {
+        "cpu" => Ok(()),
+        other => Err(Error::Device(format!(
+            "this fewvit has no device `{other}`; it was built for: cpu"
+        ))),
+    }
+}

@@ -1,0 +1,188 @@
+//! The two training stages of a run, from wherever its checkpoint is.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::forecast::Forecast;
+use super::observe::RunObserver;
+use super::{Context, Folder};
+use crate::backbone::{NetSpec, Spec};
+use crate::config::{OptimConfig, RunConfig};
+use crate::data::loader::BatchSource;
+use crate::error::{Error, Result};
+use crate::method::{self, Method, supervised::Supervised};
+use crate::run::prepare::Prepared;
+use crate::train::checkpoint::StageName;
+use crate::train::optim::TrainState;
+use crate::train::stage::{Checkpoints, Stage};
+use crate::weights;
+
+/// A trained model: which stage it comes from, its architecture and weights.
+pub struct Trained {
+    /// The last stage.
+    pub stage: StageName,
+    /// The architecture.
+    pub net: NetSpec,
+    /// The weights.
+    pub state: TrainState,
+}
+
+/// The pre-training stage of `config` on `data`.
+///
+/// # Errors
+/// An unknown model or method, an img-size that does not fit.
+pub fn pretraining<'a>(config: &'a RunConfig, data: &Prepared) -> Result<Stage<'a>> {
+    let c = &config.pretrain;
+    let method = method::pretraining(config, data.train.len())?;
+    let net = NetSpec {
+        spec: Spec::find(&config.model.name)?,
+        img_size: c.crops.first().map_or(0, |group| group.img_size),
+        num_classes: method.num_classes(),
+        projector: c.projector,
+        head_bias: c.classifier_bias,
+    };
+    Ok(stage(config, data, StageName::Pretrain, net, method, &c.optim))
+}
+
+/// The fine-tuning stage of `config` on `data`.
+///
+/// # Errors
+/// As [`pretraining`].
+pub fn finetuning<'a>(config: &'a RunConfig, data: &Prepared) -> Result<Stage<'a>> {
+    let c = &config.finetune;
+    let classes = data.manifest.classes.len();
+    let method = Arc::new(Supervised::new(c, data.labels(&data.train), classes));
+    let net = NetSpec::classifier(Spec::find(&config.model.name)?, c.img_size, classes);
+    Ok(stage(config, data, StageName::Finetune, net, method, &c.optim))
+}
+
+fn stage<'a>(
+    config: &'a RunConfig,
+    data: &Prepared,
+    name: StageName,
+    net: NetSpec,
+    method: Arc<dyn Method>,
+    optim: &'a OptimConfig,
+) -> Stage<'a> {
+    let workers = super::threads(config);
+    let mixing = method.clone();
+    let source = BatchSource {
+        images: data.images.clone(),
+        views: Arc::new(method.views().clone()),
+        mix: Arc::new(move |rng, epoch, rows, size| mixing.mix(rng, epoch, rows, size)),
+        seed: seed(config, name),
+        batch_size: optim.batch_size,
+        threads: workers,
+    };
+    let micro_batch = match config.micro_batch {
+        0 => micro_batch(net.img_size),
+        n => n,
+    };
+    Stage { name, net, method, source, optim, data: &config.data, workers, micro_batch }
+}
+
+/// Each stage has streams of its own.
+fn seed(config: &RunConfig, stage: StageName) -> u64 {
+    config.seed.wrapping_add((stage as u64) << 32)
+}
+
+/// About 800 tokens: enough rows for full speed of the matrix kernels, few enough to keep
+/// activations small (measured 4 to 16 crops of 112 px equal within noise).
+fn micro_batch(img_size: usize) -> usize {
+    (16 * 112 * 112 / (img_size * img_size).max(1)).clamp(1, 64)
+}
+
+/// Trains what is still to be trained.
+///
+/// # Errors
+/// Diverged, interrupted, or a file.
+pub fn train(
+    context: &Context,
+    reached: Option<(StageName, TrainState)>,
+    forecast: &Forecast,
+) -> Result<Trained> {
+    let (in_pretraining, in_finetuning) = match reached {
+        Some((StageName::Finetune, state)) => (None, Some(state)),
+        Some((StageName::Pretrain, state)) => (Some(state), None),
+        None => (None, None),
+    };
+    let mut last = None;
+    if context.request.pretrain && in_finetuning.is_none() {
+        let stage = pretraining(context.config, context.data)?;
+        let start = in_pretraining.map_or_else(|| stage.fresh(stage.source.seed), Ok)?;
+        let state = run(context, &stage, start, 0, forecast)?;
+        weights::write(&context.folder.pretrained(), &state.specs, &state.values)?;
+        last = Some(Trained { stage: StageName::Pretrain, net: stage.net, state });
+    }
+    if context.request.finetune {
+        let stage = finetuning(context.config, context.data)?;
+        let start = in_finetuning.map_or_else(|| initial(context, &stage), Ok)?;
+        let before = match context.request.pretrain {
+            true => pretraining(context.config, context.data)?.total_steps(),
+            false => 0,
+        };
+        if last.is_none() {
+            let units = forecast.units_per_step(StageName::Pretrain) * before as u64;
+            context.ui.advance(units, "resumed");
+        }
+        let state = run(context, &stage, start, before, forecast)?;
+        last = Some(Trained { stage: StageName::Finetune, net: stage.net, state });
+    }
+    last.ok_or_else(|| Error::Usage("the run neither pre-trains nor fine-tunes".to_owned()))
+}
+
+/// Fine-tuning's first weights: the run's own pre-training, the given weights, or a fresh model.
+fn initial(context: &Context, stage: &Stage) -> Result<TrainState> {
+    let mut state = stage.fresh(stage.source.seed)?;
+    let own = context.request.pretrain.then(|| context.folder.pretrained());
+    if let Some(path) = own.or_else(|| context.request.init.clone()) {
+        let weights = weights::read(&weights_of(&path)?)?;
+        weights::fill_backbone(&state.specs, &mut state.values, &weights)?;
+        // The average starts from the weights, wherever they come from.
+        state = TrainState::new(state.specs, state.values, stage.optim.ema);
+    }
+    Ok(state)
+}
+
+/// The weights file that `--init` means: the file itself, or the pre-trained or exported weights of
+/// a run folder.
+///
+/// # Errors
+/// A folder without either.
+pub fn weights_of(path: &std::path::Path) -> Result<std::path::PathBuf> {
+    if !path.is_dir() {
+        return Ok(path.to_path_buf());
+    }
+    let candidates =
+        ["checkpoints/pretrained.safetensors", "export/model.safetensors", "model.safetensors"];
+    let found = candidates.iter().map(|name| path.join(name)).find(|file| file.is_file());
+    found.ok_or_else(|| {
+        Error::Usage(format!(
+            "{} holds no weights; looked for {}",
+            path.display(),
+            candidates.join(", ")
+        ))
+    })
+}
+
+fn run(
+    context: &Context,
+    stage: &Stage,
+    start: TrainState,
+    steps_before: usize,
+    forecast: &Forecast,
+) -> Result<TrainState> {
+    let (config, folder): (&RunConfig, &Folder) = (context.config, context.folder);
+    let path = folder.checkpoint();
+    let checkpoints = Checkpoints {
+        path: &path,
+        every: Duration::from_secs_f64(config.checkpoint.every_minutes * 60.0),
+        interrupted: context.interrupted,
+    };
+    let units = forecast.units_per_step(stage.name);
+    let done = start.progress.step;
+    context.ui.stage(stage.name.as_str(), units * stage.total_steps() as u64);
+    context.ui.advance(units * done as u64, "resumed");
+    let mut observer = RunObserver::new(context, stage, steps_before, done, units)?;
+    stage.run(start, &checkpoints, &mut observer)
+}

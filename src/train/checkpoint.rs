@@ -1,0 +1,187 @@
+//! Checkpoints that survive `kill -9`: one safetensors file with weights, moments and progress,
+//! written beside the old one, flushed to the disk and renamed over it. The previous one is kept.
+
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+
+use safetensors::tensor::SafeTensors;
+use serde::{Deserialize, Serialize};
+
+use super::optim::{Progress, TrainState};
+use crate::error::{Error, Result};
+use crate::nn::ParamSpec;
+use crate::weights::{from_le_bytes, serialize_f32, to_le_bytes, write_atomically};
+
+/// Which stage a checkpoint belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StageName {
+    /// Stage 1.
+    Pretrain,
+    /// Stage 2.
+    Finetune,
+}
+
+impl StageName {
+    /// As written in logs and file names.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Pretrain => "pretrain",
+            Self::Finetune => "finetune",
+        }
+    }
+}
+
+const PARAM: &str = "param.";
+const FIRST_MOMENT: &str = "adamw.m.";
+const SECOND_MOMENT: &str = "adamw.v.";
+const AVERAGE: &str = "ema.";
+
+/// The checkpoint before `path`'s last one.
+pub fn previous(path: &Path) -> PathBuf {
+    path.with_extension("previous.safetensors")
+}
+
+/// Writes `state` to `path` and keeps what was there as [`previous`].
+///
+/// # Errors
+/// As [`write_atomically`].
+pub fn save(path: &Path, stage: StageName, state: &TrainState) -> Result<()> {
+    let bytes = to_bytes(stage, state)?;
+    if path.exists() {
+        // A hard link, so that `path` itself is never absent.
+        let old = previous(path);
+        let _ = std::fs::remove_file(&old);
+        std::fs::hard_link(path, &old)
+            .or_else(|_| std::fs::copy(path, &old).map(|_| ()))
+            .map_err(|source| Error::io("keep the previous checkpoint as", &old, source))?;
+    }
+    write_atomically(path, &bytes)
+}
+
+fn to_bytes(stage: StageName, state: &TrainState) -> Result<Vec<u8>> {
+    let mut tensors: Vec<(String, Vec<u8>, Vec<usize>)> = Vec::new();
+    let vectors = [
+        (PARAM, Some(&state.values)),
+        (FIRST_MOMENT, Some(&state.m)),
+        (SECOND_MOMENT, Some(&state.v)),
+        (AVERAGE, state.ema.as_ref()),
+    ];
+    for (prefix, values) in vectors {
+        let Some(values) = values else { continue };
+        for spec in &state.specs {
+            let bytes = to_le_bytes(&values[spec.range.clone()]);
+            tensors.push((format!("{prefix}{}", spec.key), bytes, spec.shape.clone()));
+        }
+    }
+    let keys: Vec<_> = state.specs.iter().map(|spec| spec.key.as_str()).collect();
+    let header = HashMap::from([
+        ("stage".to_owned(), stage.as_str().to_owned()),
+        ("progress".to_owned(), json(&state.progress)?),
+        ("keys".to_owned(), json(&keys)?),
+    ]);
+    serialize_f32(&tensors, Some(header))
+}
+
+/// Reads the checkpoint at `path`, or the previous one where that does not verify; `None` where
+/// there is neither.
+///
+/// # Errors
+/// Both exist in part but neither can be used.
+pub fn load(path: &Path) -> Result<Option<(StageName, TrainState)>> {
+    let candidates = [path.to_path_buf(), previous(path)];
+    let mut failure = None;
+    for candidate in candidates.iter().filter(|p| p.exists()) {
+        match read(candidate) {
+            Ok(found) => return Ok(Some(found)),
+            Err(error) => failure = failure.or(Some(error)),
+        }
+    }
+    failure.map_or(Ok(None), Err)
+}
+
+fn read(path: &Path) -> Result<(StageName, TrainState)> {
+    let damaged = |why: String| {
+        Error::Failed(format!("the checkpoint {} cannot be used: {why}", path.display()))
+    };
+    let bytes = std::fs::read(path).map_err(|source| Error::io("read", path, source))?;
+    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(e.to_string()))?;
+    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
+    let field = |name: &str| -> Result<&String> {
+        let fields = header.metadata().as_ref();
+        fields.and_then(|m| m.get(name)).ok_or_else(|| damaged(format!("it lacks `{name}`")))
+    };
+    let parse = |e: serde_json::Error| damaged(e.to_string());
+    let keys: Vec<String> = serde_json::from_str(field("keys")?).map_err(parse)?;
+    let progress: Progress = serde_json::from_str(field("progress")?).map_err(parse)?;
+    let stage = match field("stage")?.as_str() {
+        "pretrain" => StageName::Pretrain,
+        "finetune" => StageName::Finetune,
+        other => return Err(damaged(format!("`{other}` is no stage"))),
+    };
+    let mut specs: Vec<ParamSpec> = Vec::new();
+    let vector = |prefix: &str| -> Result<Vec<f32>> {
+        let mut values = Vec::new();
+        for key in &keys {
+            let tensor = file.tensor(&format!("{prefix}{key}"));
+            values.extend(from_le_bytes(tensor.map_err(|e| damaged(e.to_string()))?.data()));
+        }
+        Ok(values)
+    };
+    let (values, m, v) = (vector(PARAM)?, vector(FIRST_MOMENT)?, vector(SECOND_MOMENT)?);
+    for key in &keys {
+        let tensor = file.tensor(&format!("{PARAM}{key}")).map_err(|e| damaged(e.to_string()))?;
+        let start = specs.last().map_or(0, |spec| spec.range.end);
+        let shape = tensor.shape().to_vec();
+        let range = start..start + shape.iter().product::<usize>();
+        specs.push(ParamSpec { key: key.clone(), shape, range });
+    }
+    let has_average = file.names().iter().any(|name| name.starts_with(AVERAGE));
+    let ema = has_average.then(|| vector(AVERAGE)).transpose()?;
+    Ok((stage, TrainState { specs, values, m, v, ema, progress }))
+}
+
+fn json(value: &impl Serialize) -> Result<String> {
+    serde_json::to_string(value).map_err(|e| Error::Failed(format!("cannot write JSON: {e}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Ema;
+
+    fn state(step: usize) -> TrainState {
+        let specs = vec![
+            ParamSpec { key: "a.weight".to_owned(), shape: vec![2, 2], range: 0..4 },
+            ParamSpec { key: "a.bias".to_owned(), shape: vec![2], range: 4..6 },
+        ];
+        let values = vec![1.0, f32::MIN_POSITIVE, -0.0, 3.5, 1e30, step as f32];
+        let mut state = TrainState::new(specs, values, Ema::PerStep);
+        state.progress = Progress { step, epoch_loss: 0.1, ..Progress::default() };
+        state
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded_bit_for_bit() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("last.safetensors");
+        assert!(load(&path).expect("nothing there").is_none());
+        save(&path, StageName::Finetune, &state(3)).expect("saved");
+        assert_eq!(load(&path).expect("loaded"), Some((StageName::Finetune, state(3))));
+    }
+
+    #[test]
+    fn a_damaged_checkpoint_falls_back_to_the_previous_one() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("last.safetensors");
+        save(&path, StageName::Pretrain, &state(1)).expect("saved");
+        save(&path, StageName::Pretrain, &state(2)).expect("saved");
+        let bytes = std::fs::read(&path).expect("there");
+        std::fs::write(&path, &bytes[..bytes.len() - 3]).expect("truncated");
+        let (_, loaded) = load(&path).expect("loaded").expect("the previous one");
+        assert_eq!(loaded.progress.step, 1);
+        std::fs::write(previous(&path), b"not a checkpoint").expect("damaged");
+        let error = load(&path).expect_err("both are damaged");
+        assert!(error.to_string().contains("last.safetensors cannot be used"), "{error}");
+    }
+}

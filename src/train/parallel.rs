@@ -1,0 +1,129 @@
+//! Gradients of one step, data-parallel over micro-batches.
+//!
+//! Each worker thread runs forward and backward on its own micro-batches with single-threaded
+//! kernels and sums their gradients; the workers' sums are added in a fixed order. No backbone has
+//! batch statistics, so this equals one big batch, and it is bit-equal for a given number of workers
+//! and micro-batch.
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use crate::backbone::Net;
+use crate::data::loader::{Batch, CropBatch};
+use crate::error::{Error, Result};
+use crate::loss::{MixedTarget, mixed_cross_entropy};
+use crate::method::Method;
+use crate::nn::{DropPath, trained};
+
+/// Worker threads with their gradient sums.
+pub struct Engine {
+    micro_batch: usize,
+    sums: Vec<Vec<f32>>,
+}
+
+/// What a step computes on besides the weights.
+pub struct StepInput<'a> {
+    /// The crops.
+    pub batch: &'a Batch,
+    /// Targets and smoothing.
+    pub method: &'a dyn Method,
+    /// Stochastic depth of this step; its `first_row` is set for each micro-batch.
+    pub drop_path: DropPath,
+    /// Input normalisation.
+    pub mean: [f32; 3],
+    /// Input normalisation.
+    pub std: [f32; 3],
+}
+
+/// Rows of one group that pass through the model together.
+struct MicroBatch<'a> {
+    group: &'a CropBatch,
+    rows: std::ops::Range<usize>,
+    /// Position in the step's batch of the group's first row.
+    group_start: usize,
+}
+
+impl Engine {
+    /// `workers` threads for a model of `num_params` parameters.
+    pub fn new(workers: usize, micro_batch: usize, num_params: usize) -> Self {
+        Self { micro_batch, sums: vec![vec![0.0; num_params]; workers.max(1)] }
+    }
+
+    /// The loss of `net` (mean over the rows of a group, groups summed; recipe section 2.6) and its
+    /// gradient in the order of the flat parameter vector.
+    ///
+    /// # Errors
+    /// A worker panicked.
+    pub fn gradients(&mut self, net: &Net, input: &StepInput) -> Result<(f64, &mut [f32])> {
+        let micro_batches = split(input.batch, self.micro_batch);
+        let workers = self.sums.len();
+        let micro_batches = &micro_batches;
+        let losses: Vec<Result<f64>> = std::thread::scope(|scope| {
+            let mut handles = Vec::new();
+            for (worker, sum) in self.sums.iter_mut().enumerate() {
+                handles.push(scope.spawn(move || {
+                    sum.fill(0.0);
+                    let mine = micro_batches.iter().skip(worker).step_by(workers);
+                    mine.map(|micro_batch| backward(net, input, micro_batch, sum)).sum::<f64>()
+                }));
+            }
+            let panicked = |_| Error::Failed("a training worker panicked".to_owned());
+            handles.into_iter().map(|handle| handle.join().map_err(panicked)).collect()
+        });
+        let loss = losses.into_iter().sum::<Result<f64>>()?;
+        let (total, rest) = self.sums.split_at_mut(1);
+        for sum in rest {
+            total[0].iter_mut().zip(sum).for_each(|(t, s)| *t += *s);
+        }
+        Ok((loss, &mut total[0]))
+    }
+}
+
+/// Cuts a batch into micro-batches of at most `micro_batch` rows of one group.
+fn split(batch: &Batch, micro_batch: usize) -> Vec<MicroBatch<'_>> {
+    let mut parts = Vec::new();
+    let mut group_start = 0;
+    for group in &batch.groups {
+        let rows = group.samples.len();
+        for start in (0..rows).step_by(micro_batch) {
+            let rows = start..(start + micro_batch).min(rows);
+            parts.push(MicroBatch { group, rows, group_start });
+        }
+        group_start += rows;
+    }
+    parts
+}
+
+/// Adds the gradients of one micro-batch to `sum`; returns its share of the loss.
+fn backward(net: &Net, input: &StepInput, part: &MicroBatch, sum: &mut [f32]) -> f64 {
+    let net = trained(net);
+    let images = images(part, input, &Device::flex().autodiff());
+    let first_row = part.group_start + part.rows.start;
+    let drop_path = DropPath { first_row, ..input.drop_path.clone() };
+    let logits = net.module.logits(net.module.features(images, &drop_path));
+    let losses =
+        mixed_cross_entropy(logits, &targets(part, input.method), input.method.smoothing());
+    let loss = losses.sum() / part.group.samples.len() as f64;
+    let value = f64::from(loss.clone().into_scalar::<f32>());
+    net.add_gradients(&loss.backward(), sum);
+    value
+}
+
+/// The micro-batch's mixed and normalised pixels, `[rows, 3, img_size, img_size]`.
+fn images(part: &MicroBatch, input: &StepInput, device: &Device) -> Tensor<4> {
+    let (group, size) = (part.group, part.group.img_size);
+    let mut pixels = vec![0.0; part.rows.len() * 3 * size * size];
+    for (row, out) in part.rows.clone().zip(pixels.chunks_exact_mut(3 * size * size)) {
+        group.mix.write_row(&group.crops, row, size, input.mean, input.std, out);
+    }
+    Tensor::from_data(TensorData::new(pixels, [part.rows.len(), 3, size, size]), device)
+}
+
+fn targets(part: &MicroBatch, method: &dyn Method) -> Vec<MixedTarget> {
+    let (samples, mix) = (&part.group.samples, &part.group.mix);
+    let target = |row: usize| MixedTarget {
+        a: method.target(samples[row]),
+        b: method.target(samples[mix.partner[row]]),
+        lambda: mix.lambda,
+    };
+    part.rows.clone().map(target).collect()
+}

@@ -1,0 +1,208 @@
+//! The loop over the steps of one stage.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+use burn::tensor::Device;
+
+use super::checkpoint::{self, StageName};
+use super::optim::TrainState;
+use super::parallel::{Engine, StepInput};
+use super::schedule;
+use crate::backbone::{Net, NetSpec};
+use crate::config::{DataConfig, Ema, OptimConfig};
+use crate::data::loader::{Batch, BatchSource};
+use crate::error::{Error, Result};
+use crate::method::Method;
+use crate::nn::{DropPath, Replace};
+use crate::ops;
+
+/// What a stage trains, on what, and how.
+pub struct Stage<'a> {
+    /// Pre-training or fine-tuning.
+    pub name: StageName,
+    /// The model.
+    pub net: NetSpec,
+    /// The loss and its targets.
+    pub method: Arc<dyn Method>,
+    /// The crops.
+    pub source: BatchSource,
+    /// Optimiser and schedule.
+    pub optim: &'a OptimConfig,
+    /// Input normalisation.
+    pub data: &'a DataConfig,
+    /// Worker threads.
+    pub workers: usize,
+    /// Rows a worker passes through the model at a time.
+    pub micro_batch: usize,
+}
+
+/// What was seen in one step.
+#[derive(Clone, Copy, Debug)]
+pub struct StepRecord {
+    /// Optimiser step of the stage, from 0.
+    pub step: usize,
+    /// Its epoch, from 0.
+    pub epoch: usize,
+    /// Loss, groups summed.
+    pub loss: f64,
+    /// Learning rate.
+    pub lr: f64,
+    /// Crops that passed through the model.
+    pub crops: usize,
+    /// Duration of the step.
+    pub seconds: f64,
+}
+
+/// What was seen in one epoch.
+#[derive(Clone, Copy, Debug)]
+pub struct EpochRecord {
+    /// The epoch, from 0.
+    pub epoch: usize,
+    /// Mean loss of its steps.
+    pub loss: f64,
+    /// Learning rate of its last step.
+    pub lr: f64,
+}
+
+/// Who hears of a stage's progress.
+pub trait Observer {
+    /// After each step.
+    ///
+    /// # Errors
+    /// A log cannot be written.
+    fn step(&mut self, record: &StepRecord) -> Result<()>;
+
+    /// After each epoch, with the weights.
+    ///
+    /// # Errors
+    /// A log cannot be written or an evaluation failed.
+    fn epoch(&mut self, record: &EpochRecord, state: &TrainState) -> Result<()>;
+}
+
+/// When checkpoints are written, and where.
+pub struct Checkpoints<'a> {
+    /// The file.
+    pub path: &'a Path,
+    /// Time between two.
+    pub every: Duration,
+    /// Set by Ctrl-C: finish the step, write a checkpoint, stop.
+    pub interrupted: &'a AtomicBool,
+}
+
+impl Stage<'_> {
+    /// Optimiser steps of the whole stage.
+    pub fn total_steps(&self) -> usize {
+        self.optim.epochs * self.source.steps_per_epoch()
+    }
+
+    /// Freshly initialised weights at step 0.
+    ///
+    /// # Errors
+    /// An img-size that the backbone cannot take.
+    pub fn fresh(&self, seed: u64) -> Result<TrainState> {
+        let net = self.net.build(seed, &Device::flex())?;
+        let specs = crate::nn::Keys::of(&net);
+        Ok(TrainState::new(specs, crate::nn::Gather::of(&net), self.optim.ema))
+    }
+
+    /// Trains from `state` to the end of the stage.
+    ///
+    /// # Errors
+    /// The loss is no number ([`Error::Diverged`]), Ctrl-C ([`Error::Interrupted`]), a file.
+    pub fn run(
+        &self,
+        mut state: TrainState,
+        checkpoints: &Checkpoints,
+        observer: &mut dyn Observer,
+    ) -> Result<TrainState> {
+        let template = self.net.build(0, &Device::flex())?;
+        let mut engine = Engine::new(self.workers, self.micro_batch, state.values.len());
+        let mut saved = Instant::now();
+        let batches = self.source.prefetch(state.progress.step, self.total_steps());
+        for batch in batches {
+            let record = self.step(&template, &mut engine, &mut state, &batch?)?;
+            observer.step(&record)?;
+            if state.progress.step.is_multiple_of(self.source.steps_per_epoch()) {
+                self.end_epoch(&mut state, &record, observer)?;
+            }
+            let interrupted = checkpoints.interrupted.load(Ordering::Relaxed);
+            if interrupted || saved.elapsed() >= checkpoints.every {
+                checkpoint::save(checkpoints.path, self.name, &state)?;
+                saved = Instant::now();
+            }
+            if interrupted {
+                return Err(Error::Interrupted(format!(
+                    "stopped after step {} of {} with a checkpoint in {}",
+                    state.progress.step,
+                    self.total_steps(),
+                    checkpoints.path.display()
+                )));
+            }
+        }
+        checkpoint::save(checkpoints.path, self.name, &state)?;
+        Ok(state)
+    }
+
+    /// One optimiser step on one batch.
+    ///
+    /// # Errors
+    /// The loss is no number.
+    pub fn step(
+        &self,
+        template: &Net,
+        engine: &mut Engine,
+        state: &mut TrainState,
+        batch: &Batch,
+    ) -> Result<StepRecord> {
+        let started = Instant::now();
+        let steps_per_epoch = self.source.steps_per_epoch();
+        let step = state.progress.step;
+        let lr = schedule::lr(self.optim, step, steps_per_epoch);
+        let net = Replace::values_of(template.clone(), &state.values, &Device::flex());
+        let drop_path = DropPath {
+            rate: self.optim.drop_path,
+            seed: self.source.seed,
+            step: step as u32,
+            first_row: 0,
+        };
+        let (mean, std) = (self.data.mean, self.data.std);
+        let input = StepInput { batch, method: &*self.method, drop_path, mean, std };
+        let (loss, gradient) = engine.gradients(&net, &input)?;
+        if !loss.is_finite() {
+            return Err(self.diverged(step, lr));
+        }
+        state.update(gradient, lr, self.optim);
+        ops::forget_packed_weights();
+        let seconds = started.elapsed().as_secs_f64();
+        state.progress.epoch_loss += loss;
+        state.progress.seconds += seconds;
+        let crops = batch.groups.iter().map(|group| group.samples.len()).sum();
+        Ok(StepRecord { step, epoch: step / steps_per_epoch, loss, lr, crops, seconds })
+    }
+
+    fn end_epoch(
+        &self,
+        state: &mut TrainState,
+        last: &StepRecord,
+        observer: &mut dyn Observer,
+    ) -> Result<()> {
+        if self.optim.ema == Ema::PerEpoch {
+            state.average();
+        }
+        let loss = state.progress.epoch_loss / self.source.steps_per_epoch() as f64;
+        state.progress.epoch_loss = 0.0;
+        observer.epoch(&EpochRecord { epoch: last.epoch, loss, lr: last.lr }, state)
+    }
+
+    fn diverged(&self, step: usize, lr: f64) -> Error {
+        Error::Diverged(format!(
+            "the loss of {} became infinite or not a number at step {step} (lr {lr:.2e})\n  \
+             the last checkpoint is kept; try a lower --lr, a longer --warmup-epochs or \
+             --set {0}.optim.clip_grad=1.0",
+            self.name.as_str()
+        ))
+    }
+}

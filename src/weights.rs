@@ -1,0 +1,223 @@
+//! Named tensors in safetensors files, written atomically, and strict filling of a model from them.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+
+use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+
+use crate::backbone::resize_pos_embed;
+use crate::error::{Error, Result};
+use crate::nn::ParamSpec;
+
+/// Shape and values of a named tensor.
+pub type Named = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
+/// Reads every float tensor of a safetensors file as f32.
+///
+/// # Errors
+/// No safetensors file, or a tensor of another type than f32, f16, bf16 and f64.
+pub fn read(path: &Path) -> Result<Named> {
+    let bytes = std::fs::read(path).map_err(|source| Error::io("read", path, source))?;
+    let file = open(path, &bytes)?;
+    let tensor = |(name, view): (String, TensorView)| {
+        let values = floats(&view).ok_or_else(|| {
+            Error::Failed(format!("{}: `{name}` is {:?}, not float", path.display(), view.dtype()))
+        })?;
+        Ok((name, (view.shape().to_vec(), values)))
+    };
+    file.tensors().into_iter().map(tensor).collect()
+}
+
+/// Opens the bytes of a safetensors file.
+///
+/// # Errors
+/// They are none.
+pub fn open<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
+    SafeTensors::deserialize(bytes).map_err(|e| {
+        Error::Failed(format!("{} is no usable safetensors file: {e}", path.display()))
+    })
+}
+
+/// The values as f32, `None` for types that are no floats.
+pub fn floats(view: &TensorView) -> Option<Vec<f32>> {
+    let data = view.data();
+    let halves = || data.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
+    match view.dtype() {
+        Dtype::F32 => Some(from_le_bytes(data).collect()),
+        Dtype::BF16 => Some(halves().map(|h| f32::from_bits(u32::from(h) << 16)).collect()),
+        Dtype::F16 => Some(halves().map(half_to_f32).collect()),
+        Dtype::F64 => {
+            let eight = |b: &[u8]| b.try_into().map(f64::from_le_bytes).unwrap_or(f64::NAN);
+            Some(data.chunks_exact(8).map(|b| eight(b) as f32).collect())
+        }
+        _ => None,
+    }
+}
+
+/// IEEE 754 half precision to single.
+fn half_to_f32(half: u16) -> f32 {
+    let (sign, exponent, fraction) = (half >> 15, half >> 10 & 31, f32::from(half & 1023));
+    let magnitude = match exponent {
+        0 => fraction * 2f32.powi(-24),
+        31 if fraction == 0.0 => f32::INFINITY,
+        31 => f32::NAN,
+        e => (1.0 + fraction / 1024.0) * 2f32.powi(i32::from(e) - 15),
+    };
+    if sign == 1 { -magnitude } else { magnitude }
+}
+
+/// Writes the parameters of a flat vector as a safetensors file that PyTorch tools accept.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write(path: &Path, specs: &[ParamSpec], values: &[f32]) -> Result<()> {
+    let tensor = |spec: &ParamSpec| {
+        (spec.key.clone(), to_le_bytes(&values[spec.range.clone()]), spec.shape.clone())
+    };
+    let tensors: Vec<_> = specs.iter().map(tensor).collect();
+    let header = [("format".to_owned(), "pt".to_owned())].into();
+    write_atomically(path, &serialize_f32(&tensors, Some(header))?)
+}
+
+/// Fills `values` from `weights`: every parameter must be there in its shape, and nothing more.
+///
+/// # Errors
+/// Missing, unused or mis-shaped keys, each by name.
+pub fn fill_strictly(specs: &[ParamSpec], values: &mut [f32], weights: &Named) -> Result<()> {
+    let mut problems = Vec::new();
+    for spec in specs {
+        match weights.get(&spec.key) {
+            None => problems.push(format!("missing: {}", spec.key)),
+            Some((shape, _)) if *shape != spec.shape => {
+                problems.push(format!("{} is {shape:?}, the model's is {:?}", spec.key, spec.shape))
+            }
+            Some((_, tensor)) => values[spec.range.clone()].copy_from_slice(tensor),
+        }
+    }
+    let known = |key: &&String| specs.iter().any(|spec| spec.key == **key);
+    problems.extend(weights.keys().filter(|k| !known(k)).map(|key| format!("unused: {key}")));
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Failed(format!(
+            "the weights do not fit the model:\n  {}",
+            problems.join("\n  ")
+        ))),
+    }
+}
+
+/// Fills everything but what sits on top of the backbone (`head`, `projector`), which stays freshly
+/// initialised, and resizes the position embedding to the model's img-size (recipe section 3.7).
+///
+/// # Errors
+/// As [`fill_strictly`]: the whole backbone must be there, or a run would start from half of it.
+pub fn fill_backbone(specs: &[ParamSpec], values: &mut [f32], weights: &Named) -> Result<()> {
+    let on_top = |key: &str| key.starts_with("head.") || key.starts_with("projector.");
+    let own: Vec<_> = specs.iter().filter(|spec| !on_top(&spec.key)).cloned().collect();
+    let mut weights: Named =
+        weights.iter().filter(|(k, _)| !on_top(k)).map(|(k, v)| (k.clone(), v.clone())).collect();
+    let position = own.iter().find(|spec| spec.key == "pos_embed");
+    if let (Some(spec), Some(entry)) = (position, weights.get_mut("pos_embed")) {
+        resize(spec, entry);
+    }
+    fill_strictly(&own, values, &weights)
+}
+
+/// Resizes the position embedding `[1, 1 + side^2, dim]` in `entry` to the shape of `spec`.
+fn resize(spec: &ParamSpec, entry: &mut (Vec<usize>, Vec<f32>)) {
+    let (&[_, old, dim], &[_, new, own_dim]) = (&entry.0[..], &spec.shape[..]) else { return };
+    let sides = [old, new].map(|tokens| (tokens.saturating_sub(1)).isqrt());
+    let square = sides[0] * sides[0] + 1 == old && sides[1] * sides[1] + 1 == new;
+    if square && dim == own_dim && old != new {
+        entry.1 = resize_pos_embed(&entry.1, sides[0], sides[1], dim);
+        entry.0 = spec.shape.clone();
+    }
+}
+
+/// Writes `bytes` to `path` so that either the old or the new content is there after a crash.
+///
+/// # Errors
+/// The folder cannot be written or the disk is full; the old file is intact then.
+pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    let temporary = path.with_extension("tmp");
+    let write = || -> std::io::Result<()> {
+        let mut file = File::create(&temporary)?;
+        file.write_all(bytes)?;
+        file.sync_all()?;
+        std::fs::rename(&temporary, path)?;
+        // The rename itself reaches the disk with the folder.
+        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+    };
+    write().map_err(|source| {
+        // A half-written temporary file must not hold on to the space that was missing.
+        let _ = std::fs::remove_file(&temporary);
+        Error::io("write", path, source)
+    })
+}
+
+/// Serialises named little-endian f32 tensors.
+///
+/// # Errors
+/// A shape does not fit its data.
+pub fn serialize_f32(
+    tensors: &[(String, Vec<u8>, Vec<usize>)],
+    header: Option<HashMap<String, String>>,
+) -> Result<Vec<u8>> {
+    let views = tensors.iter().map(|(name, bytes, shape)| {
+        let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
+        view.map(|view| (name.as_str(), view))
+    });
+    let failed = |e| Error::Failed(format!("cannot serialise the weights: {e}"));
+    let views = views.collect::<std::result::Result<Vec<_>, _>>().map_err(failed)?;
+    serialize(views, header).map_err(failed)
+}
+
+/// Little-endian bytes.
+pub fn to_le_bytes(values: &[f32]) -> Vec<u8> {
+    values.iter().flat_map(|v| v.to_le_bytes()).collect()
+}
+
+/// Values of little-endian f32 bytes.
+pub fn from_le_bytes(bytes: &[u8]) -> impl Iterator<Item = f32> + '_ {
+    bytes.chunks_exact(4).map(|b| f32::from_le_bytes([b[0], b[1], b[2], b[3]]))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn half_precision_values() {
+        // numpy: np.array([1.5, -2, 65504, 6e-8, np.inf], "float16").view("uint16")
+        for (bits, value) in [
+            (15872, 1.5),
+            (49152, -2.0),
+            (31743, 65504.0),
+            (1, 5.960_464_5e-8),
+            (31744, f32::INFINITY),
+        ] {
+            assert_eq!(half_to_f32(bits), value);
+        }
+    }
+
+    #[test]
+    fn every_misfit_is_named() {
+        let spec = |key: &str, shape: &[usize], start: usize| ParamSpec {
+            key: key.to_owned(),
+            shape: shape.to_vec(),
+            range: start..start + shape.iter().product::<usize>(),
+        };
+        let specs = [spec("a", &[2], 0), spec("b", &[1, 2], 2), spec("c", &[1], 4)];
+        let weights = Named::from([
+            ("a".to_owned(), (vec![2], vec![1.0, 2.0])),
+            ("b".to_owned(), (vec![2, 1], vec![3.0, 4.0])),
+            ("d".to_owned(), (vec![1], vec![5.0])),
+        ]);
+        let error = fill_strictly(&specs, &mut [0.0; 5], &weights).expect_err("three misfits");
+        let text = error.to_string();
+        for part in ["missing: c", "unused: d", "b is [2, 1], the model's is [1, 2]"] {
+            assert!(text.contains(part), "{text}");
+        }
+    }
+}
