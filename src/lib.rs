@@ -15,6 +15,7 @@ pub mod data;
 pub mod error;
 pub mod eval;
 pub mod export;
+pub mod files;
 pub mod loss;
 pub mod method;
 pub mod nn;

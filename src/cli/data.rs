@@ -14,6 +14,7 @@ use crate::data::{check, source, split, synth};
 use crate::error::{Error, Result};
 use crate::report::pictures;
 use crate::run::prepare::decode_sample;
+use crate::run::{self, Ui as _};
 
 pub(super) fn data(command: &DataCommand) -> Result<()> {
     match command {
@@ -31,24 +32,21 @@ fn config(recipe: &str, set: &[String]) -> Result<RunConfig> {
     Ok(layers.build()?.config)
 }
 
-fn threads(n: usize) -> usize {
-    if n > 0 { n } else { std::thread::available_parallelism().map_or(1, usize::from) }
-}
-
 /// The report on a data set, with what was noticed when it was opened.
 fn examine(path: &Path, wanted: usize) -> Result<(crate::data::Manifest, DataReport)> {
     let config = config("paper", &[])?;
     let opened = source::open_noting(path, &config.data, config.seed)?;
     let ui = Progress::new();
-    let mut report = check::check(&opened.manifest, threads(wanted), &ui.counting("checked"));
+    let mut report =
+        check::check(&opened.manifest, run::threads_or_all(wanted), &ui.counting("checked"));
     report.add_notes(&opened);
     report.warnings.extend(opened.warnings.iter().cloned());
-    crate::run::Ui::finish(&ui);
+    ui.finish();
     Ok((opened.manifest, report))
 }
 
 fn check(args: &CheckArgs) -> Result<()> {
-    super::require_cpu(&args.common.device)?;
+    run::check_device(&args.common.device)?;
     let (manifest, report) = examine(&args.data, args.common.threads)?;
     match args.common.json {
         true => super::print_json(&report)?,
@@ -62,7 +60,7 @@ fn check(args: &CheckArgs) -> Result<()> {
 }
 
 fn stats(args: &StatsArgs) -> Result<()> {
-    super::require_cpu(&args.common.device)?;
+    run::check_device(&args.common.device)?;
     let (_, report) = examine(&args.data, args.common.threads)?;
     if args.common.json {
         return super::print_json(&report);
@@ -134,7 +132,7 @@ fn synth(args: &SynthArgs) -> Result<()> {
     let ui = Progress::new();
     let counting = ui.counting("rendered");
     synth::write(&args.out, args.seed, args.img_size, args.train, args.test, counting)?;
-    crate::run::Ui::finish(&ui);
+    ui.finish();
     super::print(&args.out.display().to_string())
 }
 

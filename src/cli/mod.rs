@@ -13,7 +13,7 @@ mod train;
 mod values;
 
 use std::io::Write;
-use std::sync::Arc;
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser as _;
@@ -68,7 +68,7 @@ fn run(command: Command) -> Result<()> {
 }
 
 fn trace(args: &TraceArgs) -> Result<()> {
-    require_cpu(&args.device)?;
+    crate::run::check_device(&args.device)?;
     if args.amp_dtype == Dtype::Bf16 {
         return Err(Error::Usage(
             "--amp-dtype bf16 is not available in this version; use f32".to_owned(),
@@ -88,15 +88,6 @@ fn trace(args: &TraceArgs) -> Result<()> {
     })
 }
 
-fn require_cpu(device: &str) -> Result<()> {
-    match device {
-        "cpu" => Ok(()),
-        other => Err(Error::Device(format!(
-            "this fewvit has no device `{other}`; it was built for: cpu"
-        ))),
-    }
-}
-
 /// Prints a line of results.
 fn print(text: &str) -> Result<()> {
     recipe::print(&mut std::io::stdout(), &format!("{text}\n"))
@@ -111,17 +102,19 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
 
 /// A flag that Ctrl-C sets; the run finishes its step and writes a checkpoint. A second Ctrl-C ends
 /// the program at once.
-fn interrupted() -> Result<Arc<AtomicBool>> {
-    let flag = Arc::new(AtomicBool::new(false));
-    let seen = flag.clone();
-    let handler = move || {
-        if seen.swap(true, Ordering::Relaxed) {
+fn interrupted() -> Result<&'static AtomicBool> {
+    static FLAG: AtomicBool = AtomicBool::new(false);
+    static INSTALLED: OnceLock<std::result::Result<(), String>> = OnceLock::new();
+    let handler = || {
+        if FLAG.swap(true, Ordering::Relaxed) {
             std::process::exit(130);
         }
         let _ = writeln!(std::io::stderr(), "stopping after this step; Ctrl-C again to stop now");
     };
-    match ctrlc::set_handler(handler) {
-        Ok(()) => Ok(flag),
+    let installed =
+        INSTALLED.get_or_init(|| ctrlc::set_handler(handler).map_err(|e| e.to_string()));
+    match installed {
+        Ok(()) => Ok(&FLAG),
         Err(e) => Err(Error::Failed(format!("cannot listen for Ctrl-C: {e}"))),
     }
 }

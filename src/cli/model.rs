@@ -17,7 +17,7 @@ use crate::report::tables;
 use crate::run::prepare::decode_sample;
 
 pub(super) fn eval(args: &EvalArgs) -> Result<()> {
-    super::require_cpu(&args.common.device)?;
+    crate::run::check_device(&args.common.device)?;
     let model = timm::read(&args.model)?;
     let manifest = relabelled(source::open(&args.data, &defaults()?.data, 0)?, &model.classes)?;
     let samples = chosen(&manifest, args.split);
@@ -88,7 +88,7 @@ fn chosen(manifest: &Manifest, split: Option<SplitChoice>) -> Vec<&Sample> {
 }
 
 pub(super) fn predict(args: &PredictArgs) -> Result<()> {
-    super::require_cpu(&args.common.device)?;
+    crate::run::check_device(&args.common.device)?;
     let model = timm::read(&args.model)?;
     let mut samples = Vec::new();
     for path in &args.images {
@@ -129,10 +129,7 @@ fn images_at(path: &Path) -> Result<Vec<Sample>> {
 }
 
 fn run(model: &Loaded, samples: &[&Sample], common: &CommonArgs) -> Result<Outputs> {
-    let threads = match common.threads {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
-        n => n,
-    };
+    let threads = crate::run::threads_or_all(common.threads);
     let inference =
         Inference { net: &model.net, img_size: model.img_size, view: model.view, threads };
     inference.run(samples.len(), &|i| decode_sample(samples[i]), &|_| ())

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
+use crate::report::words::duration;
 use crate::run::Ui;
-use crate::run::forecast::duration;
 
 /// Message of units that an earlier sitting has done; they say nothing about the speed of this one.
 const RESUMED: &str = "resumed";

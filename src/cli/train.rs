@@ -8,7 +8,8 @@ use super::flags::{Job, RunArgs, TrainArgs};
 use super::progress::Progress;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
-use crate::run::{self, Folder, Request, Summary, Ui as _, forecast};
+use crate::report::words::duration;
+use crate::run::{self, Folder, Request, Summary, Ui as _};
 
 /// Longer runs ask before they begin on a terminal.
 const ASK_ABOVE_SECONDS: f64 = 3600.0;
@@ -37,7 +38,7 @@ fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Resul
 
 /// Plans and runs; `None` after a dry run.
 pub(super) fn go(request: &Request, config: &RunConfig, args: &RunArgs) -> Result<Option<Summary>> {
-    run::check_device(config)?;
+    run::check_device(&config.device)?;
     let ui = Progress::new();
     let planned = run::plan(request, config, &ui)?;
     ui.note(&planned.forecast.describe());
@@ -52,7 +53,7 @@ pub(super) fn go(request: &Request, config: &RunConfig, args: &RunArgs) -> Resul
     let folder = Folder::create(args.output.as_deref(), &planned.data.manifest.name)?;
     ui.note(&format!("run folder: {}", folder.root().display()));
     let interrupted = super::interrupted()?;
-    let summary = run::start(&folder, request, &planned, &ui, &interrupted)
+    let summary = run::start(&folder, request, &planned, &ui, interrupted)
         .map_err(|error| with_resume(error, &folder))?;
     Ok(Some(summary))
 }
@@ -61,7 +62,7 @@ pub(super) fn resume(args: &ResumeArgs) -> Result<()> {
     let folder = Folder::open(&args.run)?;
     let (ui, interrupted) = (Progress::new(), super::interrupted()?);
     let summary =
-        run::resume(&folder, &ui, &interrupted).map_err(|error| with_resume(error, &folder))?;
+        run::resume(&folder, &ui, interrupted).map_err(|error| with_resume(error, &folder))?;
     report(&summary, args.json)
 }
 
@@ -80,7 +81,7 @@ fn confirm(seconds: f64, yes: bool) -> Result<()> {
     if yes || seconds < ASK_ABOVE_SECONDS || !std::io::stdin().is_terminal() {
         return Ok(());
     }
-    let _ = write!(std::io::stderr(), "begin? It takes {}. [y/N] ", forecast::duration(seconds));
+    let _ = write!(std::io::stderr(), "begin? It takes {}. [y/N] ", duration(seconds));
     let mut answer = String::new();
     let read = std::io::stdin().lock().read_line(&mut answer);
     match read.is_ok() && matches!(answer.trim(), "y" | "Y" | "yes") {

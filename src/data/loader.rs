@@ -9,8 +9,9 @@ use rand::seq::SliceRandom as _;
 use super::Rgb8;
 use super::cache::ImageStore;
 use super::mixing::Mix;
+use super::parallel::map_in_order;
 use super::views::ViewPlan;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::rng::{Purpose, stream};
 
 /// The crops of one step, one entry a crop group.
@@ -141,30 +142,4 @@ impl Drop for Prefetch {
             let _ = thread.join();
         }
     }
-}
-
-/// `f` of each item, on `threads` threads, results in the items' order.
-///
-/// # Errors
-/// The first error in the items' order.
-pub fn map_in_order<T: Sync, R: Send>(
-    items: &[T],
-    threads: usize,
-    f: impl Fn(&T) -> Result<R> + Sync,
-) -> Result<Vec<R>> {
-    let chunk = items.len().div_ceil(threads.max(1)).max(1);
-    let f = &f;
-    let parts: Vec<Result<Vec<R>>> = std::thread::scope(|scope| {
-        let workers: Vec<_> = items
-            .chunks(chunk)
-            .map(|part| scope.spawn(move || part.iter().map(f).collect()))
-            .collect();
-        workers.into_iter().map(joined).collect()
-    });
-    Ok(parts.into_iter().collect::<Result<Vec<_>>>()?.into_iter().flatten().collect())
-}
-
-/// A worker's result; a panic in it becomes an error of ours.
-fn joined<R>(worker: std::thread::ScopedJoinHandle<'_, Result<R>>) -> Result<R> {
-    worker.join().unwrap_or_else(|_| Err(Error::Failed("a worker thread panicked".to_owned())))
 }

@@ -46,3 +46,21 @@ pub(super) fn map_in_turn<T: Send>(
         outcome
     })
 }
+
+/// `f` of each item, on `threads` threads, results in the items' order.
+///
+/// # Errors
+/// The first error in the items' order.
+pub fn map_in_order<T: Sync, R: Send>(
+    items: &[T],
+    threads: usize,
+    f: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let mut results = Vec::with_capacity(items.len());
+    let sink = |_, result: Result<R>| {
+        results.push(result?);
+        Ok(())
+    };
+    map_in_turn(items.len(), threads, |i| f(&items[i]), sink)?;
+    Ok(results)
+}

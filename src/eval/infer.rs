@@ -6,8 +6,8 @@ use crate::backbone::Net;
 use crate::config::{Interpolation, RunConfig};
 use crate::data::Rgb8;
 use crate::data::augment::eval_view;
-use crate::data::loader::map_in_order;
 use crate::data::mixing::Mix;
+use crate::data::parallel::map_in_order;
 use crate::error::Result;
 use crate::nn::DropPath;
 

@@ -40,9 +40,9 @@ pub fn write(folder: &Path, model: &Exported, card: &str) -> Result<()> {
     let config = serde_json::to_string_pretty(&config(model))
         .map_err(|e| Error::Failed(format!("cannot write config.json: {e}")))?;
     let classes: String = model.classes.iter().map(|class| format!("{class}\n")).collect();
-    weights::write_atomically(&folder.join("config.json"), config.as_bytes())?;
-    weights::write_atomically(&folder.join("classes.txt"), classes.as_bytes())?;
-    weights::write_atomically(&folder.join("README.md"), card.as_bytes())
+    crate::files::write_atomically(&folder.join("config.json"), config.as_bytes())?;
+    crate::files::write_atomically(&folder.join("classes.txt"), classes.as_bytes())?;
+    crate::files::write_atomically(&folder.join("README.md"), card.as_bytes())
 }
 
 fn config(model: &Exported) -> serde_json::Value {

@@ -12,7 +12,7 @@ pub mod pictures;
 pub mod plots;
 pub mod tables;
 pub mod tensorboard;
-mod words;
+pub mod words;
 
 use std::path::Path;
 
@@ -20,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::eval::metric::Metrics;
+use crate::files::write_atomically;
 use tables::EpochRow;
 
 /// Everything a report says.
@@ -147,15 +148,7 @@ pub fn write(run: &Path, data: &ReportData) -> Result<()> {
         plots::save(&folder.join("confusion"), &matrix::Confusion::new(&m.confusion, &names))?;
         plots::save(&folder.join("classes"), &matrix::ClassBars::new(m, &names))?;
     }
-    write_file(&run.join("report.html"), html::render(data)?.as_bytes())
-}
-
-/// Writes a file so that a reader never sees half of it.
-fn write_file(path: &Path, content: &[u8]) -> Result<()> {
-    let mut partial = path.as_os_str().to_owned();
-    partial.push(".partial");
-    std::fs::write(&partial, content).map_err(|e| Error::io("write", path, e))?;
-    std::fs::rename(&partial, path).map_err(|e| Error::io("write", path, e))
+    write_atomically(&run.join("report.html"), html::render(data)?.as_bytes())
 }
 
 #[cfg(test)]

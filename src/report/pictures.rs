@@ -35,7 +35,7 @@ pub fn contact_sheet(images: &[Rgb8], columns: usize) -> Rgb8 {
 
 /// Writes a JPEG of quality 90.
 pub fn save_jpeg(path: &Path, image: &Rgb8) -> Result<()> {
-    super::write_file(path, &jpeg(&image.pixels, image.width, image.height, 90)?)
+    crate::files::write_atomically(path, &jpeg(&image.pixels, image.width, image.height, 90)?)
 }
 
 /// The image with its long side at most `side` pixels, as a `data:` URI for a web page.

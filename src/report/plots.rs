@@ -156,8 +156,8 @@ pub fn bitmap(figure: &impl Figure) -> Result<RgbImage> {
 pub fn save(stem: &Path, figure: &impl Figure) -> Result<()> {
     let mut png = Cursor::new(Vec::new());
     bitmap(figure)?.write_to(&mut png, ImageFormat::Png).map_err(failed)?;
-    super::write_file(&stem.with_extension("png"), png.get_ref())?;
-    super::write_file(&stem.with_extension("svg"), svg(figure)?.as_bytes())
+    crate::files::write_atomically(&stem.with_extension("png"), png.get_ref())?;
+    crate::files::write_atomically(&stem.with_extension("svg"), svg(figure)?.as_bytes())
 }
 
 fn paint<B: DrawingBackend>(figure: &impl Figure, canvas: Canvas<B>) -> Result<()> {

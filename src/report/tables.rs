@@ -56,7 +56,7 @@ impl MetricsLog {
             false => Vec::new(),
         };
         let lines = kept.iter().map(line).collect::<Result<String>>()?;
-        super::write_file(path, lines.as_bytes())?;
+        crate::files::write_atomically(path, lines.as_bytes())?;
         let file =
             OpenOptions::new().append(true).open(path).map_err(|e| Error::io("write", path, e))?;
         Ok(Self { file, path: path.to_path_buf() })
@@ -159,7 +159,7 @@ fn write_csv(path: &Path, rows: &[impl Serialize]) -> Result<()> {
         writer.serialize(row).map_err(|e| unwritable(&e))?;
     }
     let bytes = writer.into_inner().map_err(|e| unwritable(&e))?;
-    super::write_file(path, &bytes)
+    crate::files::write_atomically(path, &bytes)
 }
 
 #[cfg(test)]

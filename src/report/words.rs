@@ -81,13 +81,13 @@ pub(super) fn thousands(n: usize) -> String {
     text
 }
 
-/// Seconds as people say them: `42 s`, `12 min`, `3 h 05 min`.
-pub(super) fn duration(seconds: f64) -> String {
-    let minutes = (seconds / 60.0).round() as u64;
-    match seconds {
-        s if s < 90.0 => format!("{s:.0} s"),
-        s if s < 5400.0 => format!("{minutes} min"),
-        _ => format!("{} h {:02} min", minutes / 60, minutes % 60),
+/// Seconds as people say them: `42 s`, `4 min 10 s`, `3 h 05 min`.
+pub fn duration(seconds: f64) -> String {
+    let s = seconds.round() as u64;
+    match s {
+        0..60 => format!("{s} s"),
+        60..3600 => format!("{} min {:02} s", s / 60, s % 60),
+        _ => format!("{} h {:02} min", s / 3600, s % 3600 / 60),
     }
 }
 
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn durations_and_thousands_read_well() {
-        assert_eq!([42.0, 754.0, 11_100.0].map(duration), ["42 s", "13 min", "3 h 05 min"]);
+        assert_eq!([42.0, 754.0, 11_100.0].map(duration), ["42 s", "12 min 34 s", "3 h 05 min"]);
         assert_eq!([0, 999, 1000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
     }
 }

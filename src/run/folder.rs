@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use super::Request;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
-use crate::weights::write_atomically;
+use crate::files::write_atomically;
 
 /// A run's folder.
 #[derive(Clone, Debug)]

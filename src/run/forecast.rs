@@ -9,6 +9,7 @@ use super::prepare::Prepared;
 use super::{Request, stages};
 use crate::config::{OptimConfig, RunConfig};
 use crate::error::{Error, Result};
+use crate::report::words::duration;
 use crate::train::checkpoint::StageName;
 use crate::train::parallel::Engine;
 use crate::train::stage::Stage;
@@ -40,6 +41,9 @@ pub struct Forecast {
     /// Checkpoints, pre-trained and exported weights, in bytes.
     pub disk: u64,
 }
+
+/// Steps that are timed, with the loader beside them as in the run.
+const TIMED_STEPS: usize = 4;
 
 /// Share of the time budget that is kept back for evaluation, export and report.
 const RESERVE: f64 = 0.08;
@@ -124,16 +128,20 @@ fn of_stage(stage: &Stage, disk: &mut u64) -> Result<StageForecast> {
     let rows = 2 * stage.workers * stage.micro_batch;
     let mut source = stage.source.clone();
     source.batch_size = rows.div_ceil(crops_per_image).clamp(1, samples.min(batch));
+    let timed = TIMED_STEPS.min(source.steps_per_epoch());
     let probe = Stage { source, method: stage.method.clone(), ..*stage };
     let template = stage.net.build(0, &Device::flex())?;
     let mut engine = Engine::new(stage.workers, stage.micro_batch, state.values.len());
-    let batch_of = |step| probe.source.batch(step);
-    // The first step warms caches and clocks.
-    probe.step(&template, &mut engine, &mut state, &batch_of(0)?)?;
-    let started = Instant::now();
-    let record = probe.step(&template, &mut engine, &mut state, &batch_of(0)?)?;
-    // The loader works beside the step on the same cores, so both count.
-    let crops_per_second = record.crops as f64 / started.elapsed().as_secs_f64();
+    let (mut started, mut crops) = (Instant::now(), 0);
+    for (i, batch) in probe.source.prefetch(0, 1 + timed).enumerate() {
+        let record = probe.step(&template, &mut engine, &mut state, &batch?)?;
+        // The first step warms caches and clocks.
+        match i {
+            0 => started = Instant::now(),
+            _ => crops += record.crops,
+        }
+    }
+    let crops_per_second = crops as f64 / started.elapsed().as_secs_f64();
     let steps = stage.total_steps();
     let crops = samples * crops_per_image * stage.optim.epochs;
     *disk += 2 * 3 * params + params;
@@ -193,16 +201,6 @@ impl Forecast {
             text += "\n  shorter:  --recipe quick --time-budget MINUTES, or fewer --epochs";
         }
         text
-    }
-}
-
-/// `3 h 20 min`, `4 min 10 s`, `12 s`.
-pub fn duration(seconds: f64) -> String {
-    let s = seconds.round() as u64;
-    match s {
-        0..60 => format!("{s} s"),
-        60..3600 => format!("{} min {:02} s", s / 60, s % 60),
-        _ => format!("{} h {:02} min", s / 3600, s % 3600 / 60),
     }
 }
 

@@ -147,9 +147,14 @@ fn execute(
     Ok(summary)
 }
 
-/// Worker threads of a run: as configured, or all cores we may use (cgroup limits included).
+/// Worker threads of a run.
 pub fn threads(config: &RunConfig) -> usize {
-    match config.threads {
+    threads_or_all(config.threads)
+}
+
+/// `wanted` threads; for 0 all cores we may use, cgroup limits included.
+pub fn threads_or_all(wanted: usize) -> usize {
+    match wanted {
         0 => std::thread::available_parallelism().map_or(1, usize::from),
         n => n,
     }
@@ -159,8 +164,8 @@ pub fn threads(config: &RunConfig) -> usize {
 ///
 /// # Errors
 /// Any other than `cpu`.
-pub fn check_device(config: &RunConfig) -> Result<()> {
-    match config.device.as_str() {
+pub fn check_device(device: &str) -> Result<()> {
+    match device {
         "cpu" => Ok(()),
         other => Err(Error::Device(format!(
             "this fewvit has no device `{other}`; it was built for: cpu"

@@ -114,7 +114,7 @@ impl Prepared {
     pub fn write(&self, folder: &Folder) -> Result<()> {
         split::write_csv(&self.manifest, &folder.join("splits.csv"))?;
         let classes: String = self.manifest.classes.iter().map(|c| format!("{c}\n")).collect();
-        crate::weights::write_atomically(&folder.join("classes.txt"), classes.as_bytes())?;
+        crate::files::write_atomically(&folder.join("classes.txt"), classes.as_bytes())?;
         folder.write_json("data_report.json", &self.report)
     }
 

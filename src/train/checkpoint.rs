@@ -9,8 +9,9 @@ use serde::{Deserialize, Serialize};
 
 use super::optim::{Progress, TrainState};
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use crate::nn::ParamSpec;
-use crate::weights::{from_le_bytes, serialize_f32, to_le_bytes, write_atomically};
+use crate::weights::{from_le_bytes, serialize_f32, to_le_bytes};
 
 /// Which stage a checkpoint belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -13,9 +13,10 @@ use super::optim::TrainState;
 use crate::backbone::{Net, NetSpec, Spec};
 use crate::config::{Ema, LrSchedule, OptimConfig, SmoothingKind};
 use crate::error::{Error, Result};
+use crate::files::write_atomically;
 use crate::loss::{MixedTarget, Smoothing, mixed_cross_entropy, soft_cross_entropy};
 use crate::nn::{DropPath, Gather, Keys, Replace, trained};
-use crate::weights::{self, serialize_f32, to_le_bytes, write_atomically};
+use crate::weights::{self, serialize_f32, to_le_bytes};
 
 /// What to trace.
 #[derive(Clone, Debug)]

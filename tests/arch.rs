@@ -1,0 +1,84 @@
+//! The folder tree is the architecture: modules may use only what lies below them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Each module and what it may `use crate::` besides itself, from the bottom up.
+const MAY_USE: &[(&str, &[&str])] = &[
+    ("error", &[]),
+    ("rng", &[]),
+    ("ops", &["rng"]),
+    ("config", &["error"]),
+    ("files", &["error"]),
+    ("weights", &["backbone", "error", "files", "nn"]),
+    ("loss", &["config", "rng"]),
+    ("nn", &["ops", "rng"]),
+    ("data", &["config", "error", "rng"]),
+    ("backbone", &["error", "nn", "ops"]),
+    ("method", &["config", "data", "error", "loss"]),
+    (
+        "train",
+        &["backbone", "config", "data", "error", "files", "loss", "method", "nn", "ops", "weights"],
+    ),
+    ("eval", &["backbone", "config", "data", "error", "nn", "rng"]),
+    ("export", &["backbone", "config", "error", "eval", "files", "nn", "weights"]),
+    ("report", &["data", "error", "eval", "files"]),
+    (
+        "run",
+        &[
+            "backbone", "config", "data", "error", "eval", "export", "files", "method", "nn",
+            "report", "train", "weights",
+        ],
+    ),
+    ("cli", &["backbone", "config", "data", "error", "eval", "export", "report", "run", "train"]),
+];
+
+fn sources(folder: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(folder).expect("a readable source folder");
+    let mut files = Vec::new();
+    for entry in entries {
+        let path = entry.expect("a folder entry").path();
+        match path.is_dir() {
+            true => files.extend(sources(&path)),
+            false if path.extension().is_some_and(|e| e == "rs") => files.push(path),
+            false => {}
+        }
+    }
+    files
+}
+
+#[test]
+fn modules_use_only_what_lies_below_them() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let mut wrong = Vec::new();
+    for path in sources(&root) {
+        let relative = path.strip_prefix(&root).expect("below src");
+        let first = relative.components().next().expect("a name").as_os_str().to_string_lossy();
+        let module = first.trim_end_matches(".rs").to_owned();
+        if module == "lib" || module == "main" {
+            continue;
+        }
+        let allowed = MAY_USE.iter().find(|(name, _)| *name == module);
+        let (_, allowed) = allowed.unwrap_or_else(|| panic!("`{module}` is not in MAY_USE"));
+        let text = fs::read_to_string(&path).expect("a readable source file");
+        for line in text.lines().map(str::trim) {
+            let Some(used) = line.split("crate::").nth(1) else { continue };
+            let used: String =
+                used.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+            let is_module = MAY_USE.iter().any(|(name, _)| *name == used);
+            if is_module && used != module && !allowed.contains(&used.as_str()) {
+                wrong.push(format!("{}: {line}", relative.display()));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "wrong direction:\n{}", wrong.join("\n"));
+}
+
+#[test]
+fn no_source_file_has_outgrown_one_sitting() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    for path in sources(&root.join("src")).into_iter().chain(sources(&root.join("kernels/src"))) {
+        let lines = fs::read_to_string(&path).expect("a readable source file").lines().count();
+        assert!(lines <= 500, "{} has {lines} lines", path.display());
+    }
+}

@@ -1,0 +1,187 @@
+//! The command line on bad input: a clear message, the right exit code, nothing lost.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use common::{flowers, run, stderr, tiny_run};
+
+/// Trains on `data` into `folder/run`.
+fn train(folder: &Path, data: &Path, more: &[&str]) -> Output {
+    let (settings, out) = (tiny_run(folder), folder.join("run"));
+    let mut args: Vec<String> = ["train", &data.display().to_string()].map(String::from).to_vec();
+    args.extend(["-c", &settings.display().to_string()].map(String::from));
+    args.extend(["--output", &out.display().to_string()].map(String::from));
+    args.extend(more.iter().map(|s| s.to_string()));
+    run(args)
+}
+
+fn fails(output: &Output, code: i32, text: &str) {
+    let stderr = stderr(output);
+    assert_eq!(output.status.code(), Some(code), "{stderr}");
+    assert!(stderr.contains(text), "{text:?} is not in: {stderr}");
+    assert!(!stderr.contains("panicked") && !stderr.contains("backtrace"), "{stderr}");
+}
+
+fn temporary() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+/// The first training image of the rendered set.
+fn first_image(data: &Path) -> PathBuf {
+    let class = fs::read_dir(data.join("train")).expect("there").next().expect("a class");
+    let class = class.expect("an entry").path();
+    fs::read_dir(class).expect("there").next().expect("an image").expect("an entry").path()
+}
+
+#[test]
+fn a_path_that_does_not_exist() {
+    let folder = temporary();
+    let output = train(folder.path(), &folder.path().join("nowhere"), &[]);
+    fails(&output, 1, "check the spelling");
+}
+
+#[test]
+fn an_empty_folder() {
+    let folder = temporary();
+    let empty = folder.path().join("empty");
+    fs::create_dir(&empty).expect("made");
+    fails(&train(folder.path(), &empty, &[]), 3, "no images");
+}
+
+#[test]
+fn one_class_alone() {
+    let folder = temporary();
+    let data = flowers(folder.path(), 2);
+    let only = folder.path().join("only");
+    let class = fs::read_dir(data.join("train")).expect("there").next().expect("a class");
+    let class = class.expect("an entry");
+    fs::create_dir(&only).expect("made");
+    fs::rename(class.path(), only.join("alone")).expect("moved");
+    fs::create_dir(only.join("train")).expect("made");
+    fs::rename(only.join("alone"), only.join("train/alone")).expect("moved");
+    fails(&train(folder.path(), &only, &[]), 3, "only class");
+}
+
+#[test]
+fn unreadable_images_stop_a_run_or_are_skipped_and_counted() {
+    let folder = temporary();
+    let data = flowers(folder.path(), 2);
+    let image = first_image(&data);
+    let class = image.parent().expect("a folder").to_path_buf();
+    fs::write(class.join("text.jpg"), "not a picture").expect("written");
+    fs::write(class.join("empty.png"), "").expect("written");
+    let bytes = fs::read(&image).expect("there");
+    fs::write(class.join("cut.png"), &bytes[..bytes.len() / 2]).expect("written");
+    let output = train(folder.path(), &data, &[]);
+    fails(&output, 3, "text.jpg is a text file, not an image");
+    let text = stderr(&output);
+    assert!(text.contains("cut.png") && text.contains("empty.png"), "{text}");
+    assert!(text.contains("on_bad_image=skip"), "{text}");
+    assert!(!folder.path().join("run").exists(), "no run folder before the data is good");
+    let output = train(folder.path(), &data, &["--on-bad-image", "skip", "--from-scratch"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let report = fs::read_to_string(folder.path().join("run/report.html")).expect("a report");
+    assert!(report.contains("3 image files could not be read"), "counted in the report");
+}
+
+#[test]
+fn a_one_pixel_image_is_no_reason_to_stop() {
+    let folder = temporary();
+    let data = flowers(folder.path(), 2);
+    let class = first_image(&data).parent().expect("a folder").to_path_buf();
+    image::RgbImage::from_pixel(1, 1, image::Rgb([200, 30, 90]))
+        .save(class.join("dot.png"))
+        .expect("written");
+    let output = train(folder.path(), &data, &["--from-scratch"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
+fn a_class_that_the_test_folder_lacks() {
+    let folder = temporary();
+    let data = flowers(folder.path(), 2);
+    let class = first_image(&data).parent().expect("a folder").to_path_buf();
+    let name = class.file_name().expect("a name").to_owned();
+    fs::remove_dir_all(data.join("test").join(&name)).expect("removed");
+    let output = train(folder.path(), &data, &["--from-scratch"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(stderr(&output).contains(&*name.to_string_lossy()), "{}", stderr(&output));
+}
+
+#[test]
+fn settings_that_make_no_sense() {
+    let folder = temporary();
+    let data = flowers(folder.path(), 1);
+    fails(&train(folder.path(), &data, &["--lr", "nan"]), 2, "lr");
+    fails(&train(folder.path(), &data, &["--img-size", "100"]), 2, "multiple of 16");
+    fails(&train(folder.path(), &data, &["--model", "deit_tiny"]), 2, "did you mean");
+    fails(&train(folder.path(), &data, &["--set", "finetune.optim.lrr=1"]), 2, "finetune.optim.lr");
+    fails(&train(folder.path(), &data, &["--device", "cuda"]), 4, "cuda");
+    fails(&train(folder.path(), &data, &["--frobnicate"]), 2, "--frobnicate");
+}
+
+#[test]
+fn a_run_that_diverges_keeps_its_checkpoint() {
+    let folder = temporary();
+    let data = flowers(folder.path(), 1);
+    let more = ["--from-scratch", "--lr", "1e30", "--warmup-epochs", "0"];
+    let output = train(folder.path(), &data, &more);
+    fails(&output, 5, "try a lower --lr");
+    assert!(folder.path().join("run/checkpoints/last.safetensors").exists());
+}
+
+#[test]
+fn an_unwritable_output() {
+    let folder = temporary();
+    let data = flowers(folder.path(), 1);
+    let file = folder.path().join("a-file");
+    fs::write(&file, "x").expect("written");
+    let (settings, out) = (tiny_run(folder.path()), file.join("run"));
+    let args = ["train", data.to_str().expect("UTF-8"), "--from-scratch", "-c"];
+    let paths = [settings.to_str().expect("UTF-8"), "--output", out.to_str().expect("UTF-8")];
+    let output = run(args.iter().chain(&paths));
+    fails(&output, 1, "cannot create");
+    assert_eq!(fs::read_to_string(&file).expect("still there"), "x");
+}
+
+#[test]
+fn what_a_run_leaves_can_be_evaluated_and_used() {
+    let folder = temporary();
+    let data = flowers(folder.path(), 2);
+    let output = train(folder.path(), &data, &["--json"]);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let summary: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one object");
+    let out = folder.path().join("run");
+    for file in [
+        "config.toml",
+        "env.json",
+        "classes.txt",
+        "splits.csv",
+        "data_report.json",
+        "results.csv",
+        "metrics.jsonl",
+        "predictions.csv",
+        "report.html",
+        "train_batch0.jpg",
+        "checkpoints/last.safetensors",
+        "checkpoints/pretrained.safetensors",
+        "export/model.safetensors",
+        "export/config.json",
+        "export/classes.txt",
+        "export/README.md",
+        "plots/confusion.png",
+    ] {
+        assert!(out.join(file).is_file(), "{file} is missing");
+    }
+    let [run_dir, data_dir] = [&out, &data].map(|p| p.to_str().expect("UTF-8").to_owned());
+    let output = run(["eval", &run_dir, &data_dir, "--json"]);
+    let again: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one object");
+    assert_eq!(again["top1"], summary["top1"], "eval repeats the run's own measurement");
+    let picture = first_image(&data);
+    let output = run(["predict", &run_dir, picture.to_str().expect("UTF-8"), "--json"]);
+    let line: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one object");
+    assert_eq!(line["logits"].as_array().expect("logits").len(), 12);
+}

@@ -1,0 +1,62 @@
+//! A run that is killed and resumed ends with the same bytes as one that never stopped.
+
+mod common;
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use common::{fewvit, flowers, run, stderr, tiny_run};
+
+/// Kills, each at another moment of the run.
+const KILLS: u32 = 4;
+
+fn train<'a>(data: &'a Path, settings: &'a Path, output: &'a Path) -> Vec<&'a str> {
+    let text = |path: &'a Path| path.to_str().expect("a UTF-8 path");
+    vec!["train", text(data), "-c", text(settings), "--output", text(output)]
+}
+
+#[test]
+fn killed_at_any_moment_and_resumed_gives_the_same_weights() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = flowers(folder.path(), 2);
+    let settings = tiny_run(folder.path());
+    let whole = folder.path().join("whole");
+    let started = Instant::now();
+    let output = run(train(&data, &settings, &whole));
+    assert!(output.status.success(), "{}", stderr(&output));
+    let duration = started.elapsed();
+    let expected = std::fs::read(whole.join("export/model.safetensors")).expect("exported");
+    for kill in 0..KILLS {
+        let stopped = folder.path().join(format!("stopped-{kill}"));
+        let mut child = fewvit(train(&data, &settings, &stopped)).spawn().expect("started");
+        while !stopped.join("run.json").exists() {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(duration.mul_f64(f64::from(kill) / f64::from(KILLS)));
+        child.kill().expect("SIGKILL");
+        child.wait().expect("ended");
+        let output = run(["resume", stopped.to_str().expect("a UTF-8 path")]);
+        assert!(output.status.success(), "kill {kill}: {}", stderr(&output));
+        let resumed = std::fs::read(stopped.join("export/model.safetensors")).expect("exported");
+        assert!(resumed == expected, "kill {kill}: other weights");
+        let history = |run: &Path| -> Vec<(u64, u64)> {
+            let rows = fewvit::report::tables::read_history(&run.join("metrics.jsonl"));
+            rows.expect("a log").iter().map(|row| (row.step, row.loss.to_bits())).collect()
+        };
+        assert_eq!(history(&stopped), history(&whole), "kill {kill}: another log");
+    }
+}
+
+#[test]
+fn an_occupied_folder_is_not_overwritten() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = flowers(folder.path(), 1);
+    let settings = tiny_run(folder.path());
+    let occupied = folder.path().join("mine");
+    std::fs::create_dir(&occupied).expect("made");
+    std::fs::write(occupied.join("thesis.txt"), "years of work").expect("written");
+    let output = run(train(&data, &settings, &occupied));
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("left as it is"), "{}", stderr(&output));
+    assert_eq!(std::fs::read_dir(&occupied).expect("there").count(), 1);
+}
