@@ -24,11 +24,12 @@ pub struct DeitSpec {
     pub patch_size: usize,
 }
 
-/// The family.
+/// The family. The first is ours, for sets of a few hundred small images: `fewvit demo`.
 pub const TABLE: &[Spec] = &[
-    Spec::deit("deit_tiny_patch16_224", 192, 3),
-    Spec::deit("deit_small_patch16_224", 384, 6),
-    Spec::deit("deit_base_patch16_224", 768, 12),
+    Spec::deit("deit_micro_patch8_96", [128, 4, 4, 8]),
+    Spec::deit("deit_tiny_patch16_224", [192, 12, 3, 16]),
+    Spec::deit("deit_small_patch16_224", [384, 12, 6, 16]),
+    Spec::deit("deit_base_patch16_224", [768, 12, 12, 16]),
 ];
 
 impl DeitSpec {

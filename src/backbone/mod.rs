@@ -32,8 +32,10 @@ pub enum Family {
 const TABLES: &[&[Spec]] = &[deit::TABLE];
 
 impl Spec {
-    const fn deit(name: &'static str, embed_dim: usize, num_heads: usize) -> Self {
-        let sizes = deit::DeitSpec { embed_dim, depth: 12, num_heads, patch_size: 16 };
+    /// `sizes`: embed_dim, depth, num_heads, patch_size.
+    const fn deit(name: &'static str, sizes: [usize; 4]) -> Self {
+        let [embed_dim, depth, num_heads, patch_size] = sizes;
+        let sizes = deit::DeitSpec { embed_dim, depth, num_heads, patch_size };
         Self { name, family: Family::Deit(sizes) }
     }
 

@@ -48,8 +48,7 @@ pub(super) fn go(request: &Request, config: &RunConfig, args: &RunArgs) -> Resul
         }
         return Ok(None);
     }
-    let seconds: f64 = planned.forecast.stages.iter().map(|stage| stage.seconds).sum();
-    confirm(seconds, args.yes)?;
+    confirm(planned.forecast.seconds(), args.yes)?;
     let folder = Folder::create(args.output.as_deref(), &planned.data.manifest.name)?;
     ui.note(&format!("run folder: {}", folder.root().display()));
     let interrupted = super::interrupted()?;

@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::backbone::{Net, NetSpec, Spec};
+use crate::backbone::{Family, Net, NetSpec, Spec};
 use crate::config::Interpolation;
 use crate::error::{Error, Result};
 use crate::eval::infer::EvalView;
@@ -45,18 +45,34 @@ pub fn write(folder: &Path, model: &Exported, card: &str) -> Result<()> {
     crate::files::write_atomically(&folder.join("README.md"), card.as_bytes())
 }
 
+/// The name that timm knows; it builds a size of ours from its nearest one and `model_args`.
+fn timm_name(spec: Spec) -> &'static str {
+    match spec.name {
+        "deit_micro_patch8_96" => "deit_tiny_patch16_224",
+        name => name,
+    }
+}
+
 fn config(model: &Exported) -> serde_json::Value {
     let size = model.img_size;
     let interpolation = match model.view.interpolation {
         Interpolation::Bilinear => "bilinear",
         Interpolation::Bicubic => "bicubic",
     };
+    let Family::Deit(sizes) = model.spec.family;
     json!({
-        "architecture": model.spec.name,
+            "architecture": timm_name(model.spec),
+        "fewvit_model": model.spec.name,
         "num_classes": model.classes.len(),
         "num_features": model.spec.num_features(),
         "label_names": model.classes,
-        "model_args": { "img_size": size },
+        "model_args": {
+            "img_size": size,
+            "patch_size": sizes.patch_size,
+            "embed_dim": sizes.embed_dim,
+            "depth": sizes.depth,
+            "num_heads": sizes.num_heads,
+        },
         "pretrained_cfg": {
             "num_classes": model.classes.len(),
             "input_size": [3, size, size],
@@ -86,7 +102,7 @@ pub struct Loaded {
 
 #[derive(Deserialize)]
 struct Config {
-    architecture: String,
+    fewvit_model: String,
     label_names: Vec<String>,
     pretrained_cfg: PretrainedConfig,
 }
@@ -119,7 +135,7 @@ pub fn read(folder: &Path) -> Result<Loaded> {
     let config: Config = serde_json::from_slice(&text)
         .map_err(|e| Error::Failed(format!("{} cannot be used: {e}", path.display())))?;
     let cfg = &config.pretrained_cfg;
-    let spec = Spec::find(&config.architecture)?;
+    let spec = Spec::find(&config.fewvit_model)?;
     let net = NetSpec::classifier(spec, cfg.input_size[1], config.label_names.len())
         .build(0, &Device::flex())?;
     let (specs, mut values) = (Keys::of(&net), Gather::of(&net));

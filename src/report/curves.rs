@@ -53,7 +53,11 @@ pub fn panels(history: &[EpochRow], stage: &StageFacts) -> Vec<Panel> {
         let series = series.into_iter().filter(|s| !s.1.is_empty()).collect();
         Panel { title: format!("{}: {title}", stage.key), unit, series, reference }
     };
-    let chance = stage.loss_classes.map(|n| ((n as f64).ln(), format!("knows nothing: ln {n}")));
+    let chance = stage.loss_classes.map(|n| {
+        let times =
+            if stage.loss_terms > 1 { format!("{} ", stage.loss_terms) } else { String::new() };
+        (stage.loss_terms as f64 * (n as f64).ln(), format!("knows nothing: {times}ln {n}"))
+    });
     let accuracy = vec![
         curve("held-out images", &|row| row.top1),
         curve("k-NN, training images", &|row| row.knn_top1),

@@ -93,9 +93,11 @@ pub struct StageFacts {
     pub epochs: usize,
     /// Wall-clock time in seconds.
     pub seconds: f64,
-    /// Classes of its loss: training images in pre-training, classes in fine-tuning. A model that
-    /// knows nothing has the loss `ln(loss_classes)`.
+    /// Classes of each of its loss terms: training images in pre-training, classes in fine-tuning.
     pub loss_classes: Option<usize>,
+    /// Loss terms that are summed, one a crop group. A model that knows nothing has the loss
+    /// `loss_terms * ln(loss_classes)`.
+    pub loss_terms: usize,
 }
 
 /// How the held-out images were used during the run.
@@ -208,6 +210,7 @@ pub(crate) mod tests {
             epochs,
             seconds,
             loss_classes: Some(loss_classes),
+            loss_terms: 1,
         };
         let pairs = |list: &[(&str, &str)]| {
             list.iter().map(|p| (p.0.to_string(), p.1.to_string())).collect()

@@ -175,6 +175,7 @@ fn stage_facts(context: &Context, history: &[tables::EpochRow]) -> Vec<StageFact
             epochs: config.pretrain.optim.epochs,
             seconds: seconds("pretrain"),
             loss_classes: Some(data.train.len()),
+            loss_terms: config.pretrain.crops.len(),
         });
     }
     if context.request.finetune {
@@ -189,6 +190,7 @@ fn stage_facts(context: &Context, history: &[tables::EpochRow]) -> Vec<StageFact
             epochs: config.finetune.optim.epochs,
             seconds: seconds("finetune"),
             loss_classes: Some(data.manifest.classes.len()),
+            loss_terms: 1,
         });
     }
     stages

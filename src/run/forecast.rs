@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::prepare::Prepared;
 use super::{Request, stages};
-use crate::config::{OptimConfig, RunConfig};
+use crate::config::{Layers, OptimConfig, RunConfig};
 use crate::error::{Error, Result};
 use crate::report::words::duration;
 use crate::train::checkpoint::StageName;
@@ -59,41 +59,38 @@ pub fn fit(
 ) -> Result<(RunConfig, Forecast)> {
     let mut config = config.clone();
     let mut forecast = measure(request, &config, data)?;
-    let total: f64 = forecast.stages.iter().map(|stage| stage.seconds).sum();
-    let budget = config.time_budget * 60.0 * (1.0 - RESERVE);
-    if budget > 0.0 {
-        let factor = budget / total;
+    let minutes = config.time_budget;
+    if minutes > 0.0 {
+        let budget = minutes * 60.0 * (1.0 - RESERVE);
+        let factor = budget / forecast.seconds();
+        // A budget shortens the recipe's schedule; it never trains longer than the paper.
+        let paper = Layers::new("paper")?.build()?.config;
         for stage in &mut forecast.stages {
-            let optim = optim_of(&mut config, stage.stage);
-            let epochs = (optim.epochs as f64 * factor).floor() as usize;
-            if epochs == 0 {
-                return Err(too_short(stage, config.time_budget));
-            }
-            // A budget shortens the recipe's schedule; it never trains longer than the paper.
-            let epochs = epochs.min(LONGEST[stage.stage as usize]);
-            optim.warmup_epochs *= epochs as f64 / optim.epochs as f64;
-            let share = epochs as f64 / optim.epochs as f64;
-            optim.epochs = epochs;
-            stage.epochs = epochs;
-            stage.steps = (stage.steps as f64 * share).round() as usize;
-            stage.seconds *= share;
+            let longest = optim_of(&mut paper.clone(), stage.stage).epochs;
+            shorten(stage, optim_of(&mut config, stage.stage), factor, longest);
         }
-        // The forecast is part of the run from here on: it must not be fitted again on resume.
+        if forecast.seconds() > budget.max(1.0) && factor < 1.0 {
+            return Err(Error::Usage(format!(
+                "a time budget of {minutes} minutes is too short: one epoch of each stage takes {} \
+                 here\n  give a longer --time-budget or a smaller --img-size",
+                duration(forecast.seconds())
+            )));
+        }
+        // The epochs are part of the run from here on: they must not be fitted again on resume.
         config.time_budget = 0.0;
     }
     Ok((config, forecast))
 }
 
-/// Epochs of the paper's stages.
-const LONGEST: [usize; 2] = [800, 200];
-
-fn too_short(stage: &StageForecast, budget: f64) -> Error {
-    Error::Usage(format!(
-        "a time budget of {budget} minutes is too short for one epoch of {} ({:.0} s here)\n  \
-         give a longer --time-budget or a smaller --img-size",
-        stage.stage.as_str(),
-        stage.seconds / stage.epochs.max(1) as f64
-    ))
+/// Scales a stage by `factor` to between 1 and `longest` epochs, its warm-up with it.
+fn shorten(stage: &mut StageForecast, optim: &mut OptimConfig, factor: f64, longest: usize) {
+    let epochs = ((optim.epochs as f64 * factor).floor() as usize).clamp(1, longest.max(1));
+    let share = epochs as f64 / optim.epochs as f64;
+    optim.warmup_epochs *= share;
+    optim.epochs = epochs;
+    stage.epochs = epochs;
+    stage.steps = (stage.steps as f64 * share).round() as usize;
+    stage.seconds *= share;
 }
 
 fn optim_of(config: &mut RunConfig, stage: StageName) -> &mut OptimConfig {
@@ -170,6 +167,11 @@ fn activation_bytes(stage: &Stage) -> u64 {
 }
 
 impl Forecast {
+    /// Duration of all stages.
+    pub fn seconds(&self) -> f64 {
+        self.stages.iter().map(|stage| stage.seconds).sum()
+    }
+
     /// Progress units of the run: milliseconds.
     pub fn units(&self) -> u64 {
         self.stages.iter().map(|s| self.units_per_step(s.stage) * s.steps as u64).sum()
@@ -195,7 +197,7 @@ impl Forecast {
                 bytes(s.memory)
             );
         }
-        let total: f64 = self.stages.iter().map(|s| s.seconds).sum();
+        let total = self.seconds();
         text += &format!("  in all    {}, {} of disk", duration(total), bytes(self.disk));
         if total > 1800.0 {
             text += "\n  shorter:  --recipe quick --time-budget MINUTES, or fewer --epochs";

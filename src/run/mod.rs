@@ -105,8 +105,8 @@ pub fn start(
     ui: &dyn Ui,
     interrupted: &AtomicBool,
 ) -> Result<Summary> {
-    folder.write_request(request, &planned.config)?;
     planned.data.write(folder)?;
+    folder.write_request(request, &planned.config)?;
     execute(folder, request, planned, ui, interrupted)
 }
 

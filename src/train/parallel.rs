@@ -54,8 +54,8 @@ impl Engine {
     /// # Errors
     /// A worker panicked.
     pub fn gradients(&mut self, net: &Net, input: &StepInput) -> Result<(f64, &mut [f32])> {
-        let micro_batches = split(input.batch, self.micro_batch);
         let workers = self.sums.len();
+        let micro_batches = split(input.batch, self.micro_batch, workers);
         let micro_batches = &micro_batches;
         let losses: Vec<Result<f64>> = std::thread::scope(|scope| {
             let mut handles = Vec::new();
@@ -78,14 +78,15 @@ impl Engine {
     }
 }
 
-/// Cuts a batch into micro-batches of at most `micro_batch` rows of one group.
-fn split(batch: &Batch, micro_batch: usize) -> Vec<MicroBatch<'_>> {
+/// Cuts each group into equal micro-batches of at most `micro_batch` rows, as many for each worker.
+fn split(batch: &Batch, micro_batch: usize, workers: usize) -> Vec<MicroBatch<'_>> {
     let mut parts = Vec::new();
     let mut group_start = 0;
     for group in &batch.groups {
         let rows = group.samples.len();
-        for start in (0..rows).step_by(micro_batch) {
-            let rows = start..(start + micro_batch).min(rows);
+        let count = rows.div_ceil(micro_batch).next_multiple_of(workers).min(rows);
+        for i in 0..count {
+            let rows = rows * i / count..rows * (i + 1) / count;
             parts.push(MicroBatch { group, rows, group_start });
         }
         group_start += rows;
@@ -126,4 +127,34 @@ fn targets(part: &MicroBatch, method: &dyn Method) -> Vec<MixedTarget> {
         lambda: mix.lambda,
     };
     part.rows.clone().map(target).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::mixing::Mix;
+
+    #[test]
+    fn every_row_is_in_one_micro_batch_and_workers_get_equal_shares() {
+        let group = |rows: usize| CropBatch {
+            img_size: 16,
+            crops: Vec::new(),
+            samples: vec![0; rows],
+            mix: Mix::none(rows),
+        };
+        let batch = Batch { groups: vec![group(64), group(1), group(130)] };
+        for (micro_batch, workers) in [(49, 2), (16, 3), (1000, 1), (1, 4)] {
+            let parts = split(&batch, micro_batch, workers);
+            let mut shares = vec![0; workers];
+            let mut seen = Vec::new();
+            for (i, part) in parts.iter().enumerate() {
+                assert!((1..=micro_batch).contains(&part.rows.len()));
+                shares[i % workers] += part.rows.len();
+                seen.extend(part.rows.clone().map(|row| part.group_start + row));
+            }
+            assert_eq!(seen, (0..195).collect::<Vec<_>>());
+            let spread = shares.iter().max().expect("workers") - shares.iter().min().expect("one");
+            assert!(spread <= 10, "{micro_batch} {workers}: {shares:?}");
+        }
+    }
 }
