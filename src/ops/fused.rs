@@ -4,11 +4,12 @@
 //! `fused_nodes`.
 
 use burn::backend::{Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
-use burn::tensor::{Bytes, DType, Shape, Tensor};
-use burn_flex::{FlexTensor, Layout};
+use burn::tensor::Tensor;
+use burn_flex::FlexTensor;
 use fewvit_kernels::{AttentionShape, Epilogue, attention_forward, layer_norm_forward, matmul};
 
 use super::packed;
+use super::storage::{dims2, slice, tensor};
 
 /// The operations on a backend's primitives.
 #[backend_extension(Autodiff, Flex)]
@@ -86,22 +87,6 @@ impl FusedOps for Flex {
     fn attention(qkv: FlexTensor, heads: usize) -> FlexTensor {
         self_attention_forward(&qkv.to_contiguous(), heads, false).0
     }
-}
-
-/// The values of a contiguous f32 tensor.
-pub(super) fn slice(tensor: &FlexTensor) -> &[f32] {
-    tensor.as_slice::<f32>().expect("a contiguous f32 tensor")
-}
-
-/// The sides of a matrix.
-pub(super) fn dims2(tensor: &FlexTensor) -> [usize; 2] {
-    let shape = tensor.layout().shape();
-    [shape[0], shape[1]]
-}
-
-/// A tensor that takes over `values`.
-pub(super) fn tensor(values: Vec<f32>, shape: impl Into<Shape>) -> FlexTensor {
-    FlexTensor::new(Bytes::from_elems(values), Layout::contiguous(shape.into()), DType::F32)
 }
 
 pub(super) fn linear_forward(x: &FlexTensor, weight: &FlexTensor, bias: &FlexTensor) -> FlexTensor {

@@ -10,10 +10,11 @@ use fewvit_kernels::{
 };
 
 use super::fused::{
-    FusedOps, NormSaved, attention_shape, dims2, linear_forward, linear_gelu_forward, norm_forward,
-    self_attention_forward, slice, tensor,
+    FusedOps, NormSaved, attention_shape, linear_forward, linear_gelu_forward, norm_forward,
+    self_attention_forward,
 };
 use super::packed;
+use super::storage::{dims2, slice, tensor};
 
 /// Gradients of `y = x W^T + b` from that of `y`: `dx = dy W`, `dW = dy^T x`, `db = sum_rows dy`.
 struct LinearGrads {

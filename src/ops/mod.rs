@@ -10,6 +10,7 @@ pub mod composed;
 pub mod fused;
 mod fused_nodes;
 mod packed;
+mod storage;
 
 use burn::tensor::{Device, Tensor};
 

@@ -9,6 +9,8 @@ use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use burn_flex::FlexTensor;
 use fewvit_kernels::PackedB;
 
+use super::storage::{dims2, slice};
+
 type Entry = (FlexTensor, Arc<OnceLock<PackedB>>);
 /// Address of the weight's first element, and whether it is packed transposed.
 type Key = (usize, bool);
@@ -49,7 +51,7 @@ fn shared(
     pack: fn(&[f32], [usize; 2]) -> PackedB,
 ) -> Shared {
     let weight = weight.to_contiguous();
-    let values = super::fused::slice(&weight);
+    let values = slice(&weight);
     let cell = {
         let mut cache = cache().lock().unwrap_or_else(PoisonError::into_inner);
         let entry = cache
@@ -58,6 +60,6 @@ fn shared(
         entry.1.clone()
     };
     // Outside the lock: other weights may be looked up while this one is packed.
-    cell.get_or_init(|| pack(values, super::fused::dims2(&weight)));
+    cell.get_or_init(|| pack(values, dims2(&weight)));
     Shared(cell)
 }

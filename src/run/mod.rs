@@ -141,7 +141,8 @@ fn execute(
     };
     ui.total(planned.forecast.units());
     let reached = checkpoint::load(&folder.checkpoint())?;
-    let trained = stages::train(&context, reached, &planned.forecast)?;
+    let trained =
+        stages::train(&context, reached, &|stage| planned.forecast.units_per_step(stage))?;
     let summary = finish::finish(&context, &trained)?;
     ui.finish();
     Ok(summary)

@@ -3,7 +3,6 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::forecast::Forecast;
 use super::observe::RunObserver;
 use super::{Context, Folder};
 use crate::backbone::{NetSpec, Spec};
@@ -92,6 +91,9 @@ fn micro_batch(img_size: usize) -> usize {
     (16 * 112 * 112 / (img_size * img_size).max(1)).clamp(1, 64)
 }
 
+/// Progress units of one optimiser step of a stage.
+pub type Units<'a> = &'a dyn Fn(StageName) -> u64;
+
 /// Trains what is still to be trained.
 ///
 /// # Errors
@@ -99,7 +101,7 @@ fn micro_batch(img_size: usize) -> usize {
 pub fn train(
     context: &Context,
     reached: Option<(StageName, TrainState)>,
-    forecast: &Forecast,
+    units: Units,
 ) -> Result<Trained> {
     let (in_pretraining, in_finetuning) = match reached {
         Some((StageName::Finetune, state)) => (None, Some(state)),
@@ -110,7 +112,7 @@ pub fn train(
     if context.request.pretrain && in_finetuning.is_none() {
         let stage = pretraining(context.config, context.data)?;
         let start = in_pretraining.map_or_else(|| stage.fresh(stage.source.seed), Ok)?;
-        let state = run(context, &stage, start, 0, forecast)?;
+        let state = run(context, &stage, start, 0, units)?;
         weights::write(&context.folder.pretrained(), &state.specs, &state.values)?;
         last = Some(Trained { stage: StageName::Pretrain, net: stage.net, state });
     }
@@ -122,10 +124,10 @@ pub fn train(
             false => 0,
         };
         if last.is_none() {
-            let units = forecast.units_per_step(StageName::Pretrain) * before as u64;
-            context.ui.advance(units, "resumed");
+            let skipped = units(StageName::Pretrain) * before as u64;
+            context.ui.advance(skipped, "resumed");
         }
-        let state = run(context, &stage, start, before, forecast)?;
+        let state = run(context, &stage, start, before, units)?;
         last = Some(Trained { stage: StageName::Finetune, net: stage.net, state });
     }
     last.ok_or_else(|| Error::Usage("the run neither pre-trains nor fine-tunes".to_owned()))
@@ -170,7 +172,7 @@ fn run(
     stage: &Stage,
     start: TrainState,
     steps_before: usize,
-    forecast: &Forecast,
+    units: Units,
 ) -> Result<TrainState> {
     let (config, folder): (&RunConfig, &Folder) = (context.config, context.folder);
     let path = folder.checkpoint();
@@ -179,7 +181,7 @@ fn run(
         every: Duration::from_secs_f64(config.checkpoint.every_minutes * 60.0),
         interrupted: context.interrupted,
     };
-    let units = forecast.units_per_step(stage.name);
+    let units = units(stage.name);
     let done = start.progress.step;
     context.ui.stage(stage.name.as_str(), units * stage.total_steps() as u64);
     context.ui.advance(units * done as u64, "resumed");
