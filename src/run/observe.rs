@@ -52,7 +52,8 @@ impl<'a> Probe<'a> {
     /// Measures after `epoch` (from 0) of `epochs`, if the recipe wants it then.
     fn measure(&self, epoch: usize, epochs: usize, state: &TrainState) -> Result<Found> {
         let config = self.context.config;
-        let due = |every: usize| every > 0 && ((epoch + 1) % every == 0 || epoch + 1 == epochs);
+        let due =
+            |every: usize| every > 0 && ((epoch + 1).is_multiple_of(every) || epoch + 1 == epochs);
         match self.stage {
             StageName::Pretrain if due(config.pretrain.probe_every) => self.neighbours(state),
             // The last epoch's accuracy is measured once, by the final evaluation.

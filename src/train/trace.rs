@@ -45,7 +45,7 @@ pub struct TraceOptions {
 
 enum Targets {
     Classes(Vec<MixedTarget>),
-    Distributions(Tensor<2>),
+    Distributions(Box<Tensor<2>>),
 }
 
 /// What was seen in the steps.
@@ -101,7 +101,7 @@ fn run(
         let logits = net.module.logits(features.clone());
         let loss = match targets {
             Targets::Classes(t) => mixed_cross_entropy(logits.clone(), t, smoothing),
-            Targets::Distributions(t) => soft_cross_entropy(logits.clone(), t.clone()),
+            Targets::Distributions(t) => soft_cross_entropy(logits.clone(), *t.clone()),
         }
         .mean();
         losses.push(loss.clone().into_scalar::<f32>());
@@ -199,7 +199,7 @@ fn read_targets(
         (Dtype::F32, shape) if shape == [rows, classes] => {
             let values = weights::floats(&view).unwrap_or_default();
             let data = TensorData::new(values, [rows, classes]);
-            Ok(Targets::Distributions(Tensor::from_data(data, device)))
+            Ok(Targets::Distributions(Box::new(Tensor::from_data(data, device))))
         }
         (dtype, shape) => Err(misfit(
             path,
@@ -242,7 +242,7 @@ mod tests {
         let soft = TensorData::new(golden["soft"].1.clone(), [3, 5]);
         let kinds = [
             ("classes", Targets::Classes([4, 0, 2].map(hard).to_vec())),
-            ("soft", Targets::Distributions(Tensor::from_data(soft, &device))),
+            ("soft", Targets::Distributions(Box::new(Tensor::from_data(soft, &device)))),
         ];
         for (kind, targets) in kinds {
             let mut state = TrainState::new(Keys::of(&template), Gather::of(&template), Ema::Off);

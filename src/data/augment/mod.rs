@@ -5,6 +5,7 @@
 
 mod blur;
 mod color;
+mod eval_view;
 mod geometry;
 mod op;
 mod rand_augment;
@@ -17,8 +18,9 @@ use rand_chacha::ChaCha8Rng;
 use super::Rgb8;
 use crate::config::AugmentConfig;
 
+pub use eval_view::eval_view;
 pub use op::Op;
-pub use resize::{CropBox, eval_view, random_resized_crop_box, resize};
+pub use resize::{CropBox, random_resized_crop_box, resize};
 
 /// The order in which the operations follow the crop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -52,35 +52,7 @@ pub fn resize(
     let [x, y, w, h] = [crop.x, crop.y, crop.w, crop.h].map(|v| v as u32);
     let image = view(&image.pixels, image.width, image.height);
     let source = TypedCroppedImage::new(image, x, y, w, h).expect("box inside image");
-    let all = [0.0, 0.0, f64::from(w), f64::from(h)];
-    convolve(&source, all, (out_w, out_h), interpolation)
-}
-
-/// The evaluation view (recipe section 3.6): short side resized to `round(img_size / crop_pct)`,
-/// then the central `img_size` x `img_size` pixels, with torchvision's rounding of both.
-///
-/// `crop_pct` is in (0, 1]; images smaller than the crop are enlarged.
-pub fn eval_view(
-    image: &Rgb8,
-    img_size: usize,
-    crop_pct: f64,
-    interpolation: Interpolation,
-) -> Rgb8 {
-    let short = image.width.min(image.height);
-    let target = ((img_size as f64 / crop_pct).round() as usize).max(img_size);
-    // Only the part of the resized image that is kept is computed: the crop's position in the
-    // source. Unlike in `resize`, the filter may read the pixels around it.
-    let span = |len: usize| {
-        let resized = len * target / short;
-        let start = ((resized - img_size) as f64 / 2.0).round_ties_even();
-        let scale = len as f64 / resized as f64;
-        let start = start * scale;
-        (start, (img_size as f64 * scale).min(len as f64 - start))
-    };
-    let ((left, width), (top, height)) = (span(image.width), span(image.height));
-    let source = view(&image.pixels, image.width, image.height);
-    let area = [left, top, width, height];
-    convolve(&source, area, (img_size, img_size), interpolation)
+    convolve(&source, (out_w, out_h), interpolation)
 }
 
 /// Draws the box of torchvision's RandomResizedCrop: area share uniform in `scale`, aspect ratio
@@ -119,13 +91,12 @@ fn central_box(width: usize, height: usize, ratio: [f64; 2]) -> CropBox {
     CropBox { x: (width - w) / 2, y: (height - h) / 2, w, h }
 }
 
-/// Resizes the part of `source` that `area` covers (left, top, width, height).
+/// Resizes all of `source`.
 ///
 /// PIL filters rows first, the crate columns first, which differs where the first pass overshoots
 /// and is clamped to 8 bit; so each pass is a call of its own.
 fn convolve(
     source: &impl ImageView<Pixel = U8x3>,
-    [left, top, width, height]: [f64; 4],
     (out_w, out_h): (usize, usize),
     interpolation: Interpolation,
 ) -> Rgb8 {
@@ -133,18 +104,16 @@ fn convolve(
         Interpolation::Bilinear => FilterType::Bilinear,
         Interpolation::Bicubic => FilterType::CatmullRom,
     }));
-    let rows = options.crop(left, 0.0, width, f64::from(source.height()));
-    let columns = options.crop(0.0, top, out_w as f64, height);
     let between_h = source.height() as usize;
     let mut out = Rgb8::new(out_w, out_h);
     SCRATCH.with_borrow_mut(|(resizer, between)| {
         let len = out_w * between_h * 3;
         between.resize(len.max(between.len()), 0);
         let mut target = view_mut(&mut between[..len], out_w, between_h);
-        resizer.resize_typed(source, &mut target, &rows).expect("columns inside image");
+        resizer.resize_typed(source, &mut target, &options).expect("columns inside image");
         let source = view(&between[..len], out_w, between_h);
         let mut target = view_mut(&mut out.pixels, out_w, out_h);
-        resizer.resize_typed(&source, &mut target, &columns).expect("rows inside image");
+        resizer.resize_typed(&source, &mut target, &options).expect("rows inside image");
     });
     out
 }
@@ -163,23 +132,19 @@ mod tests {
     use super::*;
     use crate::rng::{Purpose, stream};
 
-    /// Goldens are named crop_MODE_x_y_w_h_outw_outh and eval_MODE_size_short.
+    /// Goldens are named crop_MODE_x_y_w_h_outw_outh.
     #[test]
-    fn crops_and_evaluation_views_equal_pil() {
+    fn crops_equal_pil() {
         let expected = golden::read("augment_resize");
         let image = &expected["image"];
-        for (name, expected) in expected.iter().filter(|(name, _)| *name != "image") {
+        for (name, expected) in expected.iter().filter(|(name, _)| name.starts_with("crop")) {
             let interpolation = match name.contains("bilinear") {
                 true => Interpolation::Bilinear,
                 false => Interpolation::Bicubic,
             };
             let n: Vec<usize> = name.split('_').filter_map(|part| part.parse().ok()).collect();
-            let ours = if name.starts_with("crop") {
-                let crop = CropBox { x: n[0], y: n[1], w: n[2], h: n[3] };
-                resize(image, crop, n[4], n[5], interpolation)
-            } else {
-                eval_view(image, n[0], n[0] as f64 / n[1] as f64, interpolation)
-            };
+            let crop = CropBox { x: n[0], y: n[1], w: n[2], h: n[3] };
+            let ours = resize(image, crop, n[4], n[5], interpolation);
             let (worst, mean) = golden::difference(&ours, expected);
             assert!(worst <= 1 && mean < 0.1, "{name}: {worst} at most, {mean} on average");
         }
@@ -233,13 +198,5 @@ mod tests {
         assert_eq!(draw(1000, 30), CropBox { x: 480, y: 0, w: 40, h: 30 });
         assert_eq!(draw(30, 1000), CropBox { x: 0, y: 480, w: 30, h: 40 });
         assert_eq!(draw(1, 1), CropBox { x: 0, y: 0, w: 1, h: 1 });
-    }
-
-    #[test]
-    fn long_and_tiny_images_have_an_evaluation_view() {
-        for (width, height) in [(1, 1), (3, 20_000), (20_000, 1)] {
-            let view = eval_view(&Rgb8::new(width, height), 32, 0.875, Interpolation::Bicubic);
-            assert_eq!((view.width, view.height), (32, 32));
-        }
     }
 }
