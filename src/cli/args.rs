@@ -230,7 +230,7 @@ pub struct TraceArgs {
     /// safetensors with the weights under timm's keys
     #[arg(long, value_name = "FILE")]
     pub weights: PathBuf,
-    /// safetensors with `images` f32 [B, 3, H, W] and `targets` i64 [B] or f32 [B, K]
+    /// safetensors with `images` f32 `[B, 3, H, W]` and `targets` i64 `[B]` or f32 `[B, K]`
     #[arg(long, value_name = "FILE")]
     pub batch: PathBuf,
     /// safetensors to write: loss, logits, features, grad.KEY of step 0, param.KEY at the end

@@ -53,7 +53,7 @@ fn compare(random: &Summary, idmm: &Summary) -> Result<()> {
     let (low, high) = difference_interval(&idmm.correct, &random.correct);
     let p = mcnemar_p(&idmm.correct, &random.correct);
     super::print(&format!(
-        "  pre-training adds {:.1} to {:.1} points (95% interval, paired; p = {p:.4})",
+        "  pre-training adds {:.1} to {:.1} points (95% interval, paired; p = {p:.1e})",
         100.0 * low,
         100.0 * high
     ))?;

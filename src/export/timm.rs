@@ -116,7 +116,7 @@ struct PretrainedConfig {
     std: [f32; 3],
 }
 
-/// Reads what [`write`] wrote; `folder` may also be the run folder around it.
+/// Reads what [`write()`] wrote; `folder` may also be the run folder around it.
 ///
 /// # Errors
 /// No such folder, or one that holds something else.

@@ -58,7 +58,7 @@ fn catalogue(train_per_class: usize, test_per_class: usize) -> Vec<(Sample, u64)
 }
 
 /// The whole set in memory: training photographs first, sorted by species. Origins are the relative
-/// paths that [`write`] would use.
+/// paths that [`write()`] would use.
 pub fn generate(
     seed: u64,
     size: usize,
