@@ -11,18 +11,52 @@ use crate::error::{Error, Result};
 /// # Errors
 /// The folder cannot be written or the disk is full; the old file is intact then.
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
-    let temporary = path.with_extension("tmp");
+    // Beside the file and under its whole name: `a.csv` must not cost anybody their `a.tmp`.
+    let mut temporary = path.as_os_str().to_owned();
+    temporary.push(".partial");
+    let temporary = Path::new(&temporary);
     let write = || -> std::io::Result<()> {
-        let mut file = File::create(&temporary)?;
+        let mut file = File::create(temporary)?;
         file.write_all(bytes)?;
         file.sync_all()?;
-        std::fs::rename(&temporary, path)?;
+        std::fs::rename(temporary, path)?;
         // The rename itself reaches the disk with the folder.
-        path.parent().map_or(Ok(()), |folder| File::open(folder)?.sync_all())
+        File::open(folder_of(path))?.sync_all()
     };
     write().map_err(|source| {
         // A half-written temporary file must not hold on to the space that was missing.
-        let _ = std::fs::remove_file(&temporary);
+        let _ = std::fs::remove_file(temporary);
         Error::io("write", path, source)
     })
+}
+
+/// The folder of a file; a bare name is in the working directory.
+fn folder_of(path: &Path) -> &Path {
+    match path.parent() {
+        Some(folder) if folder != Path::new("") => folder,
+        _ => Path::new("."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bare_name_is_in_the_working_directory() {
+        assert_eq!(folder_of(Path::new("t.safetensors")), Path::new("."));
+        assert_eq!(folder_of(Path::new("runs/t.safetensors")), Path::new("runs"));
+    }
+
+    #[test]
+    fn the_old_content_is_replaced_and_no_neighbour_touched() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let [path, neighbour] = ["a.csv", "a.tmp"].map(|name| folder.path().join(name));
+        std::fs::write(&path, "old").expect("written");
+        std::fs::write(&neighbour, "mine").expect("written");
+        write_atomically(&path, b"new").expect("written");
+        let read = |path: &Path| std::fs::read_to_string(path).expect("there");
+        assert_eq!((read(&path), read(&neighbour)), ("new".to_owned(), "mine".to_owned()));
+        assert_eq!(std::fs::read_dir(folder.path()).expect("there").count(), 2);
+    }
 }

@@ -10,6 +10,7 @@ use crate::backbone::{Family, Net, NetSpec, Spec};
 use crate::config::Interpolation;
 use crate::error::{Error, Result};
 use crate::eval::infer::EvalView;
+use crate::files::write_atomically;
 use crate::nn::{Gather, Keys, ParamSpec, Replace};
 use crate::weights;
 
@@ -40,9 +41,9 @@ pub fn write(folder: &Path, model: &Exported, card: &str) -> Result<()> {
     let config = serde_json::to_string_pretty(&config(model))
         .map_err(|e| Error::Failed(format!("cannot write config.json: {e}")))?;
     let classes: String = model.classes.iter().map(|class| format!("{class}\n")).collect();
-    crate::files::write_atomically(&folder.join("config.json"), config.as_bytes())?;
-    crate::files::write_atomically(&folder.join("classes.txt"), classes.as_bytes())?;
-    crate::files::write_atomically(&folder.join("README.md"), card.as_bytes())
+    write_atomically(&folder.join("config.json"), config.as_bytes())?;
+    write_atomically(&folder.join("classes.txt"), classes.as_bytes())?;
+    write_atomically(&folder.join("README.md"), card.as_bytes())
 }
 
 /// The name that timm knows; it builds a size of ours from its nearest one and `model_args`.

@@ -64,9 +64,9 @@ pub fn fit(
         let budget = minutes * 60.0 * (1.0 - RESERVE);
         let factor = budget / forecast.seconds();
         // A budget shortens the recipe's schedule; it never trains longer than the paper.
-        let paper = Layers::new("paper")?.build()?.config;
+        let mut paper = Layers::new("paper")?.build()?.config;
         for stage in &mut forecast.stages {
-            let longest = optim_of(&mut paper.clone(), stage.stage).epochs;
+            let longest = optim_of(&mut paper, stage.stage).epochs;
             shorten(stage, optim_of(&mut config, stage.stage), factor, longest);
         }
         if forecast.seconds() > budget.max(1.0) && factor < 1.0 {

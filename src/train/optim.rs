@@ -88,12 +88,6 @@ impl TrainState {
         }
         self.progress.ema_updates += 1;
     }
-
-    /// Values of the parameter `key`.
-    pub fn get(&self, key: &str) -> Option<&[f32]> {
-        let spec = self.specs.iter().find(|spec| spec.key == key)?;
-        Some(&self.values[spec.range.clone()])
-    }
 }
 
 /// Scales `gradient` to a Euclidean norm of at most `bound`; 0 = no bound.
