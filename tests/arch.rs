@@ -30,7 +30,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
             "report", "train", "weights",
         ],
     ),
-    ("cli", &["backbone", "config", "data", "error", "eval", "export", "report", "run", "train"]),
+    ("bench", &["backbone", "config", "data", "error", "method", "nn", "ops", "train"]),
+    (
+        "cli",
+        &[
+            "backbone", "bench", "config", "data", "error", "eval", "export", "report", "run",
+            "train",
+        ],
+    ),
 ];
 
 fn sources(folder: &Path) -> Vec<PathBuf> {

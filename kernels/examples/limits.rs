@@ -2,8 +2,8 @@
 //! `FEWVIT_SIMD=avx2 cargo run --release -p fewvit-kernels --example limits`
 
 use fewvit_kernels::{
-    AttentionShape, Epilogue, PackedB, attention_backward, attention_forward, fma_limit, matmul,
-    matmul_transposed_a, memory_bandwidth, simd_level,
+    AttentionShape, Epilogue, PackedB, Qkv, attention_backward, attention_forward, fma_limit,
+    matmul, matmul_transposed_a, memory_bandwidth, simd_level,
 };
 use std::time::Instant;
 
@@ -52,15 +52,18 @@ fn products(rows: usize, inputs: usize, outputs: usize, limit: f64) {
 
 fn attention(batch: usize, tokens: usize, limit: f64) {
     let (heads, head_dim) = (3, 64);
-    let shape = AttentionShape { batch, tokens, heads, head_dim, scale: 0.125 };
+    let (queries, keys, scale) = (tokens, tokens, 0.125);
+    let shape = AttentionShape { batch, queries, keys, heads, head_dim, scale };
     let flops = (4 * batch * heads * tokens * tokens * head_dim) as f64;
     let (qkv, dout) = (values(batch * tokens * 576), values(batch * tokens * 192));
     let mut out = dout.clone();
     let mut probs = vec![0.0; batch * heads * tokens * tokens];
-    let forward = gflops(flops, || attention_forward(&shape, &qkv, &mut out, Some(&mut probs)));
+    let forward =
+        gflops(flops, || attention_forward(&shape, Qkv::Joint(&qkv), &mut out, Some(&mut probs)));
     let mut dqkv = qkv.clone();
-    let backward =
-        gflops(2.0 * flops, || attention_backward(&shape, &dout, &qkv, &probs, &mut dqkv));
+    let backward = gflops(2.0 * flops, || {
+        attention_backward(&shape, &dout, Qkv::Joint(&qkv), &probs, Qkv::Joint(&mut dqkv))
+    });
     print_row(&format!("{batch} x {tokens} tokens"), &[forward, backward], limit);
 }
 

@@ -1,5 +1,5 @@
 //! Scaled dot-product attention (Vaswani et al., 2017, equation 1) of all heads of a batch, on the
-//! output of the joint query-key-value projection as it lies.
+//! output of the query, key and value projections as it lies.
 //!
 //! One head is small (its keys and values fit the first- or second-level cache), so heads are
 //! taken one after the other, and long sequences in blocks of query rows whose scores fit the
@@ -18,8 +18,10 @@ const SCORE_BLOCK: usize = 64 * 1024;
 pub struct AttentionShape {
     /// Sequences.
     pub batch: usize,
-    /// Tokens of a sequence.
-    pub tokens: usize,
+    /// Tokens of a sequence that ask.
+    pub queries: usize,
+    /// Tokens of a sequence that answer.
+    pub keys: usize,
     /// Heads.
     pub heads: usize,
     /// Channels of one head.
@@ -28,35 +30,126 @@ pub struct AttentionShape {
     pub scale: f32,
 }
 
+/// Queries, keys and values, or their gradients: where they lie.
+#[derive(Clone, Copy, Debug)]
+pub enum Qkv<T> {
+    /// Of one projection, as many queries as keys: `[batch, tokens, 3, heads, head_dim]`.
+    Joint(T),
+    /// Of two: `q` `[batch, queries, heads, head_dim]`, `kv` `[batch, keys, 2, heads, head_dim]`.
+    Split {
+        /// Queries.
+        q: T,
+        /// Keys and values.
+        kv: T,
+    },
+}
+
+/// One of three.
+#[derive(Clone, Copy, PartialEq)]
+enum Part {
+    Query,
+    Key,
+    Value,
+}
+
+impl<T> Qkv<T> {
+    /// Parts side by side in one row where `part` lies, and its place among them.
+    fn place(&self, part: Part) -> (usize, usize) {
+        match self {
+            Self::Joint(_) => (3, part as usize),
+            Self::Split { .. } if part == Part::Query => (1, 0),
+            Self::Split { .. } => (2, part as usize - 1),
+        }
+    }
+
+    /// Distance between two tokens of `part`.
+    fn stride(&self, shape: &AttentionShape, part: Part) -> usize {
+        self.place(part).0 * shape.dim()
+    }
+
+    /// Where `part` of a head begins.
+    fn start(&self, shape: &AttentionShape, part: Part, sequence: usize, head: usize) -> usize {
+        let (parts, index) = self.place(part);
+        let tokens = if part == Part::Query { shape.queries } else { shape.keys };
+        let dim = shape.dim();
+        sequence * tokens * parts * dim + index * dim + head * shape.head_dim
+    }
+}
+
+impl<T: std::ops::Deref<Target = [f32]>> Qkv<T> {
+    /// The values from where `part` of a head begins, and the distance between two tokens.
+    fn part(&self, s: &AttentionShape, part: Part, head: (usize, usize)) -> (&[f32], usize) {
+        let buffer = match self {
+            Self::Split { q, .. } if part == Part::Query => q,
+            Self::Joint(all) | Self::Split { kv: all, .. } => all,
+        };
+        (&buffer[self.start(s, part, head.0, head.1)..], self.stride(s, part))
+    }
+
+    fn check(&self, s: &AttentionShape) {
+        let values = s.batch * s.dim();
+        match self {
+            Self::Joint(all) => {
+                assert_eq!(s.queries, s.keys, "of one projection, as many queries as keys");
+                check_len("qkv", all, 3 * values * s.keys);
+            }
+            Self::Split { q, kv } => {
+                check_len("q", q, values * s.queries);
+                check_len("kv", kv, 2 * values * s.keys);
+            }
+        }
+    }
+}
+
+impl Qkv<&mut [f32]> {
+    /// As [`Self::part`], to write to.
+    fn part_mut(
+        &mut self,
+        s: &AttentionShape,
+        part: Part,
+        head: (usize, usize),
+    ) -> (&mut [f32], usize) {
+        let (start, stride) = (self.start(s, part, head.0, head.1), self.stride(s, part));
+        let buffer = match self {
+            Self::Split { q, .. } if part == Part::Query => q,
+            Self::Joint(all) | Self::Split { kv: all, .. } => all,
+        };
+        (&mut buffer[start..], stride)
+    }
+}
+
 impl AttentionShape {
     /// Channels of all heads together.
     fn dim(&self) -> usize {
         self.heads * self.head_dim
     }
 
-    /// Where part 0 (query), 1 (key) or 2 (value) of a head begins in `[batch, tokens, 3, heads,
-    /// head_dim]`.
-    fn part(&self, sequence: usize, part: usize, head: usize) -> usize {
-        sequence * self.tokens * 3 * self.dim() + part * self.dim() + head * self.head_dim
+    /// Where a head begins in `[batch, queries, heads * head_dim]`.
+    fn out(&self, (sequence, head): (usize, usize)) -> usize {
+        sequence * self.queries * self.dim() + head * self.head_dim
     }
 
-    /// Where a head begins in `[batch, tokens, heads * head_dim]`.
-    fn head(&self, sequence: usize, head: usize) -> usize {
-        sequence * self.tokens * self.dim() + head * self.head_dim
+    /// Where the probabilities of a head begin.
+    fn probs(&self, (sequence, head): (usize, usize)) -> usize {
+        (sequence * self.heads + head) * self.queries * self.keys
+    }
+
+    /// Sequence and head of all heads.
+    fn all_heads(&self) -> impl Iterator<Item = (usize, usize)> + use<> {
+        let heads = self.heads;
+        (0..self.batch).flat_map(move |sequence| (0..heads).map(move |head| (sequence, head)))
     }
 
     /// Query rows in blocks of equal height.
     fn row_blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
-        let tokens = self.tokens;
-        let blocks = (tokens * tokens).div_ceil(SCORE_BLOCK).max(1);
-        (0..blocks).map(move |i| tokens * i / blocks..tokens * (i + 1) / blocks)
+        let queries = self.queries;
+        let blocks = (queries * self.keys).div_ceil(SCORE_BLOCK).max(1);
+        (0..blocks).map(move |i| queries * i / blocks..queries * (i + 1) / blocks)
     }
 
-    fn check(&self, qkv: &[f32], out: &[f32], probs: Option<usize>) {
-        let values = self.batch * self.tokens * self.dim();
-        check_len("qkv", qkv, 3 * values);
-        check_len("the attention output", out, values);
-        let expected = self.batch * self.heads * self.tokens * self.tokens;
+    fn check(&self, out: &[f32], probs: Option<usize>) {
+        check_len("the attention output", out, self.batch * self.queries * self.dim());
+        let expected = self.batch * self.heads * self.queries * self.keys;
         if let Some(len) = probs {
             assert!(len == expected, "the probabilities: {len} values where {expected} are needed");
         }
@@ -75,15 +168,14 @@ thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// `out` `[batch, tokens, heads * head_dim]` = softmax(Q K^T scale) V for `qkv` `[batch, tokens, 3,
-/// heads, head_dim]`. `probs` `[batch, heads, tokens, tokens]`, if given, keeps the softmax for
-/// [`attention_backward`].
+/// `out` `[batch, queries, heads * head_dim]` = softmax(Q K^T scale) V. `probs` `[batch, heads,
+/// queries, keys]`, if given, keeps the softmax for [`attention_backward`].
 ///
 /// # Panics
 /// If a slice has not the length that `shape` implies.
 pub fn attention_forward(
     shape: &AttentionShape,
-    qkv: &[f32],
+    qkv: Qkv<&[f32]>,
     out: &mut [f32],
     probs: Option<&mut [f32]>,
 ) {
@@ -93,33 +185,35 @@ pub fn attention_forward(
 pub(crate) fn attention_forward_at(
     level: Level,
     shape: &AttentionShape,
-    qkv: &[f32],
+    qkv: Qkv<&[f32]>,
     out: &mut [f32],
     mut probs: Option<&mut [f32]>,
 ) {
-    shape.check(qkv, out, probs.as_ref().map(|p| p.len()));
-    let &AttentionShape { batch, tokens, heads, head_dim, scale } = shape;
-    let (dim, stride) = (shape.dim(), 3 * shape.dim());
+    qkv.check(shape);
+    shape.check(out, probs.as_ref().map(|p| p.len()));
+    let &AttentionShape { keys: tokens, head_dim, scale, .. } = shape;
     SCRATCH.with_borrow_mut(|scratch| {
         let Scratch { first: keys, second: values, scores } = scratch;
-        for (sequence, head) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
-            let part = |i| &qkv[shape.part(sequence, i, head)..];
-            keys.fill_transposed(level, part(1), stride, head_dim, tokens);
-            values.fill(part(2), stride, tokens, head_dim);
+        for head in shape.all_heads() {
+            let (k, stride) = qkv.part(shape, Part::Key, head);
+            keys.fill_transposed(level, k, stride, head_dim, tokens);
+            let (v, stride) = qkv.part(shape, Part::Value, head);
+            values.fill(v, stride, tokens, head_dim);
+            let (query, stride) = qkv.part(shape, Part::Query, head);
             for rows in shape.row_blocks() {
                 let p = match &mut probs {
                     Some(probs) => {
-                        let first = (sequence * heads + head) * tokens + rows.start;
-                        &mut probs[first * tokens..][..rows.len() * tokens]
+                        let first = shape.probs(head) + rows.start * tokens;
+                        &mut probs[first..][..rows.len() * tokens]
                     }
                     None => block(scores, rows.len() * tokens),
                 };
-                let query = Left::rows(&part(0)[rows.start * stride..], stride);
+                let query = Left::rows(&query[rows.start * stride..], stride);
                 product(level, rows.len(), query, keys, p, tokens, Epilogue::Store);
                 level.run(Softmax { scores: p, tokens, scale });
-                let out = &mut out[shape.head(sequence, head) + rows.start * dim..];
+                let out = &mut out[shape.out(head) + rows.start * shape.dim()..];
                 let p = Left::rows(p, tokens);
-                product(level, rows.len(), p, values, out, dim, Epilogue::Store);
+                product(level, rows.len(), p, values, out, shape.dim(), Epilogue::Store);
             }
         }
     });
@@ -133,9 +227,9 @@ pub(crate) fn attention_forward_at(
 pub fn attention_backward(
     shape: &AttentionShape,
     dout: &[f32],
-    qkv: &[f32],
+    qkv: Qkv<&[f32]>,
     probs: &[f32],
-    dqkv: &mut [f32],
+    dqkv: Qkv<&mut [f32]>,
 ) {
     attention_backward_at(Level::current(), shape, dout, qkv, probs, dqkv);
 }
@@ -144,27 +238,20 @@ pub(crate) fn attention_backward_at(
     level: Level,
     shape: &AttentionShape,
     dout: &[f32],
-    qkv: &[f32],
+    qkv: Qkv<&[f32]>,
     probs: &[f32],
-    dqkv: &mut [f32],
+    mut dqkv: Qkv<&mut [f32]>,
 ) {
-    shape.check(qkv, dout, Some(probs.len()));
-    check_len("dqkv", dqkv, qkv.len());
+    qkv.check(shape);
+    dqkv.check(shape);
+    shape.check(dout, Some(probs.len()));
     SCRATCH.with_borrow_mut(|scratch| {
-        for (sequence, head) in (0..shape.batch).flat_map(|b| (0..shape.heads).map(move |h| (b, h)))
-        {
-            let size = shape.tokens * shape.tokens;
-            let backward = HeadBackward {
-                level,
-                shape,
-                sequence,
-                head,
-                dout: &dout[shape.head(sequence, head)..],
-                qkv,
-                probs: &probs[(sequence * shape.heads + head) * size..][..size],
-            };
+        for head in shape.all_heads() {
+            let probs = &probs[shape.probs(head)..][..shape.queries * shape.keys];
+            let dout = &dout[shape.out(head)..];
+            let backward = HeadBackward { level, shape, head, dout, qkv, probs };
             for rows in shape.row_blocks() {
-                backward.rows(rows, scratch, dqkv);
+                backward.rows(rows, scratch, &mut dqkv);
             }
         }
     });
@@ -174,22 +261,23 @@ pub(crate) fn attention_backward_at(
 struct HeadBackward<'a> {
     level: Level,
     shape: &'a AttentionShape,
-    sequence: usize,
-    head: usize,
+    head: (usize, usize),
     dout: &'a [f32],
-    qkv: &'a [f32],
+    qkv: Qkv<&'a [f32]>,
     probs: &'a [f32],
 }
 
 impl HeadBackward<'_> {
     /// What a block of query rows contributes. With S the scores and P their softmax:
     /// dV = P^T dO, dP = dO V^T, dS = P (dP - rowsum(P dP)) scale, dQ = dS K, dK = dS^T Q.
-    fn rows(&self, rows: Range<usize>, scratch: &mut Scratch, dqkv: &mut [f32]) {
-        let &AttentionShape { tokens, head_dim, scale, .. } = self.shape;
-        let (dim, stride) = (self.shape.dim(), 3 * self.shape.dim());
-        let start = |part| self.shape.part(self.sequence, part, self.head);
-        let multiply = |m, a, b: &PackedB, c: &mut [f32], c_stride, epilogue| {
-            product(self.level, m, a, b, c, c_stride, epilogue);
+    fn rows(&self, rows: Range<usize>, scratch: &mut Scratch, dqkv: &mut Qkv<&mut [f32]>) {
+        let &AttentionShape { keys: tokens, head_dim, scale, .. } = self.shape;
+        let dim = self.shape.dim();
+        let part = |part| self.qkv.part(self.shape, part, self.head);
+        let mut multiply = |m, a, b: &PackedB, to: Part, epilogue| {
+            let (c, stride) = dqkv.part_mut(self.shape, to, self.head);
+            let start = if to == Part::Query { rows.start * stride } else { 0 };
+            product(self.level, m, a, b, &mut c[start..], stride, epilogue);
         };
         // Keys and values receive from every block of rows.
         let sum = || {
@@ -201,22 +289,21 @@ impl HeadBackward<'_> {
         let ds = block(scores, p.len());
 
         by_rows.fill(dout, dim, rows.len(), head_dim);
-        let p_transposed = Left::transposed(p, tokens);
-        multiply(tokens, p_transposed, by_rows, &mut dqkv[start(2)..], stride, sum());
+        multiply(tokens, Left::transposed(p, tokens), by_rows, Part::Value, sum());
 
-        by_tokens.fill_transposed(self.level, &self.qkv[start(2)..], stride, head_dim, tokens);
+        let (values, stride) = part(Part::Value);
+        by_tokens.fill_transposed(self.level, values, stride, head_dim, tokens);
         let dout = Left::rows(dout, dim);
-        multiply(rows.len(), dout, by_tokens, ds, tokens, Epilogue::Store);
+        product(self.level, rows.len(), dout, by_tokens, ds, tokens, Epilogue::Store);
         self.level.run(SoftmaxBackward { probs: p, gradient: ds, tokens, scale });
 
-        by_tokens.fill(&self.qkv[start(1)..], stride, tokens, head_dim);
-        let ds_rows = Left::rows(ds, tokens);
-        let query = start(0) + rows.start * stride;
-        multiply(rows.len(), ds_rows, by_tokens, &mut dqkv[query..], stride, Epilogue::Store);
+        let (keys, stride) = part(Part::Key);
+        by_tokens.fill(keys, stride, tokens, head_dim);
+        multiply(rows.len(), Left::rows(ds, tokens), by_tokens, Part::Query, Epilogue::Store);
 
-        by_rows.fill(&self.qkv[query..], stride, rows.len(), head_dim);
-        let ds_transposed = Left::transposed(ds, tokens);
-        multiply(tokens, ds_transposed, by_rows, &mut dqkv[start(1)..], stride, sum());
+        let (queries, stride) = part(Part::Query);
+        by_rows.fill(&queries[rows.start * stride..], stride, rows.len(), head_dim);
+        multiply(tokens, Left::transposed(ds, tokens), by_rows, Part::Key, sum());
     }
 }
 

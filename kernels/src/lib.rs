@@ -28,7 +28,7 @@ mod reference;
 mod simd;
 
 pub use adamw::{AdamW, adamw_step};
-pub use attention::{AttentionShape, attention_backward, attention_forward};
+pub use attention::{AttentionShape, Qkv, attention_backward, attention_forward};
 pub use gelu::gelu_forward;
 pub use gemm::{Epilogue, PackedB, matmul, matmul_transposed_a};
 pub use limits::{fma_limit, memory_bandwidth};

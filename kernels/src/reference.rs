@@ -121,36 +121,39 @@ pub(crate) fn layer_norm(
 pub(crate) struct Attention {
     pub out: Vec<f64>,
     pub probs: Vec<f64>,
-    pub dqkv: Vec<f64>,
+    pub dq: Vec<f64>,
+    pub dkv: Vec<f64>,
 }
 
-/// Attention and its gradient, straight from the formulas.
-pub(crate) fn attention(shape: &AttentionShape, qkv: &[f32], dout: &[f32]) -> Attention {
-    let &AttentionShape { batch, tokens, heads, head_dim, scale } = shape;
+/// Attention and its gradient, straight from the formulas, for queries and keys of two projections.
+pub(crate) fn attention(s: &AttentionShape, q: &[f32], kv: &[f32], dout: &[f32]) -> Attention {
+    let &AttentionShape { batch, queries, keys, heads, head_dim, scale } = s;
     let dim = heads * head_dim;
-    let mut y = Attention { out: vec![0.0; dout.len()], probs: vec![], dqkv: vec![0.0; qkv.len()] };
+    let (dq, dkv) = (vec![0.0; q.len()], vec![0.0; kv.len()]);
+    let mut y = Attention { out: vec![0.0; dout.len()], probs: vec![], dq, dkv };
     for (b, h) in (0..batch).flat_map(|b| (0..heads).map(move |h| (b, h))) {
-        let at = |part, t, d| ((b * tokens + t) * 3 + part) * dim + h * head_dim + d;
-        let out_at = |t, d| (b * tokens + t) * dim + h * head_dim + d;
-        let value = |part, t, d| f64::from(qkv[at(part, t, d)]);
-        for i in 0..tokens {
-            let score = |j| (0..head_dim).map(|d| value(0, i, d) * value(1, j, d)).sum::<f64>();
-            let scores: Vec<f64> = (0..tokens).map(|j| score(j) * f64::from(scale)).collect();
+        let q_at = |t, d| (b * queries + t) * dim + h * head_dim + d;
+        let kv_at = |part, t, d| ((b * keys + t) * 2 + part) * dim + h * head_dim + d;
+        let query = |t, d| f64::from(q[q_at(t, d)]);
+        let key = |t, d| f64::from(kv[kv_at(0, t, d)]);
+        let value = |t, d| f64::from(kv[kv_at(1, t, d)]);
+        for i in 0..queries {
+            let score = |j| (0..head_dim).map(|d| query(i, d) * key(j, d)).sum::<f64>();
+            let scores: Vec<f64> = (0..keys).map(|j| score(j) * f64::from(scale)).collect();
             let largest = scores.iter().fold(f64::MIN, |a, &b| a.max(b));
             let sum: f64 = scores.iter().map(|s| (s - largest).exp()).sum();
             let p: Vec<f64> = scores.iter().map(|s| (s - largest).exp() / sum).collect();
-            let d_out = |d| f64::from(dout[out_at(i, d)]);
-            let dp: Vec<f64> = (0..tokens)
-                .map(|j| (0..head_dim).map(|d| d_out(d) * value(2, j, d)).sum())
-                .collect();
+            let d_out = |d| f64::from(dout[q_at(i, d)]);
+            let dp: Vec<f64> =
+                (0..keys).map(|j| (0..head_dim).map(|d| d_out(d) * value(j, d)).sum()).collect();
             let mean: f64 = p.iter().zip(&dp).map(|(p, dp)| p * dp).sum();
-            for j in 0..tokens {
+            for j in 0..keys {
                 let ds = p[j] * (dp[j] - mean) * f64::from(scale);
                 for d in 0..head_dim {
-                    y.out[out_at(i, d)] += p[j] * value(2, j, d);
-                    y.dqkv[at(0, i, d)] += ds * value(1, j, d);
-                    y.dqkv[at(1, j, d)] += ds * value(0, i, d);
-                    y.dqkv[at(2, j, d)] += p[j] * d_out(d);
+                    y.out[q_at(i, d)] += p[j] * value(j, d);
+                    y.dq[q_at(i, d)] += ds * key(j, d);
+                    y.dkv[kv_at(0, j, d)] += ds * query(i, d);
+                    y.dkv[kv_at(1, j, d)] += p[j] * d_out(d);
                 }
             }
             y.probs.extend(p);

@@ -35,10 +35,15 @@ pub const TABLE: &[Spec] = &[
 impl DeitSpec {
     /// Multiply-accumulates of one forward pass of one image (recipe section 5.6).
     pub fn macs(&self, img_size: usize) -> u64 {
-        let patches = (img_size / self.patch_size).pow(2);
-        let (tokens, d) = (patches + 1, self.embed_dim);
+        let (tokens, d) = ((img_size / self.patch_size).pow(2) + 1, self.embed_dim);
         let block = tokens * d * d * (4 + 2 * MLP_RATIO) + 2 * tokens * tokens * d;
-        (patches * 3 * self.patch_size.pow(2) * d + self.depth * block) as u64
+        self.stem_macs(img_size) + (self.depth * block) as u64
+    }
+
+    /// Those of the patch embedding, which reads the pixels.
+    pub fn stem_macs(&self, img_size: usize) -> u64 {
+        let patches = (img_size / self.patch_size).pow(2);
+        (patches * 3 * self.patch_size.pow(2) * self.embed_dim) as u64
     }
 }
 
@@ -62,6 +67,14 @@ struct PatchEmbed {
 struct PatchProjection {
     weight: Param<Tensor<4>>,
     bias: Param<Tensor<1>>,
+}
+
+/// Where a block is, for [`DropPath`].
+#[derive(Clone, Copy)]
+struct Place {
+    batch: usize,
+    block: usize,
+    depth: usize,
 }
 
 #[derive(Module, Debug)]
@@ -103,12 +116,18 @@ impl Deit {
     ///
     /// `images`: `[batch, 3, img_size, img_size]`, normalised; returns `[batch, embed_dim]`.
     pub fn forward(&self, images: Tensor<4>, drop_path: &DropPath) -> Tensor<2> {
-        let mut x = self.embed(images);
+        let x = self.embed(images);
+        let [batch, tokens, d] = x.dims();
+        let mut x = x.reshape([batch * tokens, d]);
+        let depth = self.blocks.len();
         for (i, block) in self.blocks.iter().enumerate() {
-            x = block.forward(x, (i, self.blocks.len()), drop_path);
+            let place = Place { batch, block: i, depth };
+            x = match i + 1 == depth {
+                false => block.forward(x, place, drop_path),
+                true => block.forward_class(x, place, drop_path),
+            };
         }
-        let [batch, _, d] = x.dims();
-        self.norm.forward(x.narrow(1, 0, 1).reshape([batch, d]))
+        self.norm.forward(x)
     }
 
     /// Class token and patch tokens with their positions, `[batch, tokens, embed_dim]`.
@@ -163,36 +182,58 @@ impl Block {
         }
     }
 
-    /// `x + drop_path(attn(norm1(x)))`, then the same with the MLP; `[batch, tokens, embed_dim]`.
-    /// `position` is this block's index and the depth.
-    fn forward(&self, x: Tensor<3>, position: (usize, usize), drop_path: &DropPath) -> Tensor<3> {
-        let [batch, tokens, d] = x.dims();
-        let (block, depth) = position;
-        let dropped = |branch: Tensor<2>, index: u32| {
-            let branch = branch.reshape([batch, tokens, d]);
-            match drop_path.factors(batch, block, depth, index, &branch.device()) {
-                Some(factors) => branch * factors,
-                None => branch,
-            }
+    /// `x + drop_path(attn(norm1(x)))`, then the same with the MLP; `[batch * tokens, embed_dim]`.
+    fn forward(&self, x: Tensor<2>, place: Place, drop_path: &DropPath) -> Tensor<2> {
+        let factors = |branch| {
+            let rows = [place.batch, x.dims()[0] / place.batch];
+            drop_path.factors(rows, [place.block, place.depth], branch)
         };
-        let rows = |x: &Tensor<3>| x.clone().reshape([batch * tokens, d]);
-        let attended = self.attn.forward(self.norm1.forward(rows(&x)), batch);
-        let x = x + dropped(attended, 0);
-        let mlp = self.mlp.forward(self.norm2.forward(rows(&x)));
-        x + dropped(mlp, 1)
+        let factors = [factors(0), factors(1)];
+        let attended = self.attn.forward(self.norm1.forward(x.clone()), place.batch);
+        self.finish(attended, x, factors)
+    }
+
+    /// [`Self::forward`] for the class tokens alone, `[batch, embed_dim]`: after the last block
+    /// nothing else is read, so the other tokens only need to be keys and values.
+    fn forward_class(&self, x: Tensor<2>, place: Place, drop_path: &DropPath) -> Tensor<2> {
+        let batch = place.batch;
+        let [rows, d] = x.dims();
+        let class = |x: &Tensor<2>| {
+            x.clone().reshape([batch, rows / batch, d]).narrow(1, 0, 1).reshape([batch, d])
+        };
+        let normed = self.norm1.forward(x.clone());
+        let attended = self.attn.forward_class(class(&normed), normed, batch);
+        let factors =
+            [0, 1].map(|branch| drop_path.factors([batch, 1], [place.block, place.depth], branch));
+        self.finish(attended, class(&x), factors)
+    }
+
+    /// The output projection of the attention, then the MLP, each added to what came in.
+    fn finish(
+        &self,
+        attended: Tensor<2>,
+        x: Tensor<2>,
+        [attn, mlp]: [Option<Vec<f32>>; 2],
+    ) -> Tensor<2> {
+        let x = self.attn.proj.forward_residual(attended, x, attn);
+        let hidden = self.mlp.fc1.forward_gelu(self.norm2.forward(x.clone()));
+        self.mlp.fc2.forward_residual(hidden, x, mlp)
     }
 }
 
 impl Attention {
+    /// Up to the output projection, `[batch * tokens, embed_dim]`.
     fn forward(&self, x: Tensor<2>, batch: usize) -> Tensor<2> {
         let [rows, d] = x.dims();
         let qkv = self.qkv.forward(x).reshape([batch, rows / batch, 3 * d]);
-        self.proj.forward(crate::ops::attention(qkv, self.num_heads).reshape([rows, d]))
+        crate::ops::attention(qkv, self.num_heads).reshape([rows, d])
     }
-}
 
-impl Mlp {
-    fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        self.fc2.forward(self.fc1.forward_gelu(x))
+    /// [`Self::forward`] with the class tokens `[batch, embed_dim]` alone as queries.
+    fn forward_class(&self, class: Tensor<2>, x: Tensor<2>, batch: usize) -> Tensor<2> {
+        let [rows, d] = x.dims();
+        let q = self.qkv.forward_part(class, 0..d).reshape([batch, 1, d]);
+        let kv = self.qkv.forward_part(x, d..3 * d).reshape([batch, rows / batch, 2 * d]);
+        crate::ops::cross_attention(q, kv, self.num_heads).reshape([batch, d])
     }
 }

@@ -81,6 +81,13 @@ impl Spec {
         sizes.macs(img_size)
     }
 
+    /// Matrix-product operations of one training step of one image: two a multiply-accumulate in the
+    /// forward pass, four in the backward, less the gradient of the pixels, which nobody needs.
+    pub fn train_flops(&self, img_size: usize) -> u64 {
+        let Family::Deit(sizes) = self.family;
+        6 * self.macs(img_size) - 2 * sizes.stem_macs(img_size)
+    }
+
     /// Parameters without a head, at an img-size (position embeddings depend on it).
     pub fn num_params(&self, img_size: usize) -> usize {
         let Family::Deit(s) = self.family;

@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use super::bench_args::BenchCommand;
 use super::data_args::DataCommand;
 use super::flags::{RunArgs, TrainArgs};
 
@@ -57,6 +58,9 @@ pub enum Command {
     /// Training steps on tensors from a file, for checks against other frameworks
     #[command(after_help = TRACE)]
     Trace(TraceArgs),
+    /// Measure this machine and how much of it training uses
+    #[command(subcommand, after_help = BENCH)]
+    Bench(BenchCommand),
     /// Look at a data set, render one, or split it
     #[command(subcommand, after_help = DATA)]
     Data(DataCommand),
@@ -73,6 +77,11 @@ pub enum Command {
     #[command(after_help = MODELS)]
     Models(ListArgs),
 }
+
+const BENCH: &str = "Examples:
+  fewvit bench limits
+  fewvit bench step --model deit_tiny_patch16_224 --img-size 112 -b 256
+  fewvit bench epoch photos/";
 
 const TRAIN: &str = "Examples:
   fewvit train photos/ --recipe quick --time-budget 30m

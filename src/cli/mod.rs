@@ -1,6 +1,8 @@
 //! The command line: parse, run, print. The only module that writes to the terminal.
 
 pub mod args;
+mod bench;
+mod bench_args;
 mod data;
 mod data_args;
 mod demo;
@@ -52,6 +54,7 @@ fn run(command: Command) -> Result<()> {
         Command::Eval(args) => model::eval(&args),
         Command::Predict(args) => model::predict(&args),
         Command::Trace(args) => trace(&args),
+        Command::Bench(command) => bench::bench(&command),
         Command::Data(command) => data::data(&command),
         Command::Recipe(command) => recipe::recipe(&command, out),
         Command::Config(args) => recipe::config(&args, env(), out),

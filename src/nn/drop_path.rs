@@ -1,6 +1,5 @@
 //! Stochastic depth: whole residual branches switched off per sample.
 
-use burn::tensor::{Device, Tensor, TensorData};
 use rand::RngExt as _;
 
 use crate::rng::{Purpose, stream};
@@ -25,16 +24,14 @@ impl DropPath {
     /// Switched off: evaluation, or a rate of 0.
     pub const OFF: Self = Self { rate: 0.0, seed: 0, step: 0, first_row: 0 };
 
-    /// Factors of the residual branch `branch` of `block`: 0 or `1 / keep`, `[rows, 1, 1]`;
-    /// `None` where nothing is dropped.
+    /// Factors of the residual branch `branch` of `block`, 0 or `1 / keep`: one for each of the
+    /// `batch` samples, repeated for each of its `tokens`; `None` where nothing is dropped.
     pub fn factors(
         &self,
-        rows: usize,
-        block: usize,
-        depth: usize,
+        [batch, tokens]: [usize; 2],
+        [block, depth]: [usize; 2],
         branch: u32,
-        device: &Device,
-    ) -> Option<Tensor<3>> {
+    ) -> Option<Vec<f32>> {
         let rate = self.rate * block as f64 / (depth - 1).max(1) as f64;
         if rate == 0.0 {
             return None;
@@ -47,8 +44,7 @@ impl DropPath {
                 stream(self.seed, Purpose::DropPath, self.step, row, view).random_bool(rate);
             if dropped { 0.0 } else { kept }
         };
-        let factors: Vec<f32> = (0..rows).map(factor).collect();
-        Some(Tensor::from_data(TensorData::new(factors, [rows, 1, 1]), device))
+        Some((0..batch).flat_map(|row| std::iter::repeat_n(factor(row), tokens)).collect())
     }
 }
 
@@ -59,10 +55,8 @@ mod tests {
     #[test]
     fn the_last_block_drops_at_the_rate_and_the_first_never() {
         let path = DropPath { rate: 0.25, seed: 3, step: 7, first_row: 0 };
-        let device = Device::flex();
-        assert!(path.factors(8, 0, 12, 0, &device).is_none());
-        let factors = path.factors(20_000, 11, 12, 1, &device).expect("a rate above 0");
-        let values = factors.into_data().try_to_vec::<f32>().expect("f32");
+        assert!(path.factors([8, 1], [0, 12], 0).is_none());
+        let values = path.factors([20_000, 1], [11, 12], 1).expect("a rate above 0");
         let dropped = values.iter().filter(|&&v| v == 0.0).count() as f64 / 20_000.0;
         // 4 standard deviations of a binomial share with p = 0.25.
         assert!((dropped - 0.25).abs() < 4.0 * (0.25 * 0.75 / 20_000.0f64).sqrt(), "{dropped}");
@@ -70,17 +64,14 @@ mod tests {
     }
 
     #[test]
-    fn rows_keep_their_draw_in_any_micro_batch() {
-        let device = Device::flex();
-        let at = |first_row, rows| {
+    fn rows_keep_their_draw_in_any_micro_batch_and_tokens_share_it() {
+        let at = |first_row, batch, tokens| {
             let path = DropPath { rate: 0.5, seed: 1, step: 2, first_row };
-            path.factors(rows, 5, 6, 0, &device)
-                .expect("a rate above 0")
-                .into_data()
-                .try_to_vec::<f32>()
+            path.factors([batch, tokens], [5, 6], 0).expect("a rate above 0")
         };
-        let whole = at(0, 10).expect("f32");
-        let parts = [at(0, 4).expect("f32"), at(4, 6).expect("f32")].concat();
-        assert_eq!(whole, parts);
+        let whole = at(0, 10, 1);
+        assert_eq!(whole, [at(0, 4, 1), at(4, 6, 1)].concat());
+        let tokens: Vec<f32> = whole.iter().flat_map(|&f| [f, f, f]).collect();
+        assert_eq!(at(0, 10, 3), tokens);
     }
 }

@@ -42,6 +42,25 @@ impl Linear {
         ops::linear_gelu(x, self.weight.val(), bias)
     }
 
+    /// `residual + factor (x W^T + b)`, `[rows, in]` to `[rows, out]`; `factors` as
+    /// [`super::DropPath`] draws them.
+    pub fn forward_residual(
+        &self,
+        x: Tensor<2>,
+        residual: Tensor<2>,
+        factors: Option<Vec<f32>>,
+    ) -> Tensor<2> {
+        let bias = self.bias_or_zeros();
+        ops::linear_residual(x, self.weight.val(), bias, residual, factors)
+    }
+
+    /// [`Self::forward`] for the outputs in `range` only.
+    pub fn forward_part(&self, x: Tensor<2>, range: std::ops::Range<usize>) -> Tensor<2> {
+        let (start, length) = (range.start, range.len());
+        let bias = self.bias_or_zeros().narrow(0, start, length);
+        ops::linear(x, self.weight.val().narrow(0, start, length), bias)
+    }
+
     fn bias_or_zeros(&self) -> Tensor<1> {
         let weight = self.weight.val();
         match &self.bias {

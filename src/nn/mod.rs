@@ -8,4 +8,4 @@ mod params;
 pub use drop_path::DropPath;
 pub use init::Init;
 pub use layers::{LayerNorm, Linear};
-pub use params::{Gather, Keys, ParamSpec, Replace, Trained, trained};
+pub use params::{Gather, Keys, ParamSpec, Replace, Weights};

@@ -5,7 +5,9 @@
 //! never matter.
 
 use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn::tensor::{Device, Gradients, Tensor};
+
+use crate::ops::FlatMemory;
 
 /// One parameter's place in the flat vector.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -83,17 +85,15 @@ impl ModuleVisitor for Gather {
 
 /// Puts the values of a flat vector into a module's parameters, on `device`.
 pub struct Replace<'a> {
-    rest: &'a [f32],
-    device: Device,
+    memory: &'a FlatMemory,
+    device: &'a Device,
+    start: usize,
 }
 
-impl<'a> Replace<'a> {
+impl Replace<'_> {
     /// The module with the given values, in the order of [`Keys`].
-    pub fn values_of<M: Module>(module: M, values: &'a [f32], device: &Device) -> M {
-        let mut replace = Self { rest: values, device: device.clone() };
-        let module = module.map(&mut replace);
-        assert!(replace.rest.is_empty(), "{} values too many", replace.rest.len());
-        module
+    pub fn values_of<M: Module>(module: M, values: &[f32], device: &Device) -> M {
+        Weights::new(module, values, device).module
     }
 }
 
@@ -101,10 +101,39 @@ impl ModuleMapper for Replace<'_> {
     fn map_float<const D: usize>(&mut self, param: Param<Tensor<D>>) -> Param<Tensor<D>> {
         let (id, old, _) = param.consume();
         let shape = old.dims();
-        let (values, rest) = self.rest.split_at(shape.iter().product());
-        self.rest = rest;
-        let data = TensorData::new(values.to_vec(), shape);
-        Param::initialized(id, Tensor::from_data(data, &self.device))
+        let range = self.start..self.start + shape.iter().product::<usize>();
+        self.start = range.end;
+        Param::initialized(id, self.memory.tensor(range, shape, self.device))
+    }
+}
+
+/// A module whose parameters lie in one piece of memory, in the order of [`Keys`].
+pub struct Weights<M> {
+    /// On a device without autodiff.
+    pub module: M,
+    memory: FlatMemory,
+}
+
+impl<M: Module> Weights<M> {
+    /// `module` with the given values.
+    pub fn new(module: M, values: &[f32], device: &Device) -> Self {
+        let memory = FlatMemory::new(values.to_vec());
+        let mut replace = Replace { memory: &memory, device, start: 0 };
+        let module = module.map(&mut replace);
+        let (used, given) = (replace.start, values.len());
+        assert_eq!(used, given, "the module has {used} values, {given} were given");
+        Self { module, memory }
+    }
+
+    /// The value of `loss` and its gradient, which is added to `sum` in the order of [`Keys`]; a
+    /// parameter that the loss does not depend on adds nothing.
+    pub fn add_gradients(&self, sum: &mut Vec<f32>, loss: impl FnOnce(&M) -> Tensor<1>) -> f64 {
+        let leaves = self.module.clone().map(&mut FreshLeaves);
+        let loss = loss(&leaves);
+        let value = f64::from(loss.clone().into_scalar::<f32>());
+        let gradients = self.memory.collect_gradients(sum, || loss.backward());
+        leaves.visit(&mut AddGradients { gradients: &gradients, rest: sum });
+        value
     }
 }
 
@@ -121,26 +150,7 @@ impl ModuleMapper for FreshLeaves {
     }
 }
 
-/// A module whose parameters collect gradients.
-pub struct Trained<M> {
-    /// The module to call.
-    pub module: M,
-}
-
-/// `module` (on a device without autodiff) with fresh leaves.
-pub fn trained<M: Module>(module: &M) -> Trained<M> {
-    Trained { module: module.clone().map(&mut FreshLeaves) }
-}
-
-impl<M: Module> Trained<M> {
-    /// Adds the gradients of all parameters to `sum`, in the order of [`Keys`]; a parameter that
-    /// the loss does not depend on adds nothing.
-    pub fn add_gradients(&self, gradients: &Gradients, sum: &mut [f32]) {
-        let mut add = AddGradients { gradients, rest: sum };
-        self.module.visit(&mut add);
-    }
-}
-
+/// Adds the gradients that autodiff was handed.
 struct AddGradients<'a> {
     gradients: &'a Gradients,
     rest: &'a mut [f32],

@@ -6,10 +6,13 @@
 use burn::backend::{Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
-use fewvit_kernels::{AttentionShape, Epilogue, attention_forward, layer_norm_forward, matmul};
+use fewvit_kernels::{
+    AttentionShape, Epilogue, Qkv, attention_forward, layer_norm_forward, matmul,
+};
 
+use super::buffers::Buffer;
 use super::packed;
-use super::storage::{dims2, slice, tensor};
+use super::storage::{contiguous, dims2, slice};
 
 /// The operations on a backend's primitives.
 #[backend_extension(Autodiff, Flex)]
@@ -26,6 +29,14 @@ pub trait FusedOps: Backend {
         weight: FloatTensor<Self>,
         bias: FloatTensor<Self>,
     ) -> FloatTensor<Self>;
+    /// See [`super::linear_residual`].
+    fn linear_residual(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        factors: Option<Vec<f32>>,
+    ) -> FloatTensor<Self>;
     /// See [`super::layer_norm`].
     fn layer_norm(
         x: FloatTensor<Self>,
@@ -35,6 +46,12 @@ pub trait FusedOps: Backend {
     ) -> FloatTensor<Self>;
     /// See [`super::attention`].
     fn attention(qkv: FloatTensor<Self>, heads: usize) -> FloatTensor<Self>;
+    /// See [`super::cross_attention`].
+    fn cross_attention(
+        q: FloatTensor<Self>,
+        kv: FloatTensor<Self>,
+        heads: usize,
+    ) -> FloatTensor<Self>;
 }
 
 /// See [`super::linear`].
@@ -55,6 +72,23 @@ pub fn linear_gelu(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2
     ))
 }
 
+/// See [`super::linear_residual`].
+pub fn linear_residual(
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Tensor<1>,
+    residual: Tensor<2>,
+    factors: Option<Vec<f32>>,
+) -> Tensor<2> {
+    Tensor::from_dispatch(Dispatch::linear_residual(
+        x.into_dispatch(),
+        weight.into_dispatch(),
+        bias.into_dispatch(),
+        residual.into_dispatch(),
+        factors,
+    ))
+}
+
 /// See [`super::layer_norm`].
 pub fn layer_norm(x: Tensor<2>, weight: Tensor<1>, bias: Tensor<1>, eps: f64) -> Tensor<2> {
     Tensor::from_dispatch(Dispatch::layer_norm(
@@ -70,31 +104,64 @@ pub fn attention(qkv: Tensor<3>, heads: usize) -> Tensor<3> {
     Tensor::from_dispatch(Dispatch::attention(qkv.into_dispatch(), heads))
 }
 
+/// See [`super::cross_attention`].
+pub fn cross_attention(q: Tensor<3>, kv: Tensor<3>, heads: usize) -> Tensor<3> {
+    Tensor::from_dispatch(Dispatch::cross_attention(q.into_dispatch(), kv.into_dispatch(), heads))
+}
+
 impl FusedOps for Flex {
     fn linear(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
-        linear_forward(&x.to_contiguous(), &weight, &bias.to_contiguous())
+        linear_forward(&contiguous(x), &contiguous(weight), &contiguous(bias))
     }
 
     fn linear_gelu(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
-        linear_gelu_forward(&x.to_contiguous(), &weight, &bias.to_contiguous()).0
+        linear_gelu_forward(&contiguous(x), &contiguous(weight), &contiguous(bias)).0
+    }
+
+    fn linear_residual(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: FlexTensor,
+        residual: FlexTensor,
+        factors: Option<Vec<f32>>,
+    ) -> FlexTensor {
+        let [x, weight, bias, residual] = [x, weight, bias, residual].map(contiguous);
+        linear_residual_forward(&x, &weight, &bias, &residual, factors.as_deref())
     }
 
     fn layer_norm(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, eps: f64) -> FlexTensor {
-        let [weight, bias] = [weight.to_contiguous(), bias.to_contiguous()];
-        norm_forward(&x.to_contiguous(), &weight, &bias, eps).0
+        let [x, weight, bias] = [x, weight, bias].map(contiguous);
+        let mut y = Buffer::stale(slice(&x).len());
+        layer_norm_forward(slice(&x), slice(&weight), slice(&bias), eps as f32, &mut y, None);
+        y.into_tensor(x.layout().shape().clone())
     }
 
     fn attention(qkv: FlexTensor, heads: usize) -> FlexTensor {
-        self_attention_forward(&qkv.to_contiguous(), heads, false).0
+        let qkv = contiguous(qkv);
+        let shape = attention_shape(&qkv, 3, None, heads);
+        attend(&shape, Qkv::Joint(slice(&qkv)), None)
+    }
+
+    fn cross_attention(q: FlexTensor, kv: FlexTensor, heads: usize) -> FlexTensor {
+        let [q, kv] = [q, kv].map(contiguous);
+        let shape = attention_shape(&kv, 2, Some(&q), heads);
+        attend(&shape, Qkv::Split { q: slice(&q), kv: slice(&kv) }, None)
     }
 }
 
 pub(super) fn linear_forward(x: &FlexTensor, weight: &FlexTensor, bias: &FlexTensor) -> FlexTensor {
-    let ([rows, _], [out, _]) = (dims2(x), dims2(weight));
-    let mut y = vec![0.0; rows * out];
-    let packed = packed::for_forward(weight);
-    matmul(rows, slice(x), packed.get(), &mut y, Epilogue::Bias(slice(bias)));
-    tensor(y, [rows, out])
+    product(x, weight, Epilogue::Bias(slice(bias)))
+}
+
+pub(super) fn linear_residual_forward(
+    x: &FlexTensor,
+    weight: &FlexTensor,
+    bias: &FlexTensor,
+    residual: &FlexTensor,
+    factors: Option<&[f32]>,
+) -> FlexTensor {
+    let (bias, residual) = (slice(bias), slice(residual));
+    product(x, weight, Epilogue::Residual { bias, residual, factors })
 }
 
 /// The output and `gelu'` at the pre-activation, which the backward needs.
@@ -102,21 +169,23 @@ pub(super) fn linear_gelu_forward(
     x: &FlexTensor,
     weight: &FlexTensor,
     bias: &FlexTensor,
-) -> (FlexTensor, Vec<f32>) {
-    let ([rows, _], [out, _]) = (dims2(x), dims2(weight));
-    let mut y = vec![0.0; rows * out];
-    let mut derivative = vec![0.0; rows * out];
+) -> (FlexTensor, FlexTensor) {
+    let shape = [dims2(x)[0], dims2(weight)[0]];
+    let mut derivative = Buffer::stale(shape[0] * shape[1]);
     let epilogue = Epilogue::BiasGelu { bias: slice(bias), derivative: &mut derivative };
-    matmul(rows, slice(x), packed::for_forward(weight).get(), &mut y, epilogue);
-    (tensor(y, [rows, out]), derivative)
+    (product(x, weight, epilogue), derivative.into_tensor(shape))
 }
 
-/// What the backward of layer normalisation needs.
-#[derive(Clone, Debug)]
-pub(super) struct NormSaved {
-    pub(super) x_hat: Vec<f32>,
-    pub(super) rstd: Vec<f32>,
+/// `x W^T` with an epilogue.
+fn product(x: &FlexTensor, weight: &FlexTensor, epilogue: Epilogue) -> FlexTensor {
+    let ([rows, _], [out, _]) = (dims2(x), dims2(weight));
+    let mut y = Buffer::stale(rows * out);
+    matmul(rows, slice(x), packed::for_forward(weight).get(), &mut y, epilogue);
+    y.into_tensor([rows, out])
 }
+
+/// What the backward of layer normalisation needs: normalised rows and 1 / deviation.
+pub(super) type NormSaved = [FlexTensor; 2];
 
 pub(super) fn norm_forward(
     x: &FlexTensor,
@@ -125,37 +194,36 @@ pub(super) fn norm_forward(
     eps: f64,
 ) -> (FlexTensor, NormSaved) {
     let [rows, dim] = dims2(x);
-    let mut y = vec![0.0; rows * dim];
-    let mut saved = NormSaved { x_hat: vec![0.0; rows * dim], rstd: vec![0.0; rows] };
-    let (x_hat, rstd) = (&mut saved.x_hat, &mut saved.rstd);
-    layer_norm_forward(
-        slice(x),
-        slice(weight),
-        slice(bias),
-        eps as f32,
-        &mut y,
-        Some((x_hat, rstd)),
-    );
-    (tensor(y, [rows, dim]), saved)
+    let [mut y, mut x_hat] = [0, 1].map(|_| Buffer::stale(rows * dim));
+    let mut rstd = Buffer::stale(rows);
+    let saved = Some((&mut x_hat[..], &mut rstd[..]));
+    layer_norm_forward(slice(x), slice(weight), slice(bias), eps as f32, &mut y, saved);
+    (y.into_tensor([rows, dim]), [x_hat.into_tensor([rows, dim]), rstd.into_tensor([rows])])
 }
 
-/// Sizes of one attention call on `qkv` (`[batch, tokens, 3 * heads * head_dim]`).
-pub(super) fn attention_shape(qkv: &FlexTensor, heads: usize) -> AttentionShape {
-    let shape = qkv.layout().shape();
-    let head_dim = shape[2] / 3 / heads;
-    let scale = (head_dim as f32).powf(-0.5);
-    AttentionShape { batch: shape[0], tokens: shape[1], heads, head_dim, scale }
-}
-
-/// The output and, when `save`, the attention probabilities.
-pub(super) fn self_attention_forward(
-    qkv: &FlexTensor,
+/// Sizes of one attention call. `tokens` holds keys and values, `[batch, keys, parts * dim]`, and
+/// the queries too unless they are apart, `[batch, queries, dim]`.
+pub(super) fn attention_shape(
+    tokens: &FlexTensor,
+    parts: usize,
+    apart: Option<&FlexTensor>,
     heads: usize,
-    save: bool,
-) -> (FlexTensor, Option<Vec<f32>>) {
-    let s = attention_shape(qkv, heads);
-    let mut out = vec![0.0; s.batch * s.tokens * heads * s.head_dim];
-    let mut probs = save.then(|| vec![0.0; s.batch * heads * s.tokens * s.tokens]);
-    attention_forward(&s, slice(qkv), &mut out, probs.as_deref_mut());
-    (tensor(out, [s.batch, s.tokens, heads * s.head_dim]), probs)
+) -> AttentionShape {
+    let shape = tokens.layout().shape();
+    let (batch, keys) = (shape[0], shape[1]);
+    let queries = apart.map_or(keys, |q| q.layout().shape()[1]);
+    let head_dim = shape[2] / parts / heads;
+    AttentionShape { batch, queries, keys, heads, head_dim, scale: (head_dim as f32).powf(-0.5) }
+}
+
+/// The output `[batch, queries, heads * head_dim]`; `probs` as the kernel's.
+pub(super) fn attend(
+    s: &AttentionShape,
+    qkv: Qkv<&[f32]>,
+    probs: Option<&mut [f32]>,
+) -> FlexTensor {
+    let shape = [s.batch, s.queries, s.heads * s.head_dim];
+    let mut out = Buffer::stale(shape.iter().product());
+    attention_forward(s, qkv, &mut out, probs);
+    out.into_tensor(shape)
 }

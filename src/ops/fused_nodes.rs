@@ -6,50 +6,48 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Autodiff, Flex, tensor::FloatTensor};
 use burn_flex::FlexTensor;
 use fewvit_kernels::{
-    Epilogue, attention_backward, layer_norm_backward, matmul, matmul_transposed_a,
+    AttentionShape, Epilogue, Qkv, attention_backward, layer_norm_backward, matmul,
+    matmul_transposed_a,
 };
 
+use super::buffers::Buffer;
+use super::flat::{Parent, add_gradients};
 use super::fused::{
-    FusedOps, NormSaved, attention_shape, linear_forward, linear_gelu_forward, norm_forward,
-    self_attention_forward,
+    FusedOps, NormSaved, attend, attention_shape, linear_forward, linear_gelu_forward,
+    linear_residual_forward, norm_forward,
 };
 use super::packed;
-use super::storage::{dims2, slice, tensor};
+use super::storage::{contiguous, dims2, slice};
 
-/// Gradients of `y = x W^T + b` from that of `y`: `dx = dy W`, `dW = dy^T x`, `db = sum_rows dy`.
-struct LinearGrads {
-    x: FlexTensor,
-    weight: FlexTensor,
+/// Nodes that the gradient of an operation's inputs flows to.
+macro_rules! parents {
+    ($($node:expr),*) => {
+        [$($node.map(|node| Parent { id: node.id, leaf: node.parents.is_empty() })),*]
+    };
 }
 
-impl LinearGrads {
-    fn dx(&self, dy: &[f32]) -> FlexTensor {
+/// The inputs of `y = x W^T + b`, whose gradients are `dx = dy W`, `dW = dy^T x` and
+/// `db = sum_rows dy`.
+#[derive(Clone, Debug)]
+struct LinearInputs {
+    x: FlexTensor,
+    weight: FlexTensor,
+    bias: FlexTensor,
+}
+
+impl LinearInputs {
+    fn register(&self, dy: &[f32], parents: [Option<Parent>; 3], grads: &mut Gradients) {
         let [rows, inner] = dims2(&self.x);
-        let mut dx = vec![0.0; rows * inner];
-        matmul(rows, dy, packed::for_backward(&self.weight).get(), &mut dx, Epilogue::Store);
-        tensor(dx, [rows, inner])
-    }
-
-    fn dw_db(&self, dy: &[f32]) -> (FlexTensor, FlexTensor) {
-        let ([rows, _], [out, inner]) = (dims2(&self.x), dims2(&self.weight));
-        let (mut dw, mut db) = (vec![0.0; out * inner], vec![0.0; out]);
-        matmul_transposed_a(rows, dy, slice(&self.x), &mut dw, Some(&mut db));
-        (tensor(dw, [out, inner]), tensor(db, [out]))
-    }
-
-    fn register<S>(&self, dy: &[f32], ops: Ops<S, 3>, grads: &mut Gradients)
-    where
-        S: Clone + Send + Sync + std::fmt::Debug + 'static,
-    {
-        let [x, weight, bias] = ops.parents;
-        if let Some(node) = x {
-            grads.register::<Flex>(node.id, self.dx(dy));
+        let [x, weight, bias] = parents;
+        if let Some(parent) = x {
+            let mut dx = Buffer::stale(rows * inner);
+            let weight = packed::for_backward(&self.weight);
+            matmul(rows, dy, weight.get(), &mut dx, Epilogue::Store);
+            grads.register::<Flex>(parent.id, dx.into_tensor([rows, inner]));
         }
-        if weight.is_some() || bias.is_some() {
-            let (dw, db) = self.dw_db(dy);
-            weight.inspect(|node| grads.register::<Flex>(node.id, dw));
-            bias.inspect(|node| grads.register::<Flex>(node.id, db));
-        }
+        add_gradients([&self.weight, &self.bias], [weight, bias], grads, |[dw, db]| {
+            matmul_transposed_a(rows, dy, slice(&self.x), dw, Some(db));
+        });
     }
 }
 
@@ -57,12 +55,12 @@ impl LinearGrads {
 struct Linear;
 
 impl Backward<Flex, 3> for Linear {
-    type State = (FlexTensor, FlexTensor);
+    type State = LinearInputs;
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
-        let (x, weight) = ops.state.clone();
-        LinearGrads { x, weight }.register(slice(&dy), ops, grads);
+        let dy = contiguous(grads.consume::<Flex>(&ops.node));
+        let [x, weight, bias] = ops.parents;
+        ops.state.register(slice(&dy), parents![x, weight, bias], grads);
     }
 }
 
@@ -70,45 +68,80 @@ impl Backward<Flex, 3> for Linear {
 struct LinearGelu;
 
 impl Backward<Flex, 3> for LinearGelu {
-    type State = (FlexTensor, FlexTensor, FlexTensor);
+    /// With `gelu'` at the pre-activation.
+    type State = (LinearInputs, FlexTensor);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let mut dy = grads.consume::<Flex>(&ops.node).to_contiguous();
-        let (x, weight, derivative) = ops.state.clone();
-        // Flex broadcasts by stride 0, but `to_contiguous` leaves an owned dense gradient.
-        for (g, d) in dy.storage_mut::<f32>().iter_mut().zip(slice(&derivative)) {
-            *g *= d;
+        let dy = contiguous(grads.consume::<Flex>(&ops.node));
+        let (inputs, derivative) = ops.state;
+        let mut du = Buffer::stale(slice(&dy).len());
+        for ((u, g), d) in du.iter_mut().zip(slice(&dy)).zip(slice(&derivative)) {
+            *u = g * d;
         }
-        LinearGrads { x, weight }.register(slice(&dy), ops, grads);
+        let [x, weight, bias] = ops.parents;
+        inputs.register(&du, parents![x, weight, bias], grads);
     }
+}
+
+#[derive(Debug)]
+struct LinearResidual;
+
+impl Backward<Flex, 4> for LinearResidual {
+    /// With the rows' factors.
+    type State = (LinearInputs, Option<Vec<f32>>);
+
+    fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = contiguous(grads.consume::<Flex>(&ops.node));
+        let (inputs, factors) = ops.state;
+        let [x, weight, bias, residual] = ops.parents;
+        let parents = parents![x, weight, bias];
+        match factors {
+            Some(factors) => inputs.register(&scaled(&dy, &factors), parents, grads),
+            None => inputs.register(slice(&dy), parents, grads),
+        }
+        if let Some(node) = residual {
+            grads.register::<Flex>(node.id, dy);
+        }
+    }
+}
+
+/// The rows of `x` times their factors.
+fn scaled(x: &FlexTensor, factors: &[f32]) -> Buffer {
+    let [_, columns] = dims2(x);
+    let mut out = Buffer::stale(slice(x).len());
+    let rows = out.chunks_exact_mut(columns).zip(slice(x).chunks_exact(columns));
+    for ((to, from), factor) in rows.zip(factors) {
+        to.iter_mut().zip(from).for_each(|(to, from)| *to = factor * from);
+    }
+    out
 }
 
 #[derive(Debug)]
 struct LayerNorm;
 
 impl Backward<Flex, 3> for LayerNorm {
-    type State = (FlexTensor, std::sync::Arc<NormSaved>);
+    /// Weight, bias and what the forward saved.
+    type State = (FlexTensor, FlexTensor, NormSaved);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
-        let [rows, dim] = dims2(&dy);
-        let (weight, saved) = &ops.state;
-        let mut dx = vec![0.0; rows * dim];
-        let (mut dw, mut db) = (vec![0.0; dim], vec![0.0; dim]);
-        layer_norm_backward(
-            slice(&dy),
-            &saved.x_hat,
-            &saved.rstd,
-            slice(weight),
-            &mut dx,
-            &mut dw,
-            &mut db,
-        );
-        let gradients = [tensor(dx, [rows, dim]), tensor(dw, [dim]), tensor(db, [dim])];
-        for (node, gradient) in ops.parents.into_iter().zip(gradients) {
-            if let Some(node) = node {
-                grads.register::<Flex>(node.id, gradient);
+        let dy = contiguous(grads.consume::<Flex>(&ops.node));
+        let (weight, bias, [x_hat, rstd]) = &ops.state;
+        let [x, weight_node, bias_node] = ops.parents;
+        let mut dx = Buffer::stale(slice(&dy).len());
+        let mut backward = |dw: &mut [f32], db: &mut [f32]| {
+            let (x_hat, rstd) = (slice(x_hat), slice(rstd));
+            layer_norm_backward(slice(&dy), x_hat, rstd, slice(weight), &mut dx, dw, db);
+        };
+        let parents = parents![weight_node, bias_node];
+        match parents.iter().any(Option::is_some) {
+            true => add_gradients([weight, bias], parents, grads, |[dw, db]| backward(dw, db)),
+            false => {
+                let [mut dw, mut db] = [weight, bias].map(|p| Buffer::zeros(slice(p).len()));
+                backward(&mut dw, &mut db);
             }
+        }
+        if let Some(node) = x {
+            grads.register::<Flex>(node.id, dx.into_tensor(dims2(&dy)));
         }
     }
 }
@@ -117,18 +150,49 @@ impl Backward<Flex, 3> for LayerNorm {
 struct Attention;
 
 impl Backward<Flex, 1> for Attention {
-    type State = (FlexTensor, FlexTensor, usize);
+    /// Sizes, the joint projection and the probabilities.
+    type State = (AttentionShape, FlexTensor, FlexTensor);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
-        let dy = grads.consume::<Flex>(&ops.node).to_contiguous();
-        let (qkv, probs, heads) = &ops.state;
-        let shape = attention_shape(qkv, *heads);
-        let mut dqkv = vec![0.0; slice(qkv).len()];
-        attention_backward(&shape, slice(&dy), slice(qkv), slice(probs), &mut dqkv);
+        let dy = contiguous(grads.consume::<Flex>(&ops.node));
+        let (shape, qkv, probs) = &ops.state;
+        let mut dqkv = Buffer::stale(slice(qkv).len());
+        let gradient = Qkv::Joint(&mut dqkv[..]);
+        attention_backward(shape, slice(&dy), Qkv::Joint(slice(qkv)), slice(probs), gradient);
         if let [Some(node)] = ops.parents {
-            grads.register::<Flex>(node.id, tensor(dqkv, qkv.layout().shape().clone()));
+            grads.register::<Flex>(node.id, dqkv.into_tensor(qkv.layout().shape().clone()));
         }
     }
+}
+
+#[derive(Debug)]
+struct CrossAttention;
+
+impl Backward<Flex, 2> for CrossAttention {
+    /// Sizes, queries, keys with values, and the probabilities.
+    type State = (AttentionShape, [FlexTensor; 2], FlexTensor);
+
+    fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+        let dy = contiguous(grads.consume::<Flex>(&ops.node));
+        let (shape, inputs, probs) = &ops.state;
+        let [mut dq, mut dkv] = inputs.each_ref().map(|t| Buffer::stale(slice(t).len()));
+        let [q, kv] = inputs.each_ref().map(slice);
+        let gradient = Qkv::Split { q: &mut dq[..], kv: &mut dkv[..] };
+        attention_backward(shape, slice(&dy), Qkv::Split { q, kv }, slice(probs), gradient);
+        for ((node, gradient), input) in ops.parents.into_iter().zip([dq, dkv]).zip(inputs) {
+            if let Some(node) = node {
+                grads.register::<Flex>(
+                    node.id,
+                    gradient.into_tensor(input.layout().shape().clone()),
+                );
+            }
+        }
+    }
+}
+
+/// A buffer for the probabilities of one attention call.
+fn probabilities(s: &AttentionShape) -> Buffer {
+    Buffer::stale(s.batch * s.heads * s.queries * s.keys)
 }
 
 impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
@@ -139,10 +203,10 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         let ((x, xn), (weight, wn), (bias, bn)) =
             (x.into_parts(), weight.into_parts(), bias.into_parts());
-        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
+        let [x, weight, bias] = [x, weight, bias].map(contiguous);
         let y = linear_forward(&x, &weight, &bias);
         match Linear.prepare::<C>([xn, wn, bn]).compute_bound().stateful() {
-            OpsKind::Tracked(node) => node.finish((x, weight), y),
+            OpsKind::Tracked(node) => node.finish(LinearInputs { x, weight, bias }, y),
             OpsKind::UnTracked(node) => node.finish(y),
         }
     }
@@ -154,11 +218,29 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         let ((x, xn), (weight, wn), (bias, bn)) =
             (x.into_parts(), weight.into_parts(), bias.into_parts());
-        let (x, weight, bias) = (x.to_contiguous(), weight.to_contiguous(), bias.to_contiguous());
+        let [x, weight, bias] = [x, weight, bias].map(contiguous);
         let (y, derivative) = linear_gelu_forward(&x, &weight, &bias);
-        let derivative = tensor(derivative, y.layout().shape().clone());
         match LinearGelu.prepare::<C>([xn, wn, bn]).compute_bound().stateful() {
-            OpsKind::Tracked(node) => node.finish((x, weight, derivative), y),
+            OpsKind::Tracked(node) => {
+                node.finish((LinearInputs { x, weight, bias }, derivative), y)
+            }
+            OpsKind::UnTracked(node) => node.finish(y),
+        }
+    }
+
+    fn linear_residual(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        factors: Option<Vec<f32>>,
+    ) -> FloatTensor<Self> {
+        let ((x, xn), (weight, wn), (bias, bn), (residual, rn)) =
+            (x.into_parts(), weight.into_parts(), bias.into_parts(), residual.into_parts());
+        let [x, weight, bias, residual] = [x, weight, bias, residual].map(contiguous);
+        let y = linear_residual_forward(&x, &weight, &bias, &residual, factors.as_deref());
+        match LinearResidual.prepare::<C>([xn, wn, bn, rn]).compute_bound().stateful() {
+            OpsKind::Tracked(node) => node.finish((LinearInputs { x, weight, bias }, factors), y),
             OpsKind::UnTracked(node) => node.finish(y),
         }
     }
@@ -171,25 +253,47 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         let ((x, xn), (weight, wn), (bias, bn)) =
             (x.into_parts(), weight.into_parts(), bias.into_parts());
-        let weight = weight.to_contiguous();
-        let (y, saved) = norm_forward(&x.to_contiguous(), &weight, &bias.to_contiguous(), eps);
+        let [x, weight, bias] = [x, weight, bias].map(contiguous);
+        let (y, saved) = norm_forward(&x, &weight, &bias, eps);
         match LayerNorm.prepare::<C>([xn, wn, bn]).compute_bound().stateful() {
-            OpsKind::Tracked(node) => node.finish((weight, saved.into()), y),
+            OpsKind::Tracked(node) => node.finish((weight, bias, saved), y),
             OpsKind::UnTracked(node) => node.finish(y),
         }
     }
 
     fn attention(qkv: FloatTensor<Self>, heads: usize) -> FloatTensor<Self> {
         let (qkv, node) = qkv.into_parts();
-        let qkv = qkv.to_contiguous();
-        let s = attention_shape(&qkv, heads);
+        let qkv = contiguous(qkv);
+        let shape = attention_shape(&qkv, 3, None, heads);
+        let joint = Qkv::Joint(slice(&qkv));
         match Attention.prepare::<C>([node]).compute_bound().stateful() {
             OpsKind::Tracked(node) => {
-                let (y, probs) = self_attention_forward(&qkv, heads, true);
-                let shape = [s.batch, heads, s.tokens, s.tokens];
-                node.finish((qkv, tensor(probs.unwrap_or_default(), shape), heads), y)
+                let mut probs = probabilities(&shape);
+                let y = attend(&shape, joint, Some(&mut probs));
+                let probs = probs.into_tensor([shape.batch, heads, shape.queries, shape.keys]);
+                node.finish((shape, qkv, probs), y)
             }
-            OpsKind::UnTracked(node) => node.finish(self_attention_forward(&qkv, heads, false).0),
+            OpsKind::UnTracked(node) => node.finish(attend(&shape, joint, None)),
+        }
+    }
+
+    fn cross_attention(
+        q: FloatTensor<Self>,
+        kv: FloatTensor<Self>,
+        heads: usize,
+    ) -> FloatTensor<Self> {
+        let ((q, qn), (kv, kvn)) = (q.into_parts(), kv.into_parts());
+        let [q, kv] = [q, kv].map(contiguous);
+        let shape = attention_shape(&kv, 2, Some(&q), heads);
+        let split = Qkv::Split { q: slice(&q), kv: slice(&kv) };
+        match CrossAttention.prepare::<C>([qn, kvn]).compute_bound().stateful() {
+            OpsKind::Tracked(node) => {
+                let mut probs = probabilities(&shape);
+                let y = attend(&shape, split, Some(&mut probs));
+                let probs = probs.into_tensor([shape.batch, heads, shape.queries, shape.keys]);
+                node.finish((shape, [q, kv], probs), y)
+            }
+            OpsKind::UnTracked(node) => node.finish(attend(&shape, split, None)),
         }
     }
 }

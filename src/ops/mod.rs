@@ -6,7 +6,9 @@
 //!
 //! Weights are stored as PyTorch and timm store them: a linear layer's is `[out, in]`.
 
+mod buffers;
 pub mod composed;
+mod flat;
 pub mod fused;
 mod fused_nodes;
 mod packed;
@@ -14,6 +16,8 @@ mod storage;
 
 use burn::tensor::{Device, Tensor};
 
+pub use buffers::BufferPool;
+pub use flat::FlatMemory;
 pub use packed::forget_packed_weights;
 
 /// `x W^T + b`.
@@ -31,6 +35,23 @@ pub fn linear_gelu(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2
     match on_cpu(&x.device()) {
         true => fused::linear_gelu(x, weight, bias),
         false => composed::linear_gelu(x, weight, bias),
+    }
+}
+
+/// `residual + factor (x W^T + b)`, the end of a residual branch.
+///
+/// `residual`: `[rows, out]`, others as [`linear`]; `factors`: one a row, 0 or `1 / keep` where
+/// stochastic depth is on, none = 1.
+pub fn linear_residual(
+    x: Tensor<2>,
+    weight: Tensor<2>,
+    bias: Tensor<1>,
+    residual: Tensor<2>,
+    factors: Option<Vec<f32>>,
+) -> Tensor<2> {
+    match on_cpu(&x.device()) {
+        true => fused::linear_residual(x, weight, bias, residual, factors),
+        false => composed::linear_residual(x, weight, bias, residual, factors),
     }
 }
 
@@ -53,6 +74,17 @@ pub fn attention(qkv: Tensor<3>, heads: usize) -> Tensor<3> {
     match on_cpu(&qkv.device()) {
         true => fused::attention(qkv, heads),
         false => composed::attention(qkv, heads),
+    }
+}
+
+/// [`attention`] between tokens of two projections: `queries` tokens ask, `keys` tokens answer.
+///
+/// `q`: `[batch, queries, heads * head_dim]`; `kv`: `[batch, keys, 2 * heads * head_dim]`, keys
+/// before values, head-major inside each; returns `[batch, queries, heads * head_dim]`.
+pub fn cross_attention(q: Tensor<3>, kv: Tensor<3>, heads: usize) -> Tensor<3> {
+    match on_cpu(&q.device()) {
+        true => fused::cross_attention(q, kv, heads),
+        false => composed::cross_attention(q, kv, heads),
     }
 }
 

@@ -12,8 +12,8 @@ use fewvit_kernels::PackedB;
 use super::storage::{dims2, slice};
 
 type Entry = (FlexTensor, Arc<OnceLock<PackedB>>);
-/// Address of the weight's first element, and whether it is packed transposed.
-type Key = (usize, bool);
+/// Address of the weight's first element, its sides, and whether it is packed transposed.
+type Key = (usize, [usize; 2], bool);
 
 fn cache() -> &'static Mutex<HashMap<Key, Entry>> {
     static CACHE: OnceLock<Mutex<HashMap<Key, Entry>>> = OnceLock::new();
@@ -50,16 +50,15 @@ fn shared(
     transposed: bool,
     pack: fn(&[f32], [usize; 2]) -> PackedB,
 ) -> Shared {
-    let weight = weight.to_contiguous();
-    let values = slice(&weight);
+    let values = slice(weight);
     let cell = {
         let mut cache = cache().lock().unwrap_or_else(PoisonError::into_inner);
         let entry = cache
-            .entry((values.as_ptr() as usize, transposed))
+            .entry((values.as_ptr() as usize, dims2(weight), transposed))
             .or_insert_with(|| (weight.clone(), Arc::default()));
         entry.1.clone()
     };
     // Outside the lock: other weights may be looked up while this one is packed.
-    cell.get_or_init(|| pack(values, dims2(&weight)));
+    cell.get_or_init(|| pack(values, dims2(weight)));
     Shared(cell)
 }

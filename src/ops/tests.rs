@@ -1,9 +1,9 @@
 //! Fused against composed, value and gradient, on Flex, over odd sizes.
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Gradients, Tensor, TensorData};
 use rand::RngExt as _;
 
-use super::{composed, fused};
+use super::{FlatMemory, composed, fused};
 use crate::rng::{Purpose, stream};
 
 /// Standard normals on the autodiff device, tracked.
@@ -91,6 +91,89 @@ fn attentions() {
         let (a, b) = (run(fused::attention), run(composed::attention));
         assert_close(&a[0], &b[0], &format!("attention y {batch}x{tokens}x{heads}x{head_dim}"));
         assert_close(&a[1], &b[1], &format!("attention dqkv {batch}x{tokens}x{heads}x{head_dim}"));
+    }
+}
+
+#[test]
+fn linear_layers_with_a_residual() {
+    for factors in [None, Some(vec![0.0, 1.5, 1.5, 0.0, 1.0])] {
+        type Residual =
+            fn(Tensor<2>, Tensor<2>, Tensor<1>, Tensor<2>, Option<Vec<f32>>) -> Tensor<2>;
+        let run = |op: Residual| {
+            let [x, w, r] = [random([5, 7], 1), random([33, 7], 2), random([5, 33], 4)];
+            let b = random([33], 3);
+            let y = op(x.clone(), w.clone(), b.clone(), r.clone(), factors.clone());
+            let g = weighted_sum(y.clone()).backward();
+            let [dx, dw, dr] = [x, w, r].map(|t| values(t.grad(&g).expect("a gradient")));
+            [values(y), dx, dw, values(b.grad(&g).expect("db")), dr]
+        };
+        let (a, b) = (run(fused::linear_residual), run(composed::linear_residual));
+        for (i, what) in ["y", "dx", "dw", "db", "dr"].iter().enumerate() {
+            assert_close(&a[i], &b[i], &format!("linear_residual {what} {factors:?}"));
+        }
+    }
+}
+
+#[test]
+fn cross_attentions() {
+    for (batch, queries, keys, heads, head_dim) in
+        [(1, 1, 1, 1, 1), (2, 1, 50, 3, 64), (3, 49, 4, 2, 20), (1, 5, 6, 4, 7)]
+    {
+        let run = |op: fn(Tensor<3>, Tensor<3>, usize) -> Tensor<3>| {
+            let q = random([batch, queries, heads * head_dim], 7);
+            let kv = random([batch, keys, 2 * heads * head_dim], 8);
+            let y = op(q.clone(), kv.clone(), heads);
+            let g = weighted_sum(y.clone()).backward();
+            [values(y), values(q.grad(&g).expect("dq")), values(kv.grad(&g).expect("dkv"))]
+        };
+        let (a, b) = (run(fused::cross_attention), run(composed::cross_attention));
+        for (i, what) in ["y", "dq", "dkv"].iter().enumerate() {
+            assert_close(&a[i], &b[i], &format!("{what} {batch}x{queries}x{keys}x{heads}"));
+        }
+    }
+}
+
+#[test]
+fn gradients_collected_in_flat_memory_are_those_of_autodiff() {
+    let device = Device::flex();
+    let memory = FlatMemory::new(values(random([4 * 6 + 4 + 6 + 6], 12)));
+    // A layer norm, then a linear layer, the weight as a leaf and as a part of a leaf.
+    let loss = |[w, b, g, c]: [Tensor<1>; 4], whole: bool| {
+        let x = fused::layer_norm(random([3, 6], 13), g, c, 1e-6);
+        let w = w.reshape([4, 6]);
+        match whole {
+            true => weighted_sum(fused::linear(x, w, b)),
+            false => weighted_sum(fused::linear(x, w.narrow(0, 1, 2), b.narrow(0, 1, 2))),
+        }
+    };
+    let ranges = [0..24, 24..28, 28..34, 34..40];
+    for whole in [true, false] {
+        let leaves = || {
+            let leaf = |r: &std::ops::Range<usize>| {
+                let tensor = memory.tensor::<1>(r.clone(), [r.len()], &device);
+                Tensor::from_inner(tensor).require_grad()
+            };
+            ranges.each_ref().map(leaf)
+        };
+        let add_registered = |tensors: [Tensor<1>; 4], grads: &Gradients, sum: &mut [f32]| {
+            for (tensor, range) in tensors.into_iter().zip(ranges.clone()) {
+                if let Some(gradient) = tensor.grad(grads) {
+                    let pairs = sum[range].iter_mut().zip(values(gradient));
+                    pairs.for_each(|(s, g)| *s += g);
+                }
+            }
+        };
+        let tensors = leaves();
+        let mut expected = vec![0.5; 40];
+        let grads = loss(tensors.clone(), whole).backward();
+        add_registered(tensors, &grads, &mut expected);
+        let tensors = leaves();
+        let mut sum = vec![0.5; 40];
+        let y = loss(tensors.clone(), whole);
+        let grads = memory.collect_gradients(&mut sum, || y.backward());
+        assert!(tensors[2].grad(&grads).is_none(), "the norm's weight went to the flat gradient");
+        add_registered(tensors, &grads, &mut sum);
+        assert_close(&sum, &expected, "flat gradient");
     }
 }
 

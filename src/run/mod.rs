@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 
 pub use finish::Summary;
 pub use folder::Folder;
-pub use stages::weights_of;
+pub use stages::{pretraining, weights_of};
 
 use crate::config::RunConfig;
 use crate::error::{Error, Result};

@@ -13,6 +13,7 @@ use crate::method::{self, Method, supervised::Supervised};
 use crate::run::prepare::Prepared;
 use crate::train::checkpoint::StageName;
 use crate::train::optim::TrainState;
+use crate::train::parallel;
 use crate::train::stage::{Checkpoints, Stage};
 use crate::weights;
 
@@ -74,7 +75,7 @@ fn stage<'a>(
         threads: workers,
     };
     let micro_batch = match config.micro_batch {
-        0 => micro_batch(net.img_size),
+        0 => parallel::micro_batch(net.img_size),
         n => n,
     };
     Stage { name, net, method, source, optim, data: &config.data, workers, micro_batch }
@@ -83,12 +84,6 @@ fn stage<'a>(
 /// Each stage has streams of its own.
 fn seed(config: &RunConfig, stage: StageName) -> u64 {
     config.seed.wrapping_add((stage as u64) << 32)
-}
-
-/// About 800 tokens: enough rows for full speed of the matrix kernels, few enough to keep
-/// activations small (measured 4 to 16 crops of 112 px equal within noise).
-fn micro_batch(img_size: usize) -> usize {
-    (16 * 112 * 112 / (img_size * img_size).max(1)).clamp(1, 64)
 }
 
 /// Progress units of one optimiser step of a stage.

@@ -12,12 +12,19 @@ use crate::data::loader::{Batch, CropBatch};
 use crate::error::{Error, Result};
 use crate::loss::{MixedTarget, mixed_cross_entropy};
 use crate::method::Method;
-use crate::nn::{DropPath, trained};
+use crate::nn::{DropPath, Weights};
+use crate::ops::BufferPool;
 
-/// Worker threads with their gradient sums.
+/// Worker threads with what they keep from step to step.
 pub struct Engine {
     micro_batch: usize,
-    sums: Vec<Vec<f32>>,
+    workers: Vec<Worker>,
+}
+
+struct Worker {
+    /// Sum of its micro-batches' gradients.
+    sum: Vec<f32>,
+    buffers: BufferPool,
 }
 
 /// What a step computes on besides the weights.
@@ -45,7 +52,8 @@ struct MicroBatch<'a> {
 impl Engine {
     /// `workers` threads for a model of `num_params` parameters.
     pub fn new(workers: usize, micro_batch: usize, num_params: usize) -> Self {
-        Self { micro_batch, sums: vec![vec![0.0; num_params]; workers.max(1)] }
+        let worker = |_| Worker { sum: vec![0.0; num_params], buffers: BufferPool::default() };
+        Self { micro_batch, workers: (0..workers.max(1)).map(worker).collect() }
     }
 
     /// The loss of `net` (mean over the rows of a group, groups summed; recipe section 2.6) and its
@@ -53,29 +61,40 @@ impl Engine {
     ///
     /// # Errors
     /// A worker panicked.
-    pub fn gradients(&mut self, net: &Net, input: &StepInput) -> Result<(f64, &mut [f32])> {
-        let workers = self.sums.len();
-        let micro_batches = split(input.batch, self.micro_batch, workers);
+    pub fn gradients(
+        &mut self,
+        net: &Weights<Net>,
+        input: &StepInput,
+    ) -> Result<(f64, &mut [f32])> {
+        let count = self.workers.len();
+        let micro_batches = split(input.batch, self.micro_batch, count);
         let micro_batches = &micro_batches;
         let losses: Vec<Result<f64>> = std::thread::scope(|scope| {
             let mut handles = Vec::new();
-            for (worker, sum) in self.sums.iter_mut().enumerate() {
-                handles.push(scope.spawn(move || {
+            for (i, Worker { sum, buffers }) in self.workers.iter_mut().enumerate() {
+                let work = move || {
                     sum.fill(0.0);
-                    let mine = micro_batches.iter().skip(worker).step_by(workers);
+                    let mine = micro_batches.iter().skip(i).step_by(count);
                     mine.map(|micro_batch| backward(net, input, micro_batch, sum)).sum::<f64>()
-                }));
+                };
+                handles.push(scope.spawn(move || buffers.serve(work)));
             }
             let panicked = |_| Error::Failed("a training worker panicked".to_owned());
             handles.into_iter().map(|handle| handle.join().map_err(panicked)).collect()
         });
         let loss = losses.into_iter().sum::<Result<f64>>()?;
-        let (total, rest) = self.sums.split_at_mut(1);
-        for sum in rest {
-            total[0].iter_mut().zip(sum).for_each(|(t, s)| *t += *s);
+        let (total, rest) = self.workers.split_at_mut(1);
+        for worker in rest {
+            total[0].sum.iter_mut().zip(&worker.sum).for_each(|(t, s)| *t += *s);
         }
-        Ok((loss, &mut total[0]))
+        Ok((loss, &mut total[0].sum))
     }
+}
+
+/// Rows a worker passes through the model at a time where the user sets no number: about 400 tokens
+/// of DeiT, enough rows for full speed of the matrix kernels, few enough to keep activations small.
+pub fn micro_batch(img_size: usize) -> usize {
+    (8 * 112 * 112 / (img_size * img_size).max(1)).clamp(1, 64)
 }
 
 /// Cuts each group into equal micro-batches of at most `micro_batch` rows, as many for each worker.
@@ -95,18 +114,16 @@ fn split(batch: &Batch, micro_batch: usize, workers: usize) -> Vec<MicroBatch<'_
 }
 
 /// Adds the gradients of one micro-batch to `sum`; returns its share of the loss.
-fn backward(net: &Net, input: &StepInput, part: &MicroBatch, sum: &mut [f32]) -> f64 {
-    let net = trained(net);
+fn backward(net: &Weights<Net>, input: &StepInput, part: &MicroBatch, sum: &mut Vec<f32>) -> f64 {
     let images = images(part, input, &Device::flex().autodiff());
     let first_row = part.group_start + part.rows.start;
     let drop_path = DropPath { first_row, ..input.drop_path.clone() };
-    let logits = net.module.logits(net.module.features(images, &drop_path));
-    let losses =
-        mixed_cross_entropy(logits, &targets(part, input.method), input.method.smoothing());
-    let loss = losses.sum() / part.group.samples.len() as f64;
-    let value = f64::from(loss.clone().into_scalar::<f32>());
-    net.add_gradients(&loss.backward(), sum);
-    value
+    let targets = targets(part, input.method);
+    net.add_gradients(sum, |net| {
+        let logits = net.logits(net.features(images, &drop_path));
+        let losses = mixed_cross_entropy(logits, &targets, input.method.smoothing());
+        losses.sum() / part.group.samples.len() as f64
+    })
 }
 
 /// The micro-batch's mixed and normalised pixels, `[rows, 3, img_size, img_size]`.

@@ -16,7 +16,7 @@ use crate::config::{DataConfig, Ema, OptimConfig};
 use crate::data::loader::{Batch, BatchSource};
 use crate::error::{Error, Result};
 use crate::method::Method;
-use crate::nn::{DropPath, Replace};
+use crate::nn::{DropPath, Weights};
 use crate::ops;
 
 /// What a stage trains, on what, and how.
@@ -161,7 +161,7 @@ impl Stage<'_> {
         let steps_per_epoch = self.source.steps_per_epoch();
         let step = state.progress.step;
         let lr = schedule::lr(self.optim, step, steps_per_epoch);
-        let net = Replace::values_of(template.clone(), &state.values, &Device::flex());
+        let net = Weights::new(template.clone(), &state.values, &Device::flex());
         let drop_path = DropPath {
             rate: self.optim.drop_path,
             seed: self.source.seed,

@@ -15,7 +15,7 @@ use crate::config::{Ema, LrSchedule, OptimConfig, SmoothingKind};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::loss::{MixedTarget, Smoothing, mixed_cross_entropy, soft_cross_entropy};
-use crate::nn::{DropPath, Gather, Keys, Replace, trained};
+use crate::nn::{DropPath, Gather, Keys, Weights};
 use crate::weights::{self, serialize_f32, to_le_bytes};
 
 /// What to trace.
@@ -95,19 +95,22 @@ fn run(
     let smoothing = Smoothing::new(options.smoothing, SmoothingKind::Uniform, options.num_classes);
     let (mut losses, mut first) = (Vec::new(), None);
     for _ in 0..options.steps {
-        let net = Replace::values_of(template.clone(), &state.values, &Device::flex());
-        let net = trained(&net);
-        let features = net.module.features(images.clone(), &DropPath::OFF);
-        let logits = net.module.logits(features.clone());
-        let loss = match targets {
-            Targets::Classes(t) => mixed_cross_entropy(logits.clone(), t, smoothing),
-            Targets::Distributions(t) => soft_cross_entropy(logits.clone(), *t.clone()),
-        }
-        .mean();
-        losses.push(loss.clone().into_scalar::<f32>());
+        let net = Weights::new(template.clone(), &state.values, &Device::flex());
         let mut gradient = vec![0.0; state.values.len()];
-        net.add_gradients(&loss.backward(), &mut gradient);
-        first.get_or_insert_with(|| (logits, features, gradient.clone()));
+        let mut seen = None;
+        let loss = net.add_gradients(&mut gradient, |net| {
+            let features = net.features(images.clone(), &DropPath::OFF);
+            let logits = net.logits(features.clone());
+            seen = Some((logits.clone(), features));
+            match targets {
+                Targets::Classes(t) => mixed_cross_entropy(logits, t, smoothing),
+                Targets::Distributions(t) => soft_cross_entropy(logits, *t.clone()),
+            }
+            .mean()
+        });
+        losses.push(loss as f32);
+        first =
+            first.or_else(|| seen.map(|(logits, features)| (logits, features, gradient.clone())));
         state.update(&mut gradient, options.lr, &optim);
         crate::ops::forget_packed_weights();
     }

@@ -1,50 +1,74 @@
 use super::*;
 use crate::reference::{self, Generator, assert_close};
 
+/// Rows of `[q | kv]`, the layout of one joint projection.
+fn joint<T: Copy>(q: &[T], kv: &[T], dim: usize) -> Vec<T> {
+    let rows = q.chunks(dim).zip(kv.chunks(2 * dim));
+    rows.flat_map(|(q, kv)| [q, kv].concat()).collect()
+}
+
 #[test]
 fn matches_f64_at_every_level() {
-    for (batch, tokens, heads, head_dim) in [
-        (1, 1, 1, 1),
-        (2, 5, 2, 3),
-        (1, 37, 3, 64),
-        (2, 50, 1, 64),
-        (1, 33, 2, 33),
-        (1, 300, 1, 16),
+    for (batch, queries, keys, heads, head_dim) in [
+        (1, 1, 1, 1, 1),
+        (2, 5, 5, 2, 3),
+        (1, 37, 37, 3, 64),
+        (2, 50, 50, 1, 64),
+        (2, 1, 50, 3, 64),
+        (1, 49, 4, 2, 32),
+        (1, 33, 34, 2, 33),
+        (1, 300, 300, 1, 16),
     ] {
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let shape = AttentionShape { batch, tokens, heads, head_dim, scale };
-        let mut random = Generator::new(tokens as u64);
-        let values = batch * tokens * heads * head_dim;
-        let (qkv, dout) = (random.normal(3 * values), random.normal(values));
-        let exact = reference::attention(&shape, &qkv, &dout);
+        let shape = AttentionShape { batch, queries, keys, heads, head_dim, scale };
+        let mut random = Generator::new(keys as u64);
+        let dim = heads * head_dim;
+        let (q, dout) =
+            (random.normal(batch * queries * dim), random.normal(batch * queries * dim));
+        let kv = random.normal(2 * batch * keys * dim);
+        let exact = reference::attention(&shape, &q, &kv, &dout);
         for level in Level::available() {
-            let mut out = vec![9.0; values];
+            let split = Qkv::Split { q: &q[..], kv: &kv[..] };
+            let mut out = vec![9.0; q.len()];
             let mut probs = vec![9.0; exact.probs.len()];
-            attention_forward_at(level, &shape, &qkv, &mut out, Some(&mut probs));
+            attention_forward_at(level, &shape, split, &mut out, Some(&mut probs));
             assert_close(&out, &exact.out, 3e-6);
             assert_close(&probs, &exact.probs, 1e-6);
-            let mut dqkv = vec![9.0; 3 * values];
-            attention_backward_at(level, &shape, &dout, &qkv, &probs, &mut dqkv);
-            assert_close(&dqkv, &exact.dqkv, 1e-5);
-            let mut inference = vec![9.0; values];
-            attention_forward_at(level, &shape, &qkv, &mut inference, None);
+            let (mut dq, mut dkv) = (vec![9.0; q.len()], vec![9.0; kv.len()]);
+            let gradient = Qkv::Split { q: &mut dq[..], kv: &mut dkv[..] };
+            attention_backward_at(level, &shape, &dout, split, &probs, gradient);
+            assert_close(&dq, &exact.dq, 1e-5);
+            assert_close(&dkv, &exact.dkv, 1e-5);
+            let mut inference = vec![9.0; q.len()];
+            attention_forward_at(level, &shape, split, &mut inference, None);
             assert_eq!(out, inference, "{level:?} {shape:?}");
+            if queries == keys {
+                let qkv = joint(&q, &kv, dim);
+                let qkv = Qkv::Joint(&qkv[..]);
+                let mut same = vec![9.0; q.len()];
+                attention_forward_at(level, &shape, qkv, &mut same, None);
+                assert_eq!(out, same, "{level:?} {shape:?}");
+                let mut dqkv = vec![9.0; 3 * q.len()];
+                let gradient = Qkv::Joint(&mut dqkv[..]);
+                attention_backward_at(level, &shape, &dout, qkv, &probs, gradient);
+                assert_eq!(dqkv, joint(&dq, &dkv, dim), "{level:?} {shape:?}");
+            }
         }
     }
 }
 
 #[test]
 fn large_scores_do_not_overflow_and_not_a_number_shows() {
-    let shape = AttentionShape { batch: 1, tokens: 3, heads: 1, head_dim: 1, scale: 1.0 };
+    let shape = AttentionShape { batch: 1, queries: 3, keys: 3, heads: 1, head_dim: 1, scale: 1.0 };
     // Query 1000 against keys -3, -1, -2: all scores are far below zero, the second wins.
     let qkv = [1000.0, -3.0, 1.0, 1000.0, -1.0, 2.0, 1000.0, -2.0, 3.0];
     for level in Level::available() {
         let mut out = [0.0; 3];
-        attention_forward_at(level, &shape, &qkv, &mut out, None);
+        attention_forward_at(level, &shape, Qkv::Joint(&qkv[..]), &mut out, None);
         assert_eq!(out, [2.0; 3], "{level:?}");
         let mut diverged = qkv;
         diverged[4] = f32::NAN;
-        attention_forward_at(level, &shape, &diverged, &mut out, None);
+        attention_forward_at(level, &shape, Qkv::Joint(&diverged[..]), &mut out, None);
         assert!(out.iter().all(|x| x.is_nan()), "{level:?}");
     }
 }
@@ -52,6 +76,6 @@ fn large_scores_do_not_overflow_and_not_a_number_shows() {
 #[test]
 #[should_panic(expected = "the probabilities: 8 values where 9 are needed")]
 fn short_probs_are_refused() {
-    let shape = AttentionShape { batch: 1, tokens: 3, heads: 1, head_dim: 1, scale: 1.0 };
-    attention_forward(&shape, &[0.0; 9], &mut [0.0; 3], Some(&mut [0.0; 8]));
+    let shape = AttentionShape { batch: 1, queries: 3, keys: 3, heads: 1, head_dim: 1, scale: 1.0 };
+    attention_forward(&shape, Qkv::Joint(&[0.0; 9][..]), &mut [0.0; 3], Some(&mut [0.0; 8]));
 }

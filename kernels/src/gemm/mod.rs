@@ -18,7 +18,7 @@ use pack::PanelRow;
 const ROW_BLOCK: usize = 100;
 /// Rows of a weight gradient's operands that are summed in registers: their packed panel (50 KiB)
 /// streams from the first- and second-level cache.
-const SUM_BLOCK: usize = 400;
+const SUM_BLOCK: usize = 256;
 
 /// What [`matmul`] does with the product before it is stored, while it is still in registers or in
 /// the first-level cache.
@@ -36,6 +36,16 @@ pub enum Epilogue<'a> {
         bias: &'a [f32],
         /// `[m, n]`, overwritten.
         derivative: &'a mut [f32],
+    },
+    /// C = residual + factor (A B + bias), the end of a residual branch; `factors` `[m]` are 0 or
+    /// 1 / keep where stochastic depth is on.
+    Residual {
+        /// `[n]`, added to every row.
+        bias: &'a [f32],
+        /// `[m, n]`.
+        residual: &'a [f32],
+        /// `[m]`, one a row; none = 1.
+        factors: Option<&'a [f32]>,
     },
     /// C = A B times a matrix `[m, n]`, element by element: with the saved derivative this is the
     /// backward pass of GELU.
@@ -66,9 +76,9 @@ pub(crate) fn matmul_at(
     level.run(Product { m, a, b, c, c_stride: n, epilogue });
 }
 
-/// C = A^T B, the gradient of a weight stored `[out, in]`: `a` is the gradient of the layer's
-/// output `[rows, m]`, `b` its input `[rows, n]`, `c` `[m, n]` is overwritten. `column_sums` `[m]`,
-/// if given, is overwritten by the sums of `a`'s columns, the gradient of the bias.
+/// C = C + A^T B, the gradient of a weight stored `[out, in]`: `a` is the gradient of the layer's
+/// output `[rows, m]`, `b` its input `[rows, n]`, `c` `[m, n]`. The sums of `a`'s columns, the
+/// gradient of the bias, are added to `column_sums` `[m]`, if given.
 ///
 /// # Panics
 /// If `rows` is 0 or does not divide the lengths of `a` and `b`, or if `c` or `column_sums` has not
@@ -155,7 +165,7 @@ impl Kernel for Product<'_> {
                 let columns = PANEL.min(n - first);
                 let offset = rows.start * self.c_stride + first;
                 let a_offset = rows.start * if self.a.transposed { 1 } else { self.a.stride };
-                let (bias, combine, fetch) = self.ending(first, offset);
+                let (bias, combine, fetch) = self.ending(first, rows.start, offset);
                 let strip = Strip {
                     k,
                     a: self.a.data.as_ptr().wrapping_add(a_offset),
@@ -208,14 +218,19 @@ impl Product<'_> {
                 check_len("the bias", bias, n);
                 covers("the derivative", derivative.len(), c_needs);
             }
+            Epilogue::Residual { bias, residual, factors } => {
+                check_len("the bias", bias, n);
+                covers("the residual", residual.len(), c_needs);
+                factors.inspect(|f| check_len("the factors", f, m));
+            }
             Epilogue::Multiply(d) => covers("the matrix to multiply by", d.len(), c_needs),
         }
     }
 
-    /// Bias, combination and what to fetch for the strip at column `first`, `offset` into the
-    /// output.
+    /// Bias, combination and what to fetch for the strip at column `first` and row `row`, `offset`
+    /// into the output.
     #[inline(always)]
-    fn ending(&self, first: usize, offset: usize) -> (*const f32, Combine, *const f32) {
+    fn ending(&self, first: usize, row: usize, offset: usize) -> (*const f32, Combine, *const f32) {
         let (none, c) = (std::ptr::null(), self.c[offset..].as_ptr());
         match &self.epilogue {
             Epilogue::Store => (none, Combine::Replace, c),
@@ -223,6 +238,12 @@ impl Product<'_> {
             Epilogue::Bias(bias) => (bias[first..].as_ptr(), Combine::Replace, c),
             Epilogue::BiasGelu { bias, derivative } => {
                 (bias[first..].as_ptr(), Combine::Replace, derivative[offset..].as_ptr())
+            }
+            Epilogue::Residual { bias, residual, factors } => {
+                let residual = residual[offset..].as_ptr();
+                let factors = factors.map_or(none, |f| f[row..].as_ptr());
+                let combine = Combine::AddScaled { residual, factors };
+                (bias[first..].as_ptr(), combine, residual)
             }
             Epilogue::Multiply(d) => {
                 let d = d[offset..].as_ptr();
@@ -281,7 +302,7 @@ impl Kernel for WeightGradient<'_> {
                     c_stride: n,
                     columns,
                     bias: std::ptr::null(),
-                    combine: if block == 0 { Combine::Replace } else { Combine::Add },
+                    combine: Combine::Add,
                     fetch: c.as_ptr().wrapping_add(first),
                 };
                 // SAFETY: `a` holds [rows, m] and `c` [m, n] values, as the caller has checked; the
@@ -290,7 +311,6 @@ impl Kernel for WeightGradient<'_> {
             }
         }
         if let Some(sums) = column_sums {
-            sums.fill(0.0);
             for row in a.chunks_exact(m.max(1)) {
                 for piece in S::pieces(m) {
                     let sum = S::load(&sums[piece.clone()]) + S::load(&row[piece.clone()]);

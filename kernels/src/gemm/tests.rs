@@ -41,6 +41,7 @@ fn every_epilogue_matches_f64_at_every_level() {
         let combined = |f: fn(f64, f64) -> f64| -> Vec<f64> {
             product.iter().zip(&old).map(|(&p, &old)| f(p, f64::from(old))).collect()
         };
+        let drawn = Generator::new(3).normal(m);
         for level in Level::available() {
             let run = |start: &[f32], epilogue| {
                 let mut c = start.to_vec();
@@ -53,6 +54,14 @@ fn every_epilogue_matches_f64_at_every_level() {
             assert_close(&run(&old, Epilogue::Bias(&bias)), &with_bias, tolerance);
             let multiplied = combined(|p, d| p * d);
             assert_close(&run(&old, Epilogue::Multiply(&old)), &multiplied, 5.0 * tolerance);
+            for factors in [None, Some(&drawn[..])] {
+                let factor = |row: usize| factors.map_or(1.0, |f| f64::from(f[row]));
+                let values = with_bias.iter().zip(&old).enumerate();
+                let expected: Vec<f64> =
+                    values.map(|(i, (y, r))| f64::from(*r) + factor(i / n) * y).collect();
+                let epilogue = Epilogue::Residual { bias: &bias, residual: &old, factors };
+                assert_close(&run(&vec![9.0; m * n], epilogue), &expected, 5.0 * tolerance);
+            }
             let mut derivative = vec![9.0; m * n];
             let gelu = Epilogue::BiasGelu { bias: &bias, derivative: &mut derivative };
             let (value, slope): (Vec<f64>, Vec<f64>) =
@@ -89,11 +98,13 @@ fn weight_gradients_match_f64_at_every_level() {
         let exact = reference::matmul(m, rows, n, &reference::transpose(&a, rows, m), &b);
         let exact_sums = reference::matmul(1, rows, m, &vec![1.0; rows], &a);
         for level in Level::available() {
-            let (mut c, mut sums) = (vec![9.0; m * n], vec![9.0; m]);
+            // Added to what is there.
+            let (mut c, mut sums) = (vec![2.0; m * n], vec![3.0; m]);
             matmul_transposed_a_at(level, rows, &a, &b, &mut c, Some(&mut sums));
-            assert_close(&c, &exact, tolerance(rows));
-            assert_close(&sums, &exact_sums, tolerance(rows));
-            let mut alone = vec![9.0; m * n];
+            let plus = |x: &[f64], y: f64| x.iter().map(|x| x + y).collect::<Vec<_>>();
+            assert_close(&c, &plus(&exact, 2.0), 2.0 * tolerance(rows));
+            assert_close(&sums, &plus(&exact_sums, 3.0), 2.0 * tolerance(rows));
+            let mut alone = vec![2.0; m * n];
             matmul_transposed_a_at(level, rows, &a, &b, &mut alone, None);
             assert_eq!(c, alone);
         }

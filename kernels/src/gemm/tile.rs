@@ -33,6 +33,26 @@ pub(super) enum Combine {
     Add,
     /// It is multiplied by a matrix laid out like the output.
     Multiply(*const f32),
+    /// It is multiplied by the row's factor, unless null, and a matrix laid out like the output is
+    /// added.
+    AddScaled { residual: *const f32, factors: *const f32 },
+}
+
+impl Combine {
+    /// The same for the part of the output that begins `rows` rows, `c_stride` apart, and
+    /// `columns` columns further on.
+    #[inline(always)]
+    fn at(self, rows: usize, columns: usize, c_stride: usize) -> Self {
+        let offset = rows * c_stride + columns;
+        match self {
+            Self::Multiply(d) => Self::Multiply(d.wrapping_add(offset)),
+            Self::AddScaled { residual, factors } => {
+                let moved = if factors.is_null() { factors } else { factors.wrapping_add(rows) };
+                Self::AddScaled { residual: residual.wrapping_add(offset), factors: moved }
+            }
+            other => other,
+        }
+    }
 }
 
 impl Strip {
@@ -78,10 +98,7 @@ impl Strip {
                 a: self.a.add(a_offset),
                 c: self.c.add(rows * self.c_stride),
                 fetch: self.fetch.wrapping_add(rows * self.c_stride),
-                combine: match self.combine {
-                    Combine::Multiply(d) => Combine::Multiply(d.add(rows * self.c_stride)),
-                    other => other,
-                },
+                combine: self.combine.at(rows, 0, self.c_stride),
                 ..self
             }
         }
@@ -129,10 +146,7 @@ impl Strip {
                 fetch: self.fetch.wrapping_add(columns),
                 columns: self.columns - columns,
                 bias: if self.bias.is_null() { self.bias } else { self.bias.add(columns) },
-                combine: match self.combine {
-                    Combine::Multiply(d) => Combine::Multiply(d.add(columns)),
-                    other => other,
-                },
+                combine: self.combine.at(0, columns, self.c_stride),
                 ..self
             }
         }
@@ -222,6 +236,13 @@ unsafe fn finish<S: Simd, const ROWS: usize, const FULL: bool>(
                     Combine::Add => row[v] = row[v] + load::<S, FULL>(c, width[v]),
                     Combine::Multiply(d) => {
                         row[v] = row[v] * load::<S, FULL>(d.wrapping_add(offset), width[v]);
+                    }
+                    Combine::AddScaled { residual, factors } => {
+                        let residual = load::<S, FULL>(residual.wrapping_add(offset), width[v]);
+                        row[v] = match factors.is_null() {
+                            true => row[v] + residual,
+                            false => S::splat(*factors.add(i)).mul_add(row[v], residual),
+                        };
                     }
                 }
                 if FULL || width[v] == S::LANES {

@@ -1,0 +1,128 @@
+//! Optimiser steps on made-up crops: the engine alone.
+
+use std::time::{Duration, Instant};
+
+use burn::tensor::Device;
+use fewvit_kernels::fma_limit;
+use serde::Serialize;
+
+use super::limits::together;
+use super::{median, peak_rss_gb};
+use crate::backbone::{NetSpec, Spec};
+use crate::config::{Layers, RunConfig};
+use crate::data::loader::{Batch, CropBatch};
+use crate::data::mixing::Mix;
+use crate::error::Result;
+use crate::method;
+use crate::nn::{DropPath, Gather, Keys, Weights};
+use crate::ops;
+use crate::train::optim::TrainState;
+use crate::train::parallel::{Engine, StepInput, micro_batch};
+
+/// Instance classes of the head: the size of the sets this is made for.
+const CLASSES: usize = 1000;
+/// Steps that are always timed.
+const MIN_STEPS: usize = 3;
+
+/// What is measured.
+pub struct StepBench {
+    /// Model under timm's name.
+    pub model: String,
+    /// Side of the crops in pixels.
+    pub img_size: usize,
+    /// Crops a step.
+    pub batch_size: usize,
+    /// Worker threads.
+    pub threads: usize,
+    /// Crops a worker passes through the model at a time; 0 = by img-size.
+    pub micro_batch: usize,
+    /// How long to measure.
+    pub duration: Duration,
+}
+
+/// How fast it was.
+#[derive(Clone, Debug, Serialize)]
+pub struct StepSpeed {
+    /// Crops through forward, backward and update.
+    pub crops_per_s: f64,
+    /// Matrix-product operations of the ordinary algorithm, so that exact savings count as speed.
+    pub model_gflops: f64,
+    /// `model_gflops` against the multiply-add limit of all threads, measured before and after.
+    pub fraction_of_peak: f64,
+    /// Median duration of a step.
+    pub step_ms_median: f64,
+    /// The most memory this process has held.
+    pub peak_rss_gb: f64,
+}
+
+/// Times steps of IDMM with the paper's optimiser.
+///
+/// # Errors
+/// An unknown model or an img-size that it cannot take.
+pub fn step(bench: &StepBench) -> Result<StepSpeed> {
+    let config = Layers::new("paper")?.build()?.config;
+    let spec = Spec::find(&bench.model)?;
+    let template = NetSpec::classifier(spec, bench.img_size, CLASSES).build(1, &Device::flex())?;
+    let optim = &config.pretrain.optim;
+    let mut state = TrainState::new(Keys::of(&template), Gather::of(&template), optim.ema);
+    let rows = match bench.micro_batch {
+        0 => micro_batch(bench.img_size),
+        rows => rows,
+    };
+    let mut engine = Engine::new(bench.threads, rows, state.values.len());
+    let batch = crops(bench);
+    let before = together(bench.threads, fma_limit);
+    let (mut times, mut started) = (Vec::new(), Instant::now());
+    // The first step makes the buffers that the others use again.
+    for i in 0.. {
+        let begin = Instant::now();
+        let net = Weights::new(template.clone(), &state.values, &Device::flex());
+        one(&mut engine, &net, &batch, &config, &mut state)?;
+        match i {
+            0 => started = Instant::now(),
+            _ => times.push(begin.elapsed().as_secs_f64()),
+        }
+        if i >= MIN_STEPS && started.elapsed() >= bench.duration {
+            break;
+        }
+    }
+    let limit = before.max(together(bench.threads, fma_limit));
+    let seconds = median(times);
+    let crops_per_s = bench.batch_size as f64 / seconds;
+    let model_gflops = crops_per_s * spec.train_flops(bench.img_size) as f64 / 1e9;
+    Ok(StepSpeed {
+        crops_per_s,
+        model_gflops,
+        fraction_of_peak: model_gflops / limit,
+        step_ms_median: seconds * 1e3,
+        peak_rss_gb: peak_rss_gb(),
+    })
+}
+
+/// One optimiser step, as a stage does it.
+fn one(
+    engine: &mut Engine,
+    net: &Weights<crate::backbone::Net>,
+    batch: &Batch,
+    config: &RunConfig,
+    state: &mut TrainState,
+) -> Result<()> {
+    let method = method::pretraining(config, CLASSES)?;
+    let optim = &config.pretrain.optim;
+    let (step, rate) = (state.progress.step as u32, optim.drop_path);
+    let drop_path = DropPath { rate, seed: 1, step, first_row: 0 };
+    let (mean, std) = (config.data.mean, config.data.std);
+    let input = StepInput { batch, method: &*method, drop_path, mean, std };
+    let (_, gradient) = engine.gradients(net, &input)?;
+    state.update(gradient, optim.lr, optim);
+    ops::forget_packed_weights();
+    Ok(())
+}
+
+/// Crops of a fixed pattern, each of a class of its own.
+fn crops(bench: &StepBench) -> Batch {
+    let (rows, size) = (bench.batch_size, bench.img_size);
+    let crops = (0..rows * size * size * 3).map(|i| (i * 7919 % 251) as u8).collect();
+    let samples = (0..rows).map(|row| row % CLASSES).collect();
+    Batch { groups: vec![CropBatch { img_size: size, crops, samples, mix: Mix::none(rows) }] }
+}

@@ -1,0 +1,92 @@
+//! `fewvit bench`.
+
+use std::time::Duration;
+
+use super::args::Dtype;
+use super::bench_args::{BenchCommand, LimitsArgs, PipelineArgs, StepArgs};
+use super::flags::Job;
+use super::progress::Progress;
+use super::train::absolute;
+use crate::bench::{self, PipelineSpeed, StepBench};
+use crate::error::{Error, Result};
+use crate::run::{self, Request};
+use crate::train::stage::Stage;
+
+pub(super) fn bench(command: &BenchCommand) -> Result<()> {
+    match command {
+        BenchCommand::Limits(args) => limits(args),
+        BenchCommand::Step(args) => step(args),
+        BenchCommand::Data(args) => pipeline(args, bench::data),
+        BenchCommand::Epoch(args) => pipeline(args, bench::epoch),
+    }
+}
+
+fn limits(args: &LimitsArgs) -> Result<()> {
+    let l = bench::limits(run::threads_or_all(args.threads));
+    if args.json {
+        return super::print_json(&l);
+    }
+    super::print(&format!(
+        "{}: f32 multiply-add {:.0} GFLOP/s on one core, {:.0} on {}; memory {:.0} and {:.0} GB/s",
+        l.simd, l.f32_gflops_one, l.f32_gflops_all, l.threads, l.gb_per_s_one, l.gb_per_s_all
+    ))
+}
+
+fn step(args: &StepArgs) -> Result<()> {
+    if args.amp_dtype == Dtype::Bf16 {
+        return Err(Error::Usage(
+            "--amp-dtype bf16 is not available in this version; use f32".to_owned(),
+        ));
+    }
+    let speed = bench::step(&StepBench {
+        model: args.model.clone(),
+        img_size: args.img_size,
+        batch_size: args.batch_size.max(1),
+        threads: run::threads_or_all(args.threads),
+        micro_batch: args.micro_batch,
+        duration: seconds(args.seconds)?,
+    })?;
+    if args.json {
+        return super::print_json(&speed);
+    }
+    super::print(&format!(
+        "{:.1} crops/s, {:.0} GFLOP/s = {:.0}% of the limit, {:.0} ms a step, {:.2} GiB",
+        speed.crops_per_s,
+        speed.model_gflops,
+        100.0 * speed.fraction_of_peak,
+        speed.step_ms_median,
+        speed.peak_rss_gb
+    ))
+}
+
+fn pipeline(
+    args: &PipelineArgs,
+    measure: fn(&Stage, Duration) -> Result<PipelineSpeed>,
+) -> Result<()> {
+    let train = &args.run.train;
+    let config = train.layers(Job::Pretrain, std::env::vars_os().collect())?.build()?.config;
+    let request = Request {
+        data: absolute(&args.run.data),
+        pretrain: true,
+        finetune: false,
+        init: None,
+        command: Vec::new(),
+    };
+    let data = run::prepare::prepare(&request, &config, &Progress::new())?;
+    let speed = measure(&run::pretraining(&config, &data)?, seconds(args.seconds)?)?;
+    if train.run.json {
+        return super::print_json(&speed);
+    }
+    let waiting = speed.waiting_for_data.map_or(String::new(), |share| {
+        format!(", {:.1}% of the time waiting for crops", 100.0 * share)
+    });
+    super::print(&format!(
+        "{:.1} images/s, {:.1} crops/s, {:.1} s an epoch{waiting}, {:.2} GiB",
+        speed.images_per_s, speed.crops_per_s, speed.epoch_s, speed.peak_rss_gb
+    ))
+}
+
+fn seconds(value: f64) -> Result<Duration> {
+    Duration::try_from_secs_f64(value)
+        .map_err(|_| Error::Usage(format!("--seconds {value} is no duration")))
+}

@@ -1,0 +1,113 @@
+//! All parameters of a model in one piece of memory, and their gradients in another.
+//!
+//! The fused operations add a weight's gradient to its place in the flat gradient directly.
+//! Handing it to autodiff instead would cost a fresh tensor and two passes over it for every
+//! weight and micro-batch.
+
+use std::cell::RefCell;
+use std::ops::Range;
+
+use burn::backend::Flex;
+use burn::backend::autodiff::{NodeId, grads::Gradients};
+use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
+use burn_flex::FlexTensor;
+
+use super::buffers::Buffer;
+use super::storage::slice;
+
+/// One vector that the tensors of a model's parameters are views of.
+pub struct FlatMemory {
+    bytes: Bytes,
+    /// Address of the first value.
+    start: usize,
+    len: usize,
+}
+
+impl FlatMemory {
+    /// Takes over `values`.
+    pub fn new(values: Vec<f32>) -> Self {
+        let (start, len) = (values.as_ptr() as usize, values.len());
+        Self { bytes: Bytes::from_elems(values).shared(), start, len }
+    }
+
+    /// The values in `range` as a tensor; on the CPU without a copy.
+    pub fn tensor<const D: usize>(
+        &self,
+        range: Range<usize>,
+        shape: [usize; D],
+        device: &Device,
+    ) -> Tensor<D> {
+        let bytes = range.start * size_of::<f32>()..range.end * size_of::<f32>();
+        let view = self.bytes.view(bytes.start, bytes.end).expect("shared memory has views");
+        Tensor::from_data(TensorData::from_bytes(view, shape, DType::F32), device)
+    }
+
+    /// Runs `backward` on this thread; meanwhile the fused operations add the gradients of these
+    /// parameters to `sum` (as long as the memory) and hand autodiff those of other tensors only.
+    pub fn collect_gradients<T>(&self, sum: &mut Vec<f32>, backward: impl FnOnce() -> T) -> T {
+        assert_eq!(sum.len(), self.len, "a gradient for each value");
+        SINK.replace(Some(Sink { start: self.start, sum: std::mem::take(sum) }));
+        let result = backward();
+        *sum = SINK.take().map(|sink| sink.sum).unwrap_or_default();
+        result
+    }
+}
+
+/// Where gradients of parameters go.
+struct Sink {
+    start: usize,
+    sum: Vec<f32>,
+}
+
+thread_local! {
+    static SINK: RefCell<Option<Sink>> = const { RefCell::new(None) };
+}
+
+impl Sink {
+    /// The place of a parameter's gradient, if the parameter lies in the flat memory.
+    fn place(&self, parameter: &FlexTensor) -> Option<Range<usize>> {
+        let values = slice(parameter);
+        let bytes = (values.as_ptr() as usize).checked_sub(self.start)?;
+        let start = bytes / size_of::<f32>();
+        (start + values.len() <= self.sum.len()).then_some(start..start + values.len())
+    }
+}
+
+/// A node that an operation's gradient flows to.
+pub(super) struct Parent {
+    pub(super) id: NodeId,
+    /// Whether it was made by no operation.
+    pub(super) leaf: bool,
+}
+
+/// Has `add` add the gradients of `parameters` where they belong: to the flat gradient if all are
+/// leaves in the memory that is being collected for, otherwise to zeros that are registered with
+/// the `parents` that want them. An inner node must be registered: autodiff waits for it.
+pub(super) fn add_gradients<const N: usize>(
+    parameters: [&FlexTensor; N],
+    parents: [Option<Parent>; N],
+    grads: &mut Gradients,
+    add: impl FnOnce([&mut [f32]; N]),
+) {
+    if parents.iter().all(Option::is_none) {
+        return;
+    }
+    let leaves = parents.iter().all(|p| p.as_ref().is_some_and(|parent| parent.leaf));
+    SINK.with_borrow_mut(|sink| {
+        let places = sink.as_ref().and_then(|sink| {
+            let places = parameters.map(|parameter| sink.place(parameter));
+            (leaves && places.iter().all(Option::is_some)).then(|| places.map(Option::unwrap))
+        });
+        if let (Some(sink), Some(places)) = (sink, places) {
+            return add(sink.sum.get_disjoint_mut(places).expect("parameters do not overlap"));
+        }
+        let mut gradients = parameters.map(|parameter| Buffer::zeros(slice(parameter).len()));
+        add(gradients.each_mut().map(|gradient| &mut **gradient));
+        for ((gradient, parameter), parent) in gradients.into_iter().zip(parameters).zip(parents) {
+            if let Some(parent) = parent {
+                let gradient = gradient.into_tensor(parameter.layout().shape().clone());
+                grads.register::<Flex>(parent.id, gradient);
+            }
+        }
+    });
+}
