@@ -1,6 +1,6 @@
 //! One error type for the library. Each variant maps to an exit code of the command line
 //! (0 ok, 1 failed, 2 usage or config, 3 data, 4 device or memory, 5 diverged,
-//! 6 verification failed, 75 stopped early but resumable, 130 interrupted after a checkpoint).
+//! 6 verification failed, 75 stopped by the system but resumable, 130 interrupted after a checkpoint).
 
 use std::path::{Path, PathBuf};
 
@@ -25,7 +25,7 @@ pub enum Error {
     /// An exported or resumed artefact does not reproduce what it should. Exit code 6.
     #[error("{0}")]
     Verification(String),
-    /// Stopped by a budget; `fewvit resume` goes on. Exit code 75.
+    /// Stopped by the system after a checkpoint; `fewvit resume` goes on. Exit code 75.
     #[error("{0}")]
     Stopped(String),
     /// Stopped by Ctrl-C after a checkpoint; `fewvit resume` goes on. Exit code 130.

@@ -30,6 +30,26 @@ pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     })
 }
 
+/// Refuses a `path` that is taken, unless what is there is empty or `ours` recognises it as an
+/// earlier output of the same kind. Asked before the work, so that none is lost.
+///
+/// # Errors
+/// [`Error::Usage`] for somebody else's file; a file that cannot be read.
+pub fn refuse_to_replace(path: &Path, ours: impl FnOnce(&[u8]) -> bool) -> Result<()> {
+    let content = match std::fs::read(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        content => content.map_err(|source| Error::io("read", path, source))?,
+    };
+    match content.is_empty() || ours(&content) {
+        true => Ok(()),
+        false => Err(Error::Usage(format!(
+            "{} exists and is no earlier output of this command; it is left as it is\n  \
+             give another name, or move the file away",
+            path.display()
+        ))),
+    }
+}
+
 /// The folder of a file; a bare name is in the working directory.
 fn folder_of(path: &Path) -> &Path {
     match path.parent() {
@@ -41,6 +61,19 @@ fn folder_of(path: &Path) -> &Path {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn somebody_elses_file_is_not_replaced() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.csv");
+        let ours = |content: &[u8]| content.starts_with(b"file,");
+        refuse_to_replace(&path, ours).expect("nothing there");
+        for (content, refused) in [("", false), ("file,label", false), ("years of work", true)] {
+            std::fs::write(&path, content).expect("written");
+            let code = refuse_to_replace(&path, ours).map_err(|e| e.exit_code());
+            assert_eq!(code, if refused { Err(2) } else { Ok(()) }, "{content}");
+        }
+    }
 
     #[test]
     fn a_bare_name_is_in_the_working_directory() {

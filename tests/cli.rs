@@ -193,6 +193,16 @@ fn what_a_run_leaves_can_be_evaluated_and_used() {
     let output = run(["eval", &run_dir, &data_dir, "--json"]);
     let again: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one object");
     assert_eq!(again["top1"], summary["top1"], "eval repeats the run's own measurement");
+    let table = folder.path().join("mine.csv");
+    let predictions =
+        ["eval", &run_dir, &data_dir, "--predictions", table.to_str().expect("UTF-8")];
+    for _ in 0..2 {
+        assert!(run(predictions).status.success(), "a table of its own may be replaced");
+        let written = fs::read(out.join("predictions.csv")).expect("the run's own");
+        assert_eq!(fs::read(&table).expect("written"), written);
+    }
+    fs::write(&table, "years of work").expect("written");
+    fails(&run(predictions), 2, "left as it is");
     let picture = first_image(&data);
     let output = run(["predict", &run_dir, picture.to_str().expect("UTF-8"), "--json"]);
     let line: serde_json::Value = serde_json::from_slice(&output.stdout).expect("one object");

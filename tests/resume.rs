@@ -3,6 +3,7 @@
 mod common;
 
 use std::path::Path;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use common::{fewvit, flowers, run, stderr, tiny_run};
@@ -44,6 +45,28 @@ fn killed_at_any_moment_and_resumed_gives_the_same_weights() {
             rows.expect("a log").iter().map(|row| (row.step, row.loss.to_bits())).collect()
         };
         assert_eq!(history(&stopped), history(&whole), "kill {kill}: another log");
+    }
+}
+
+#[test]
+fn asked_to_stop_it_writes_a_checkpoint_and_says_who_asked() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = flowers(folder.path(), 2);
+    let settings = tiny_run(folder.path());
+    for (signal, code) in [("INT", 130), ("TERM", 75)] {
+        let stopped = folder.path().join(signal);
+        let mut arguments = train(&data, &settings, &stopped);
+        // Long enough to be alive when the signal comes.
+        arguments.extend(["--pretrain-epochs", "100000", "--yes"]);
+        let child = fewvit(arguments).stderr(Stdio::piped()).spawn().expect("started");
+        while !stopped.join("checkpoints/last.safetensors").exists() {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let id = child.id().to_string();
+        Command::new("kill").args(["-s", signal, &id]).status().expect("kill");
+        let output = child.wait_with_output().expect("ended");
+        assert_eq!(output.status.code(), Some(code), "{signal}: {}", stderr(&output));
+        assert!(stderr(&output).contains("go on with: fewvit resume"), "{}", stderr(&output));
     }
 }
 

@@ -28,7 +28,8 @@ const TOP: &str = "Examples:
   fewvit train photos/ --recipe quick
 
 Exit codes: 0 done, 1 failed, 2 usage or settings, 3 data, 4 device or memory, 5 diverged,
-6 verification failed, 75 stopped early and resumable, 130 interrupted after a checkpoint.
+6 verification failed, 75 stopped by the system (SIGTERM) and resumable,
+130 interrupted after a checkpoint.
 Results go to standard output, progress to standard error.";
 
 /// What to do.

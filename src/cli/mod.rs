@@ -19,6 +19,8 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser as _;
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::iterator::Signals;
 
 use crate::error::{Error, Result};
 use args::{Cli, Command, Dtype, TraceArgs};
@@ -103,21 +105,32 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
     print(&text)
 }
 
-/// A flag that Ctrl-C sets; the run finishes its step and writes a checkpoint. A second Ctrl-C ends
-/// the program at once.
+/// Set by Ctrl-C or a request of the system to end; the run finishes its step and writes a
+/// checkpoint. A second one ends the program at once.
+static STOP: AtomicBool = AtomicBool::new(false);
+
+/// Whether it was the system that asked, as job schedulers and shutdowns do, and not the user.
+static BY_SYSTEM: AtomicBool = AtomicBool::new(false);
+
+/// [`STOP`], listening from now on.
 fn interrupted() -> Result<&'static AtomicBool> {
-    static FLAG: AtomicBool = AtomicBool::new(false);
-    static INSTALLED: OnceLock<std::result::Result<(), String>> = OnceLock::new();
-    let handler = || {
-        if FLAG.swap(true, Ordering::Relaxed) {
-            std::process::exit(130);
-        }
-        let _ = writeln!(std::io::stderr(), "stopping after this step; Ctrl-C again to stop now");
-    };
-    let installed =
-        INSTALLED.get_or_init(|| ctrlc::set_handler(handler).map_err(|e| e.to_string()));
-    match installed {
-        Ok(()) => Ok(&FLAG),
+    static LISTENING: OnceLock<std::io::Result<()>> = OnceLock::new();
+    match LISTENING.get_or_init(listen) {
+        Ok(()) => Ok(&STOP),
         Err(e) => Err(Error::Failed(format!("cannot listen for Ctrl-C: {e}"))),
     }
+}
+
+fn listen() -> std::io::Result<()> {
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        for signal in &mut signals {
+            BY_SYSTEM.store(signal != SIGINT, Ordering::Relaxed);
+            if STOP.swap(true, Ordering::Relaxed) {
+                std::process::exit(if signal == SIGINT { 130 } else { 75 });
+            }
+            let _ = writeln!(std::io::stderr(), "stopping after this step; once more to stop now");
+        }
+    })?;
+    Ok(())
 }

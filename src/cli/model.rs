@@ -27,6 +27,7 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
             args.data.display()
         )));
     }
+    args.predictions.as_deref().map_or(Ok(()), tables::check_predictions_path)?;
     let outputs = run(&model, &samples, &args.common)?;
     let labels: Vec<usize> = samples.iter().filter_map(|sample| sample.label).collect();
     if labels.len() < samples.len() {

@@ -2,6 +2,7 @@
 
 use std::io::{BufRead as _, IsTerminal as _, Write as _};
 use std::path::Path;
+use std::sync::atomic::Ordering;
 
 use super::args::{DataArgs, FinetuneArgs, ResumeArgs};
 use super::flags::{Job, RunArgs, TrainArgs};
@@ -69,8 +70,10 @@ pub(super) fn resume(args: &ResumeArgs) -> Result<()> {
 fn with_resume(error: Error, folder: &Folder) -> Error {
     let hint = format!("\n  go on with: fewvit resume {}", folder.root().display());
     match error {
+        Error::Interrupted(text) if super::BY_SYSTEM.load(Ordering::Relaxed) => {
+            Error::Stopped(text + &hint)
+        }
         Error::Interrupted(text) => Error::Interrupted(text + &hint),
-        Error::Stopped(text) => Error::Stopped(text + &hint),
         other => other,
     }
 }

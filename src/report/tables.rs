@@ -146,6 +146,17 @@ pub fn worst_mistakes(predictions: &[Prediction], limit: usize) -> Vec<usize> {
     wrong
 }
 
+/// The first line of a `predictions.csv`, as [`Prediction`] has it.
+const PREDICTIONS_HEADER: &[u8] = b"file,label,predicted,confidence,correct,top5";
+
+/// Refuses to write predictions over a file that holds something else.
+///
+/// # Errors
+/// The file is taken.
+pub fn check_predictions_path(path: &Path) -> Result<()> {
+    crate::files::refuse_to_replace(path, |content| content.starts_with(PREDICTIONS_HEADER))
+}
+
 /// Writes `predictions.csv`.
 pub fn write_predictions(path: &Path, predictions: &[Prediction]) -> Result<()> {
     write_csv(path, predictions)

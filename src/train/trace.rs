@@ -13,7 +13,7 @@ use super::optim::TrainState;
 use crate::backbone::{Net, NetSpec, Spec};
 use crate::config::{Ema, LrSchedule, OptimConfig, SmoothingKind};
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
+use crate::files::{refuse_to_replace, write_atomically};
 use crate::loss::{MixedTarget, Smoothing, mixed_cross_entropy, soft_cross_entropy};
 use crate::nn::{DropPath, Gather, Keys, Weights};
 use crate::weights::{self, serialize_f32, to_le_bytes};
@@ -71,6 +71,7 @@ pub fn trace(options: &TraceOptions) -> Result<()> {
     let weights = weights::read(&options.weights)?;
     weights::fill_strictly(&state.specs, &mut state.values, &weights)?;
     let (images, targets) = read_batch(options, &device.autodiff())?;
+    refuse_to_replace(&options.out, is_trace)?;
     let traced = run(&net, &mut state, &images, &targets, options)?;
     let mut out = weights::Named::from([
         ("loss".to_owned(), (vec![traced.losses.len()], traced.losses)),
@@ -82,6 +83,12 @@ pub fn trace(options: &TraceOptions) -> Result<()> {
     let tensors: Vec<_> =
         out.into_iter().map(|(key, (shape, v))| (key, to_le_bytes(&v), shape)).collect();
     write_atomically(&options.out, &serialize_f32(&tensors, None)?)
+}
+
+/// Whether a file holds an earlier trace.
+fn is_trace(content: &[u8]) -> bool {
+    let file = SafeTensors::deserialize(content);
+    file.is_ok_and(|file| ["loss", "logits", "features"].iter().all(|key| file.tensor(key).is_ok()))
 }
 
 fn run(
