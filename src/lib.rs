@@ -24,6 +24,7 @@ pub mod ops;
 pub mod report;
 pub mod rng;
 pub mod run;
+pub mod schedule;
 pub mod train;
 pub mod weights;
 

@@ -106,13 +106,16 @@ pub fn fill_strictly(specs: &[ParamSpec], values: &mut [f32], weights: &Named) -
     }
 }
 
-/// Fills everything but what sits on top of the backbone (`head`, `projector`), which stays freshly
-/// initialised, and resizes the position embedding to the model's img-size (recipe section 3.7).
+/// Keys of what is trained on top of a backbone.
+const HEADS: [&str; 3] = ["head.", "projector.", "predictor."];
+
+/// Fills everything but what sits on top of the backbone (`head` and the MLPs of the pre-training
+/// methods), which stays freshly initialised, and resizes the position embedding to the model's img-size (recipe section 3.7).
 ///
 /// # Errors
 /// As [`fill_strictly`]: the whole backbone must be there, or a run would start from half of it.
 pub fn fill_backbone(specs: &[ParamSpec], values: &mut [f32], weights: &Named) -> Result<()> {
-    let on_top = |key: &str| key.starts_with("head.") || key.starts_with("projector.");
+    let on_top = |key: &str| HEADS.iter().any(|head| key.starts_with(head));
     let own: Vec<_> = specs.iter().filter(|spec| !on_top(&spec.key)).cloned().collect();
     let mut weights: Named =
         weights.iter().filter(|(k, _)| !on_top(k)).map(|(k, v)| (k.clone(), v.clone())).collect();

@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 
 use crate::error::{Error, Result};
 use crate::nn::{DropPath, Init};
-pub use net::{Net, NetSpec};
+pub use net::{HeadSpec, Net, NetSpec};
 pub use pos_embed::resize_pos_embed;
 
 /// A named model.

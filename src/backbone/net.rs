@@ -1,11 +1,31 @@
 //! A backbone with what is trained on top of it.
 
 use burn::module::Module;
-use burn::tensor::{Device, Tensor, activation::relu};
+use burn::tensor::{Device, Tensor};
 
 use super::{Backbone, Spec};
 use crate::error::Result;
-use crate::nn::{DropPath, Init, Linear};
+use crate::nn::{DropPath, Init, Linear, Mlp, MlpSpec};
+
+/// What is trained on top of a backbone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct HeadSpec {
+    /// After the feature.
+    pub projector: Option<MlpSpec>,
+    /// After the projector, in the trained model only (MoCo v3).
+    pub predictor: Option<MlpSpec>,
+    /// Rows of the linear layer `head`: instance classes, classes or prototypes; 0 = no such layer.
+    pub num_classes: usize,
+    /// Whether that layer has a bias.
+    pub head_bias: bool,
+}
+
+impl HeadSpec {
+    /// One linear layer.
+    pub fn classifier(num_classes: usize, head_bias: bool) -> Self {
+        Self { num_classes, head_bias, ..Self::default() }
+    }
+}
 
 /// What a [`Net`] is built from.
 #[derive(Clone, Copy, Debug)]
@@ -14,18 +34,14 @@ pub struct NetSpec {
     pub spec: Spec,
     /// Side of the images in pixels.
     pub img_size: usize,
-    /// Rows of the head: instance classes in pre-training, classes in fine-tuning.
-    pub num_classes: usize,
-    /// Output width of the projector, 0 = none.
-    pub projector: usize,
-    /// Whether the head has a bias.
-    pub head_bias: bool,
+    /// What comes after it.
+    pub heads: HeadSpec,
 }
 
 impl NetSpec {
     /// Backbone and class head, as timm builds them.
     pub fn classifier(spec: Spec, img_size: usize, num_classes: usize) -> Self {
-        Self { spec, img_size, num_classes, projector: 0, head_bias: true }
+        Self { spec, img_size, heads: HeadSpec::classifier(num_classes, true) }
     }
 
     /// Freshly initialised.
@@ -35,47 +51,69 @@ impl NetSpec {
     pub fn build(&self, seed: u64, device: &Device) -> Result<Net> {
         let mut init = Init::new(seed, device);
         let backbone = self.spec.build(self.img_size, &mut init)?;
-        let d = self.spec.num_features();
-        let projector = (self.projector > 0).then(|| Projector {
-            fc1: Linear::new(d, d, &mut init),
-            fc2: Linear::new(d, self.projector, &mut init),
-        });
-        let width = if self.projector > 0 { self.projector } else { d };
-        let head = match self.head_bias {
-            true => Linear::new(width, self.num_classes, &mut init),
-            false => Linear::without_bias(width, self.num_classes, &mut init),
+        let num_features = self.spec.num_features();
+        let mut width = num_features;
+        let mut mlp = |spec: Option<MlpSpec>, init: &mut Init| {
+            let mlp = spec.map(|spec| Mlp::new(&spec, width, init));
+            width = spec.map_or(width, |spec| spec.out);
+            mlp
         };
-        Ok(Net { backbone, projector, head })
+        let projector = mlp(self.heads.projector, &mut init);
+        let predictor = mlp(self.heads.predictor, &mut init);
+        let head = match (self.heads.num_classes, self.heads.head_bias) {
+            (0, _) => None,
+            (classes, true) => Some(Linear::new(width, classes, &mut init)),
+            (classes, false) => Some(Linear::without_bias(width, classes, &mut init)),
+        };
+        Ok(Net { backbone, projector, predictor, head, num_features })
     }
 }
 
-/// Backbone, optional projector (Table 9) and one linear layer, named `head` in both stages.
+/// Backbone, optional MLPs and an optional linear layer, named `head` in every stage.
 #[derive(Module, Debug)]
 pub struct Net {
     backbone: Backbone,
-    projector: Option<Projector>,
-    head: Linear,
-}
-
-/// `d -> d`, ReLU, `d -> width` (recipe section 4.7).
-#[derive(Module, Debug)]
-struct Projector {
-    fc1: Linear,
-    fc2: Linear,
+    projector: Option<Mlp>,
+    predictor: Option<Mlp>,
+    head: Option<Linear>,
+    num_features: usize,
 }
 
 impl Net {
+    /// Width of the backbone's feature.
+    pub fn num_features(&self) -> usize {
+        self.num_features
+    }
+
     /// Images `[batch, 3, img_size, img_size]` to features `[batch, num_features]`.
     pub fn features(&self, images: Tensor<4>, drop_path: &DropPath) -> Tensor<2> {
         self.backbone.forward(images, drop_path)
     }
 
-    /// Features `[batch, num_features]` to logits `[batch, num_classes]`.
+    /// Features `[batch, num_features]` through the projector, if there is one.
+    pub fn projected(&self, features: Tensor<2>) -> Tensor<2> {
+        self.projector.iter().fold(features, |x, mlp| mlp.forward(x))
+    }
+
+    /// Projected features through the predictor, if there is one.
+    pub fn predicted(&self, projected: Tensor<2>) -> Tensor<2> {
+        self.predictor.iter().fold(projected, |x, mlp| mlp.forward(x))
+    }
+
+    /// Features `[batch, num_features]` to logits `[batch, num_classes]`; without a head, to their
+    /// projection.
     pub fn logits(&self, features: Tensor<2>) -> Tensor<2> {
-        let x = match &self.projector {
-            Some(p) => p.fc2.forward(relu(p.fc1.forward(features))),
-            None => features,
-        };
-        self.head.forward(x)
+        let x = self.projected(features);
+        self.head.iter().fold(x, |x, head| head.forward(x))
+    }
+
+    /// The rows of `head`, `[num_classes, width]`, each scaled to length 1 (DINO's prototypes).
+    ///
+    /// # Panics
+    /// If the net has no head.
+    pub fn prototypes(&self) -> Tensor<2> {
+        let weight = self.head.as_ref().expect("a head of prototypes").weight.val();
+        let norms = weight.clone().square().sum_dim(1).sqrt();
+        weight / norms
     }
 }

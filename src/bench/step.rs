@@ -13,7 +13,7 @@ use crate::config::{Layers, RunConfig};
 use crate::data::loader::{Batch, CropBatch};
 use crate::data::mixing::Mix;
 use crate::error::Result;
-use crate::method;
+use crate::method::{self, Objective};
 use crate::nn::{DropPath, Gather, Keys, Weights};
 use crate::ops;
 use crate::train::optim::TrainState;
@@ -107,14 +107,15 @@ fn one(
     config: &RunConfig,
     state: &mut TrainState,
 ) -> Result<()> {
-    let method = method::pretraining(config, CLASSES)?;
+    let method = method::pretraining(config, CLASSES, None)?;
+    let Objective::Rows(loss) = method.objective() else { return Ok(()) };
     let optim = &config.pretrain.optim;
     let (step, rate) = (state.progress.step as u32, optim.drop_path);
     let drop_path = DropPath { rate, seed: 1, step, first_row: 0 };
     let (mean, std) = (config.data.mean, config.data.std);
-    let input = StepInput { batch, method: &*method, drop_path, mean, std };
-    let (_, gradient) = engine.gradients(net, &input)?;
-    state.update(gradient, optim.lr, optim);
+    let input = StepInput { batch, drop_path, mean, std };
+    let (_, gradient) = engine.gradients(net, &input, loss)?;
+    state.update(gradient, optim.lr, optim, &|_| false);
     ops::forget_packed_weights();
     Ok(())
 }
@@ -124,5 +125,7 @@ fn crops(bench: &StepBench) -> Batch {
     let (rows, size) = (bench.batch_size, bench.img_size);
     let crops = (0..rows * size * size * 3).map(|i| (i * 7919 % 251) as u8).collect();
     let samples = (0..rows).map(|row| row % CLASSES).collect();
-    Batch { groups: vec![CropBatch { img_size: size, crops, samples, mix: Mix::none(rows) }] }
+    Batch {
+        groups: vec![CropBatch { img_size: size, views: 1, crops, samples, mix: Mix::none(rows) }],
+    }
 }

@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use super::bench_args::BenchCommand;
 use super::data_args::DataCommand;
 use super::flags::{RunArgs, TrainArgs};
+use super::frozen_args::{EmbedArgs, FrozenArgs, KnnArgs};
 
 /// Vision transformers trained from scratch on a few thousand images.
 #[derive(Parser, Clone, Debug)]
@@ -50,6 +51,15 @@ pub enum Command {
     /// Name the class of images
     #[command(after_help = PREDICT)]
     Predict(PredictArgs),
+    /// Accuracy of frozen features by their nearest neighbours
+    #[command(after_help = KNN)]
+    Knn(KnnArgs),
+    /// Accuracy of a linear classifier on frozen features
+    #[command(after_help = PROBE)]
+    Probe(FrozenArgs),
+    /// Write features to a file
+    #[command(after_help = EMBED)]
+    Embed(EmbedArgs),
     /// Go on with a run that was stopped
     #[command(after_help = RESUME)]
     Resume(ResumeArgs),
@@ -78,6 +88,18 @@ pub enum Command {
     #[command(after_help = MODELS)]
     Models(ListArgs),
 }
+
+const KNN: &str = "Examples:
+  fewvit knn runs/photos-1 photos/
+  fewvit knn weights.safetensors photos/ --model deit_tiny_patch16_224 --img-size 112";
+
+const PROBE: &str = "Examples:
+  fewvit probe runs/photos-1 photos/ --json
+  fewvit probe runs/photos-1/export photos/ --img-size 224";
+
+const EMBED: &str = "Examples:
+  fewvit embed runs/photos-1 photos/ --out features.npy
+  fewvit embed runs/photos-1 new-photos/ --out features.csv";
 
 const BENCH: &str = "Examples:
   fewvit bench limits

@@ -206,9 +206,10 @@ impl RunArgs {
         ]
     }
 
-    /// Layers below the flags: recipe, files, environment, `--set`.
-    fn base(&self, recipe: &str, env: Variables) -> Result<Layers> {
+    /// Layers below the flags: recipe, that of the method, files, environment, `--set`.
+    fn base(&self, recipe: &str, method: Option<&str>, env: Variables) -> Result<Layers> {
         let mut layers = Layers::new(recipe)?;
+        method.map_or(Ok(()), |method| layers.method(method))?;
         self.config.iter().try_for_each(|path| layers.file(path))?;
         layers.env(env)?;
         self.set.iter().try_for_each(|set| layers.set(set, Source::Flag("--set")))?;
@@ -220,7 +221,7 @@ impl RunArgs {
     /// # Errors
     /// [`Error::Usage`] or an unreadable file.
     pub fn layers(&self, recipe: &str, env: Variables) -> Result<Layers> {
-        let mut layers = self.base(recipe, env)?;
+        let mut layers = self.base(recipe, None, env)?;
         apply(&mut layers, self.rows(), Job::Train)?;
         Ok(layers)
     }
@@ -259,7 +260,7 @@ impl TrainArgs {
     /// # Errors
     /// [`Error::Usage`] for unknown keys and flags of a stage that the job lacks; an unreadable file.
     pub fn layers(&self, job: Job, env: Variables) -> Result<Layers> {
-        let mut layers = self.run.base(&self.recipe, env)?;
+        let mut layers = self.run.base(&self.recipe, self.method.as_deref(), env)?;
         apply(&mut layers, self.run.rows(), job)?;
         apply(&mut layers, self.rows(), job)?;
         match job {

@@ -8,6 +8,8 @@ mod data_args;
 mod demo;
 mod doctor;
 mod flags;
+mod frozen;
+mod frozen_args;
 mod model;
 mod progress;
 mod recipe;
@@ -55,6 +57,9 @@ fn run(command: Command) -> Result<()> {
         Command::Demo(args) => demo::demo(&args),
         Command::Eval(args) => model::eval(&args),
         Command::Predict(args) => model::predict(&args),
+        Command::Knn(args) => frozen::nearest(&args),
+        Command::Probe(args) => frozen::probe(&args),
+        Command::Embed(args) => frozen::embed(&args),
         Command::Trace(args) => trace(&args),
         Command::Bench(command) => bench::bench(&command),
         Command::Data(command) => data::data(&command),

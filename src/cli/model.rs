@@ -72,7 +72,7 @@ fn relabelled(mut manifest: Manifest, classes: &[String]) -> Result<Manifest> {
     Ok(manifest)
 }
 
-fn chosen(manifest: &Manifest, split: Option<SplitChoice>) -> Vec<&Sample> {
+pub(super) fn chosen(manifest: &Manifest, split: Option<SplitChoice>) -> Vec<&Sample> {
     let of = |split: Split| -> Vec<&Sample> {
         manifest.samples.iter().filter(|sample| sample.split == split).collect()
     };
@@ -136,7 +136,7 @@ fn run(model: &Loaded, samples: &[&Sample], common: &CommonArgs) -> Result<Outpu
     inference.run(samples.len(), &|i| decode_sample(samples[i]), &|_| ())
 }
 
-fn defaults() -> Result<RunConfig> {
+pub(super) fn defaults() -> Result<RunConfig> {
     Ok(Layers::new("paper")?.build()?.config)
 }
 

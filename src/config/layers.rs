@@ -67,6 +67,9 @@ const OTHER_VARIABLES: [&str; 2] = ["FEWVIT_SIMD", "FEWVIT_DATA"];
 /// A table whose keys are free; it is set as a whole.
 const FREE_TABLE: &str = "about.expected";
 
+/// Settings of the chosen method, which checks itself that they are its own.
+const OPTIONS: &str = "pretrain.options.";
+
 impl Layers {
     /// The default recipe with the recipe `name` over it.
     ///
@@ -79,11 +82,28 @@ impl Layers {
             let setting = Setting { value, source: Source::Recipe(base.name) };
             layers.settings.insert(key, vec![setting]);
         }
-        let named = recipe::get(name)?;
-        if named.name != base.name {
-            layers.table(named.table()?, &Source::Recipe(named.name))?;
-        }
+        layers.recipe(recipe::get(name)?)?;
         Ok(layers)
+    }
+
+    /// Lays the recipe of the pre-training method `method` over, unless that method is chosen
+    /// already: its own crops, optimiser and options are what the flags then change.
+    ///
+    /// # Errors
+    /// An embedded recipe that cannot be read; an unknown method is found out later.
+    pub fn method(&mut self, method: &str) -> Result<()> {
+        let chosen = self.get("pretrain.method").and_then(Value::as_str) == Some(method);
+        match recipe::TABLE.iter().find(|recipe| recipe.name == method) {
+            Some(recipe) if !chosen => self.recipe(recipe),
+            _ => Ok(()),
+        }
+    }
+
+    fn recipe(&mut self, recipe: &recipe::Recipe) -> Result<()> {
+        if recipe.name == recipe::TABLE[0].name {
+            return Ok(());
+        }
+        self.table(recipe.table()?, &Source::Recipe(recipe.name))
     }
 
     /// Lays a TOML file over.
@@ -142,6 +162,9 @@ impl Layers {
         {
             let inner = flatten_below(key, table.clone());
             return inner.into_iter().try_for_each(|(k, v)| self.put(&k, v, source.clone()));
+        }
+        if key.starts_with(OPTIONS) {
+            self.settings.entry(key.to_owned()).or_default();
         }
         match self.settings.get_mut(key) {
             Some(history) => history.push(Setting { value, source }),

@@ -112,14 +112,18 @@ pub enum OnBadImage {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OptimConfig {
+    /// The rule of the update.
+    pub kind: OptimKind,
     /// Passes over the training images.
     pub epochs: usize,
     /// Images a step.
     pub batch_size: usize,
     /// Peak learning rate; never scaled by the batch size.
     pub lr: f64,
-    /// Decoupled weight decay.
+    /// Weight decay: decoupled in AdamW, added to the gradient in SGD.
     pub weight_decay: f64,
+    /// SGD's momentum.
+    pub momentum: f64,
     /// AdamW's decay of the first moment.
     pub beta1: f64,
     /// AdamW's decay of the second moment.
@@ -142,6 +146,16 @@ pub struct OptimConfig {
     pub smoothing: f64,
     /// How the smoothed mass is spread (recipe section 1.3).
     pub smoothing_kind: SmoothingKind,
+}
+
+/// The rule of the update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum OptimKind {
+    /// Adam with decoupled weight decay (Loshchilov & Hutter 2019).
+    AdamW,
+    /// Stochastic gradient descent with momentum, as PyTorch has it.
+    Sgd,
 }
 
 /// Learning rate after the warm-up (recipe section 2.5).
@@ -198,6 +212,12 @@ pub struct CropGroup {
     pub img_size: usize,
     /// Area range of RandomResizedCrop.
     pub scale: [f64; 2],
+    /// Probability of the blur in this group, where it differs from the augmentation's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blur: Option<f64>,
+    /// Probability of solarisation in this group, likewise.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub solarize: Option<f64>,
 }
 
 /// Pixel augmentation of one stage; a probability of 0 switches an operation off.
@@ -220,6 +240,8 @@ pub struct AugmentConfig {
     pub blur: f64,
     /// Range of the blur's sigma in pixels.
     pub blur_sigma: [f64; 2],
+    /// Probability of solarisation: values of 128 and more are inverted.
+    pub solarize: f64,
     /// The RandAugment variant of recipe section 3.5.
     pub rand_augment: bool,
 }
@@ -238,8 +260,11 @@ pub enum Interpolation {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PretrainConfig {
-    /// `idmm`.
+    /// A name of the table of methods, such as `idmm`.
     pub method: String,
+    /// The method's own settings, as its recipe lists them; IDMM's are below.
+    #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
+    pub options: toml::Table,
     /// Optimiser and schedule.
     pub optim: OptimConfig,
     /// Crop groups; the model is built for the first group's size.
@@ -294,6 +319,20 @@ pub struct EvalConfig {
     pub knn_k: usize,
     /// Temperature of its votes.
     pub knn_temperature: f64,
+    /// The linear probe.
+    pub probe: ProbeConfig,
+}
+
+/// Multinomial logistic regression on frozen features.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ProbeConfig {
+    /// L2 penalties that cross-validation chooses from, the strongest first.
+    pub penalties: Vec<f64>,
+    /// Parts of the cross-validation.
+    pub folds: usize,
+    /// Most iterations of L-BFGS.
+    pub iterations: usize,
 }
 
 /// Checkpoints.

@@ -19,6 +19,18 @@ pub const TABLE: &[Recipe] = &[
     Recipe { name: "paper", text: include_str!("../../recipes/paper.toml") },
     Recipe { name: "quick", text: include_str!("../../recipes/quick.toml") },
     Recipe { name: "demo", text: include_str!("../../recipes/demo.toml") },
+    Recipe { name: "insdis", text: include_str!("../../recipes/insdis.toml") },
+    Recipe { name: "supervised", text: include_str!("../../recipes/supervised.toml") },
+    Recipe { name: "simclr", text: include_str!("../../recipes/simclr.toml") },
+    Recipe { name: "supcon", text: include_str!("../../recipes/supcon.toml") },
+    Recipe { name: "moco-v2", text: include_str!("../../recipes/moco-v2.toml") },
+    Recipe { name: "moco-v3", text: include_str!("../../recipes/moco-v3.toml") },
+    Recipe { name: "dino", text: include_str!("../../recipes/dino.toml") },
+    Recipe { name: "paper-simclr", text: include_str!("../../recipes/paper-simclr.toml") },
+    Recipe { name: "paper-supcon", text: include_str!("../../recipes/paper-supcon.toml") },
+    Recipe { name: "paper-moco-v2", text: include_str!("../../recipes/paper-moco-v2.toml") },
+    Recipe { name: "paper-moco-v3", text: include_str!("../../recipes/paper-moco-v3.toml") },
+    Recipe { name: "paper-dino", text: include_str!("../../recipes/paper-dino.toml") },
 ];
 
 /// The recipe called `name`.

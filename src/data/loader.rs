@@ -24,6 +24,8 @@ pub struct Batch {
 pub struct CropBatch {
     /// Side of a crop in pixels.
     pub img_size: usize,
+    /// Crops of each image.
+    pub views: usize,
     /// `[rows, img_size, img_size, 3]`, unmixed.
     pub crops: Vec<u8>,
     /// Training sample of each row.
@@ -78,6 +80,7 @@ impl BatchSource {
             let mut rng = stream(self.seed, Purpose::Mix, 0, step as u64, index as u32);
             CropBatch {
                 img_size,
+                views: group.count,
                 crops: views.iter().flatten().flat_map(|crop| &crop.pixels).copied().collect(),
                 samples: samples.repeat(group.count),
                 mix: (self.mix)(&mut rng, epoch, rows, img_size),

@@ -2,7 +2,7 @@
 
 use super::Rgb8;
 use super::augment::{Augment, AugmentOrder};
-use crate::config::{FinetuneConfig, PretrainConfig};
+use crate::config::{CropGroup, FinetuneConfig, PretrainConfig};
 use crate::rng::{Purpose, stream};
 
 /// Views that go through the model together: one size, one CutMix draw, one loss term
@@ -26,14 +26,15 @@ pub struct ViewPlan {
 impl ViewPlan {
     /// The crop groups of pre-training.
     pub fn pretrain(config: &PretrainConfig) -> Self {
-        let group = |crops: &crate::config::CropGroup| ViewGroup {
-            count: crops.count,
-            augment: Augment::new(
-                &config.augment,
-                crops.scale,
-                crops.img_size,
-                AugmentOrder::Pretrain,
-            ),
+        let group = |crops: &CropGroup| {
+            let mut augment = config.augment.clone();
+            augment.blur = crops.blur.unwrap_or(augment.blur);
+            augment.solarize = crops.solarize.unwrap_or(augment.solarize);
+            let order = AugmentOrder::Pretrain;
+            ViewGroup {
+                count: crops.count,
+                augment: Augment::new(&augment, crops.scale, crops.img_size, order),
+            }
         };
         Self { groups: config.crops.iter().map(group).collect() }
     }
@@ -87,6 +88,7 @@ mod tests {
             grayscale: 0.2,
             blur: 0.5,
             blur_sigma: [0.1, 2.0],
+            solarize: 0.0,
             rand_augment: false,
         };
         let group = |count, size| ViewGroup {

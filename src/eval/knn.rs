@@ -150,7 +150,7 @@ impl Bank<'_> {
 }
 
 /// Rows of `[n, dim]` scaled to length 1; a zero row stays zero.
-fn normalised(features: &[f32], dim: usize) -> Vec<f32> {
+pub(super) fn normalised(features: &[f32], dim: usize) -> Vec<f32> {
     let scaled = features.chunks_exact(dim.max(1)).flat_map(|row| {
         let norm = row.iter().map(|&v| f64::from(v) * f64::from(v)).sum::<f64>().sqrt();
         let scale = if norm > 0.0 { 1.0 / norm } else { 0.0 };

@@ -1,6 +1,6 @@
 //! A folder that timm loads: `timm.create_model("local-dir:export", pretrained=True)`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
 use serde::Deserialize;
@@ -117,13 +117,30 @@ struct PretrainedConfig {
     std: [f32; 3],
 }
 
-/// Reads what [`write()`] wrote; `folder` may also be the run folder around it.
+/// What an export folder says of its model.
+pub struct Description {
+    /// Its name here.
+    pub model: String,
+    /// Side of its images.
+    pub img_size: usize,
+    /// Class names in the order of the logits.
+    pub classes: Vec<String>,
+    /// The evaluation view.
+    pub view: EvalView,
+}
+
+/// The folder that [`write()`] wrote; `folder` may also be the run folder around it.
+fn inner(folder: &Path) -> PathBuf {
+    let inner = folder.join("export");
+    if inner.is_dir() { inner } else { folder.to_path_buf() }
+}
+
+/// Reads `config.json`.
 ///
 /// # Errors
 /// No such folder, or one that holds something else.
-pub fn read(folder: &Path) -> Result<Loaded> {
-    let inner = folder.join("export");
-    let folder = if inner.is_dir() { &inner } else { folder };
+pub fn describe(folder: &Path) -> Result<Description> {
+    let folder = inner(folder);
     let path = folder.join("config.json");
     if folder.is_dir() && !path.exists() {
         return Err(Error::Usage(format!(
@@ -135,22 +152,31 @@ pub fn read(folder: &Path) -> Result<Loaded> {
     let text = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
     let config: Config = serde_json::from_slice(&text)
         .map_err(|e| Error::Failed(format!("{} cannot be used: {e}", path.display())))?;
-    let cfg = &config.pretrained_cfg;
-    let spec = Spec::find(&config.fewvit_model)?;
-    let net = NetSpec::classifier(spec, cfg.input_size[1], config.label_names.len())
-        .build(0, &Device::flex())?;
-    let (specs, mut values) = (Keys::of(&net), Gather::of(&net));
-    let weights = weights::read(&folder.join("model.safetensors"))?;
-    weights::fill_strictly(&specs, &mut values, &weights)?;
-    Ok(Loaded {
-        net: Replace::values_of(net, &values, &Device::flex()),
+    let cfg = config.pretrained_cfg;
+    Ok(Description {
+        model: config.fewvit_model,
         img_size: cfg.input_size[1],
+        classes: config.label_names,
         view: EvalView {
             crop_pct: cfg.crop_pct,
             interpolation: cfg.interpolation,
             mean: cfg.mean,
             std: cfg.std,
         },
-        classes: config.label_names,
     })
+}
+
+/// Reads what [`write()`] wrote; `folder` may also be the run folder around it.
+///
+/// # Errors
+/// As [`describe`]; weights that do not fit.
+pub fn read(folder: &Path) -> Result<Loaded> {
+    let Description { model, img_size, classes, view } = describe(folder)?;
+    let net = NetSpec::classifier(Spec::find(&model)?, img_size, classes.len())
+        .build(0, &Device::flex())?;
+    let (specs, mut values) = (Keys::of(&net), Gather::of(&net));
+    let weights = weights::read(&inner(folder).join("model.safetensors"))?;
+    weights::fill_strictly(&specs, &mut values, &weights)?;
+    let net = Replace::values_of(net, &values, &Device::flex());
+    Ok(Loaded { net, img_size, classes, view })
 }

@@ -243,3 +243,27 @@ fn t3_update_frequency_of_the_other_rows() {
         section_1_4(classes, &t, epsilon).iter().map(|c| 1.0 / classes as f64 - c).collect();
     close(&values(o.grad(&gradients).expect("a gradient")), &expected, 1e-6);
 }
+
+#[test]
+fn normalised_rows_have_length_one_and_zero_rows_a_finite_gradient() {
+    // Summed with unequal weights, or the gradient would hide a row's direction.
+    let weights = tensor(&[1.0, -2.0, 0.5], 1, &Device::flex());
+    check::agrees_with_twin(
+        &[check::random(4, 3, 1)],
+        |t| (normalize(t[0].clone()) * weights.clone()).sum(),
+        |m| check::unit(&m[0]).iter().map(|row| row[0] - 2.0 * row[1] + 0.5 * row[2]).sum(),
+    );
+    let rows = tensor(&[3.0, 4.0, 0.0, 0.0, 1e-3, 0.0], 3, &Device::flex());
+    close(&values(normalize(rows)), &[0.6, 0.8, 0.0, 0.0, 1.0, 0.0], 1e-6);
+    let (_, gradient) =
+        check::value_and_gradients(&[vec![vec![0.0; 3]]], |t| normalize(t[0].clone()).sum());
+    assert!(gradient[0].iter().all(|g| g.is_finite()), "{gradient:?}");
+}
+
+#[test]
+fn logsumexp_stands_large_numbers_and_masked_entries() {
+    let masked = f64::NEG_INFINITY;
+    let rows = tensor(&[900.0, 900.0, masked, -900.0, masked, -900.0], 2, &Device::flex());
+    let ln2 = std::f64::consts::LN_2;
+    close(&values(logsumexp(rows)), &[900.0 + ln2, -900.0 + ln2], 1e-6);
+}

@@ -9,17 +9,28 @@
 //! Heads: `head.weight [N, d]`, `head.bias [N]`; with a projector (Table 9) `projector.fc1.*`,
 //! `projector.fc2.*`. No state besides.
 
+use std::sync::Arc;
+
 use rand_chacha::ChaCha8Rng;
 
-use super::Method;
+use super::{Entry, Method, Objective, RowLoss};
+use crate::backbone::HeadSpec;
 use crate::config::{LambdaRule, PretrainConfig};
 use crate::data::mixing::Mix;
 use crate::data::views::ViewPlan;
 use crate::loss::Smoothing;
+use crate::nn::MlpSpec;
+
+/// This method in the table.
+pub const ENTRY: Entry = Entry {
+    name: "idmm",
+    summary: "instance discrimination with multi-crop and CutMix (ECCV 2022)",
+    build: |setting| Ok(Arc::new(Idmm::new(setting.config, setting.samples))),
+};
 
 /// See the module's description.
 pub struct Idmm {
-    samples: usize,
+    heads: HeadSpec,
     views: ViewPlan,
     smoothing: Smoothing,
     cutmix: f64,
@@ -31,7 +42,10 @@ impl Idmm {
     pub fn new(config: &PretrainConfig, samples: usize) -> Self {
         let optim = &config.optim;
         Self {
-            samples,
+            heads: HeadSpec {
+                projector: (config.projector > 0).then(|| MlpSpec::two_layers(config.projector)),
+                ..HeadSpec::classifier(samples, config.classifier_bias)
+            },
             views: ViewPlan::pretrain(config),
             smoothing: Smoothing::new(optim.smoothing, optim.smoothing_kind, samples),
             cutmix: config.cutmix,
@@ -41,20 +55,20 @@ impl Idmm {
 }
 
 impl Method for Idmm {
-    fn num_classes(&self) -> usize {
-        self.samples
-    }
-
     fn views(&self) -> &ViewPlan {
         &self.views
     }
 
-    fn target(&self, sample: usize) -> usize {
-        sample
+    fn heads(&self) -> HeadSpec {
+        self.heads
     }
 
-    fn smoothing(&self) -> Smoothing {
-        self.smoothing
+    fn objective(&self) -> Objective<'_> {
+        Objective::Rows(self)
+    }
+
+    fn chance(&self) -> f64 {
+        self.views.groups.len() as f64 * (self.heads.num_classes as f64).ln()
     }
 
     fn mix(&self, rng: &mut ChaCha8Rng, _epoch: usize, rows: usize, img_size: usize) -> Mix {
@@ -62,5 +76,15 @@ impl Method for Idmm {
             true => Mix::cutmix(rng, rows, img_size, self.cutmix, self.lambda),
             false => Mix::none(rows),
         }
+    }
+}
+
+impl RowLoss for Idmm {
+    fn target(&self, sample: usize) -> usize {
+        sample
+    }
+
+    fn smoothing(&self) -> Smoothing {
+        self.smoothing
     }
 }

@@ -1,34 +1,189 @@
 //! What a stage trains for: one file a method and one line in [`TABLE`].
 
+pub mod dino;
 pub mod idmm;
+pub mod moco_v2;
+pub mod moco_v3;
+pub mod simclr;
+pub mod sup_con;
 pub mod supervised;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use burn::tensor::{Device, Tensor, TensorData};
 use rand_chacha::ChaCha8Rng;
+use serde::de::DeserializeOwned;
 
+use crate::backbone::{HeadSpec, Net};
 use crate::config::{PretrainConfig, RunConfig};
 use crate::data::mixing::Mix;
 use crate::data::views::ViewPlan;
 use crate::error::{Error, Result};
 use crate::loss::Smoothing;
 
-/// A method whose loss is a mean over rows, each row one crop with a (mixed, smoothed) class.
+/// A training objective with the views it needs. Its hyper-parameters come from the recipe; what it
+/// remembers from step to step, such as a queue, lies in [`State`] and so in every checkpoint.
 pub trait Method: Send + Sync {
-    /// Rows of the head.
-    fn num_classes(&self) -> usize;
-
     /// The views of a training image.
     fn views(&self) -> &ViewPlan;
 
+    /// What is trained on top of the backbone.
+    fn heads(&self) -> HeadSpec;
+
+    /// How the loss is computed.
+    fn objective(&self) -> Objective<'_>;
+
+    /// The loss of a model that has learned nothing.
+    fn chance(&self) -> f64;
+
+    /// How the `rows` crops of one group of one step are mixed.
+    fn mix(&self, _rng: &mut ChaCha8Rng, _epoch: usize, rows: usize, _img_size: usize) -> Mix {
+        Mix::none(rows)
+    }
+
+    /// Whether the parameter `key` keeps its value in `epoch`.
+    fn frozen(&self, _key: &str, _epoch: usize) -> bool {
+        false
+    }
+}
+
+/// How a method's loss is computed.
+pub enum Objective<'a> {
+    /// Row by row: crops pass through the model in any grouping.
+    Rows(&'a dyn RowLoss),
+    /// From the features of the whole batch together.
+    Batch(&'a dyn BatchLoss),
+}
+
+/// A mean over rows, each row one crop with a (mixed, smoothed) class.
+pub trait RowLoss: Sync {
     /// The class of training sample `sample`.
     fn target(&self, sample: usize) -> usize;
 
     /// How targets are smoothed.
     fn smoothing(&self) -> Smoothing;
+}
 
-    /// How the `rows` crops of one group of one step are mixed.
-    fn mix(&self, rng: &mut ChaCha8Rng, epoch: usize, rows: usize, img_size: usize) -> Mix;
+/// A loss that couples the rows of a batch.
+pub trait BatchLoss: Sync {
+    /// What the method remembers, before the first step.
+    fn state(&self, _seed: u64) -> State {
+        State::new()
+    }
+
+    /// The momentum encoder, for methods that have one.
+    fn teacher(&self) -> Option<&dyn Teacher> {
+        None
+    }
+
+    /// The loss, `[1]`; `state` is brought up to date for the next step.
+    fn loss(&self, batch: BatchFeatures, state: &mut State) -> Tensor<1>;
+}
+
+/// A copy of the model whose weights follow the trained ones: `t = m t + (1 - m) s`.
+pub trait Teacher: Sync {
+    /// Its first views, of every sample, are passed through the teacher.
+    fn views(&self) -> usize;
+
+    /// `m` at a step of `total_steps`.
+    fn momentum(&self, step: usize, total_steps: usize) -> f64;
+
+    /// Whether it follows before the step's forward pass instead of after its update.
+    fn follows_before(&self) -> bool;
+}
+
+/// What a [`BatchLoss`] is computed from. Rows are view-major: `view * samples.len() + i`.
+pub struct BatchFeatures<'a> {
+    /// The model, with gradients; only its heads are called.
+    pub net: &'a Net,
+    /// Backbone features of all views, `[views * batch, num_features]`, with gradients.
+    pub features: Tensor<2>,
+    /// The teacher and its features of its views, `[teacher_views * batch, num_features]`.
+    pub teacher: Option<(&'a Net, Tensor<2>)>,
+    /// Training sample of each row of one view.
+    pub samples: &'a [usize],
+    /// The stage's epoch, from 0.
+    pub epoch: usize,
+    /// The stage's optimiser step, from 0.
+    pub step: usize,
+}
+
+impl BatchFeatures<'_> {
+    /// The teacher, which the engine provides for methods that declare one.
+    fn teacher(&self) -> (&Net, Tensor<2>) {
+        let (net, features) = self.teacher.as_ref().expect("declared by `BatchLoss::teacher`");
+        (net, features.clone())
+    }
+
+    /// The rows of view `view`.
+    fn view(&self, rows: &Tensor<2>, view: usize) -> Tensor<2> {
+        let batch = self.samples.len();
+        rows.clone().narrow(0, view * batch, batch)
+    }
+}
+
+/// Named tensors that a method remembers, under the keys they have in a checkpoint.
+pub type State = BTreeMap<String, StateTensor>;
+
+/// One of them.
+#[derive(Clone, Debug, PartialEq)]
+pub struct StateTensor {
+    /// Its sides.
+    pub shape: Vec<usize>,
+    /// Row-major.
+    pub values: Vec<f32>,
+}
+
+impl StateTensor {
+    fn tensor<const D: usize>(&self, device: &Device) -> Tensor<D> {
+        Tensor::from_data(TensorData::new(self.values.clone(), self.shape.clone()), device)
+    }
+}
+
+/// The values of a tensor that no gradient flows through.
+fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
+    tensor.into_data().try_to_vec().expect("features are f32")
+}
+
+/// What a method is made from.
+pub struct Setting<'a> {
+    /// The stage's settings.
+    pub config: &'a PretrainConfig,
+    /// Training images.
+    pub samples: usize,
+    /// Their classes, where they have any.
+    pub labels: Option<Vec<usize>>,
+    /// Width of the backbone's feature.
+    pub num_features: usize,
+}
+
+impl Setting<'_> {
+    /// The method's own settings, `[pretrain.options]` of its recipe.
+    ///
+    /// # Errors
+    /// One is missing, unknown or of the wrong type.
+    fn options<T: DeserializeOwned>(&self) -> Result<T> {
+        let name = &self.config.method;
+        self.config.options.clone().try_into().map_err(|e: toml::de::Error| {
+            let why = e.message().trim().to_owned();
+            Error::Usage(format!(
+                "pretrain.options do not fit the method `{name}`: {why}\n  \
+                 see them all with: fewvit recipe show {name}"
+            ))
+        })
+    }
+
+    /// The classes of the training images.
+    ///
+    /// # Errors
+    /// The data has none.
+    fn labels(&self) -> Result<Vec<usize>> {
+        self.labels.clone().ok_or_else(|| {
+            let name = &self.config.method;
+            Error::Data(format!("{name} learns from labels, and this data has none"))
+        })
+    }
 }
 
 /// A pre-training method's name, one line on it, and how it is made.
@@ -37,24 +192,34 @@ pub struct Entry {
     pub name: &'static str,
     /// For `--help` and lists.
     pub summary: &'static str,
-    build: fn(&PretrainConfig, samples: usize) -> Arc<dyn Method>,
+    build: fn(&Setting) -> Result<Arc<dyn Method>>,
 }
 
 /// The pre-training methods.
-pub const TABLE: &[Entry] = &[Entry {
-    name: "idmm",
-    summary: "instance discrimination with multi-crop and CutMix (ECCV 2022)",
-    build: |config, samples| Arc::new(idmm::Idmm::new(config, samples)),
-}];
+pub const TABLE: &[Entry] = &[
+    idmm::ENTRY,
+    supervised::ENTRY,
+    simclr::ENTRY,
+    sup_con::ENTRY,
+    moco_v2::ENTRY,
+    moco_v3::ENTRY,
+    dino::ENTRY,
+];
 
-/// The pre-training method that `config` names, for `samples` training images.
+/// The pre-training method that `config` names.
 ///
 /// # Errors
-/// An unknown name.
-pub fn pretraining(config: &RunConfig, samples: usize) -> Result<Arc<dyn Method>> {
+/// An unknown name, settings that do not fit it, labels that it needs and does not get.
+pub fn pretraining(
+    config: &RunConfig,
+    samples: usize,
+    labels: Option<Vec<usize>>,
+) -> Result<Arc<dyn Method>> {
     let name = &config.pretrain.method;
+    let num_features = crate::backbone::Spec::find(&config.model.name)?.num_features();
+    let setting = Setting { config: &config.pretrain, samples, labels, num_features };
     match TABLE.iter().find(|entry| entry.name == name) {
-        Some(entry) => Ok((entry.build)(&config.pretrain, samples)),
+        Some(entry) => (entry.build)(&setting),
         None => {
             let known: Vec<_> = TABLE.iter().map(|entry| entry.name).collect();
             Err(Error::Usage(format!(

@@ -1,49 +1,98 @@
 //! Supervised training with CutMix and Mixup by epoch parity: the fine-tuning stage (recipe
-//! section 3).
+//! section 3), and as a pre-training method the same on the crops of pre-training (section 4.7).
+//!
+//! Heads: `head.weight [classes, d]`, `head.bias [classes]`. No state besides.
+
+use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
 
-use super::Method;
-use crate::config::FinetuneConfig;
+use super::{Entry, Method, Objective, RowLoss};
+use crate::backbone::HeadSpec;
+use crate::config::{FinetuneConfig, LambdaRule};
 use crate::data::mixing::{Mix, finetune_mix};
 use crate::data::views::ViewPlan;
 use crate::loss::Smoothing;
+
+/// This method in the table.
+pub const ENTRY: Entry = Entry {
+    name: "supervised",
+    summary: "cross-entropy on the labels, with the crops of pre-training",
+    build: |setting| {
+        let labels = setting.labels()?;
+        let optim = &setting.config.optim;
+        let classes = labels.iter().max().map_or(1, |last| last + 1);
+        let (cutmix, rule) = (setting.config.cutmix, setting.config.cutmix_lambda);
+        Ok(Arc::new(Supervised {
+            labels,
+            classes,
+            views: ViewPlan::pretrain(setting.config),
+            smoothing: Smoothing::new(optim.smoothing, optim.smoothing_kind, classes),
+            mixing: Mixing { cutmix, mixup: 0.0, rule },
+        }))
+    },
+};
 
 /// See the module's description.
 pub struct Supervised {
     labels: Vec<usize>,
     classes: usize,
     views: ViewPlan,
-    config: FinetuneConfig,
+    smoothing: Smoothing,
+    mixing: Mixing,
+}
+
+/// Alphas of CutMix and Mixup, 0 = off, and which lambda they use.
+struct Mixing {
+    cutmix: f64,
+    mixup: f64,
+    rule: LambdaRule,
 }
 
 impl Supervised {
-    /// For training samples with the given labels, each below `classes`.
-    pub fn new(config: &FinetuneConfig, labels: Vec<usize>, classes: usize) -> Self {
-        Self { labels, classes, views: ViewPlan::finetune(config), config: config.clone() }
+    /// Fine-tuning on training samples with the given labels, each below `classes`.
+    pub fn finetuning(config: &FinetuneConfig, labels: Vec<usize>, classes: usize) -> Self {
+        let optim = &config.optim;
+        let (cutmix, mixup, rule) = (config.cutmix, config.mixup, config.mix_lambda);
+        Self {
+            labels,
+            classes,
+            views: ViewPlan::finetune(config),
+            smoothing: Smoothing::new(optim.smoothing, optim.smoothing_kind, classes),
+            mixing: Mixing { cutmix, mixup, rule },
+        }
     }
 }
 
 impl Method for Supervised {
-    fn num_classes(&self) -> usize {
-        self.classes
-    }
-
     fn views(&self) -> &ViewPlan {
         &self.views
     }
 
+    fn heads(&self) -> HeadSpec {
+        HeadSpec::classifier(self.classes, true)
+    }
+
+    fn objective(&self) -> Objective<'_> {
+        Objective::Rows(self)
+    }
+
+    fn chance(&self) -> f64 {
+        self.views.groups.len() as f64 * (self.classes as f64).ln()
+    }
+
+    fn mix(&self, rng: &mut ChaCha8Rng, epoch: usize, rows: usize, img_size: usize) -> Mix {
+        let Mixing { cutmix, mixup, rule } = self.mixing;
+        finetune_mix(rng, epoch as u32, rows, img_size, cutmix, mixup, rule)
+    }
+}
+
+impl RowLoss for Supervised {
     fn target(&self, sample: usize) -> usize {
         self.labels[sample]
     }
 
     fn smoothing(&self) -> Smoothing {
-        let optim = &self.config.optim;
-        Smoothing::new(optim.smoothing, optim.smoothing_kind, self.classes)
-    }
-
-    fn mix(&self, rng: &mut ChaCha8Rng, epoch: usize, rows: usize, img_size: usize) -> Mix {
-        let c = &self.config;
-        finetune_mix(rng, epoch as u32, rows, img_size, c.cutmix, c.mixup, c.mix_lambda)
+        self.smoothing
     }
 }

@@ -3,9 +3,11 @@
 mod drop_path;
 mod init;
 mod layers;
+mod mlp;
 mod params;
 
 pub use drop_path::DropPath;
 pub use init::Init;
 pub use layers::{LayerNorm, Linear};
+pub use mlp::{Activation, BatchNorms, Mlp, MlpSpec};
 pub use params::{Gather, Keys, ParamSpec, Replace, Weights};

@@ -125,15 +125,40 @@ impl<M: Module> Weights<M> {
         Self { module, memory }
     }
 
+    /// Values of all parameters together.
+    pub fn len(&self) -> usize {
+        self.memory.len()
+    }
+
+    /// Whether there are no parameters.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The value of `loss` and its gradient, which is added to `sum` in the order of [`Keys`]; a
     /// parameter that the loss does not depend on adds nothing.
     pub fn add_gradients(&self, sum: &mut Vec<f32>, loss: impl FnOnce(&M) -> Tensor<1>) -> f64 {
+        self.backward(sum, loss).0
+    }
+
+    /// As [`Self::add_gradients`], with the gradient of another leaf that the loss depends on.
+    pub fn add_gradients_and<const D: usize>(
+        &self,
+        sum: &mut Vec<f32>,
+        leaf: Tensor<D>,
+        loss: impl FnOnce(&M) -> Tensor<1>,
+    ) -> (f64, Vec<f32>) {
+        let (value, gradients) = self.backward(sum, loss);
+        (value, leaf.grad(&gradients).map_or_else(Vec::new, to_vec))
+    }
+
+    fn backward(&self, sum: &mut Vec<f32>, loss: impl FnOnce(&M) -> Tensor<1>) -> (f64, Gradients) {
         let leaves = self.module.clone().map(&mut FreshLeaves);
         let loss = loss(&leaves);
         let value = f64::from(loss.clone().into_scalar::<f32>());
         let gradients = self.memory.collect_gradients(sum, || loss.backward());
         leaves.visit(&mut AddGradients { gradients: &gradients, rest: sum });
-        value
+        (value, gradients)
     }
 }
 

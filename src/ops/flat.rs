@@ -30,6 +30,16 @@ impl FlatMemory {
         Self { bytes: Bytes::from_elems(values).shared(), start, len }
     }
 
+    /// Number of values.
+    pub fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Whether there are no values.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     /// The values in `range` as a tensor; on the CPU without a copy.
     pub fn tensor<const D: usize>(
         &self,

@@ -6,6 +6,7 @@
 
 pub mod card;
 pub mod curves;
+pub mod features;
 pub mod html;
 pub mod matrix;
 pub mod pictures;

@@ -6,6 +6,7 @@
 mod finish;
 pub mod folder;
 pub mod forecast;
+pub mod frozen;
 mod observe;
 pub mod prepare;
 mod stages;

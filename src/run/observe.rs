@@ -9,6 +9,7 @@ use crate::backbone::Net;
 use crate::data::Rgb8;
 use crate::data::loader::CropBatch;
 use crate::error::Result;
+use crate::eval::health::{Health, Limits};
 use crate::eval::infer::{EvalView, Inference};
 use crate::eval::knn::knn_leave_one_out;
 use crate::eval::metric::Metrics;
@@ -29,7 +30,12 @@ pub struct Probe<'a> {
     net: Net,
     stage: StageName,
     img_size: usize,
+    /// The loss of a model that has learned nothing.
+    chance: f64,
 }
+
+/// Images whose features are looked at for collapse: enough for any rank there is.
+const HEALTH_SAMPLE: usize = 2048;
 
 /// What a probe found; what was not measured is `None`.
 #[derive(Default)]
@@ -46,16 +52,19 @@ impl<'a> Probe<'a> {
     /// An img-size that does not fit.
     pub fn new(context: &'a Context<'a>, stage: &Stage) -> Result<Self> {
         let net = stage.net.build(0, &Device::flex())?;
-        Ok(Self { context, net, stage: stage.name, img_size: stage.net.img_size })
+        let (img_size, chance) = (stage.net.img_size, stage.method.chance());
+        Ok(Self { context, net, stage: stage.name, img_size, chance })
     }
 
     /// Measures after `epoch` (from 0) of `epochs`, if the recipe wants it then.
-    fn measure(&self, epoch: usize, epochs: usize, state: &TrainState) -> Result<Found> {
-        let config = self.context.config;
+    fn measure(&self, record: &EpochRecord, epochs: usize, state: &TrainState) -> Result<Found> {
+        let (config, epoch) = (self.context.config, record.epoch);
         let due =
             |every: usize| every > 0 && ((epoch + 1).is_multiple_of(every) || epoch + 1 == epochs);
         match self.stage {
-            StageName::Pretrain if due(config.pretrain.probe_every) => self.neighbours(state),
+            StageName::Pretrain if due(config.pretrain.probe_every) => {
+                self.neighbours(record, state)
+            }
             // The last epoch's accuracy is measured once, by the final evaluation.
             StageName::Finetune if due(config.finetune.eval_every) && epoch + 1 < epochs => {
                 self.accuracy(state)
@@ -64,15 +73,24 @@ impl<'a> Probe<'a> {
         }
     }
 
-    /// Leave-one-out k-NN accuracy of the training images' features, where labels exist.
-    fn neighbours(&self, state: &TrainState) -> Result<Found> {
+    /// Leave-one-out k-NN accuracy of the training images' features, where labels exist. Warns of
+    /// features that have collapsed.
+    fn neighbours(&self, record: &EpochRecord, state: &TrainState) -> Result<Found> {
         let data = self.context.data;
-        if !data.manifest.is_labelled() {
-            return Ok(Found::default());
-        }
         let net = Replace::values_of(self.net.clone(), &state.values, &Device::flex());
         let image = |i: usize| data.images.get(i).map(|image| image.into_owned());
         let outputs = self.inference(&net).run(data.train.len(), &image, &|_| ())?;
+        let dim = outputs.features.len() / data.train.len().max(1);
+        let some = &outputs.features[..data.train.len().min(HEALTH_SAMPLE) * dim];
+        let warm = record.epoch as f64 >= self.context.config.pretrain.optim.warmup_epochs;
+        if warm && data.train.len() > 1 {
+            let health = Health::of(some, None, dim);
+            let warning = health.warning(record.loss, self.chance, &Limits::default());
+            warning.inspect(|text| self.context.ui.note(&format!("  warning: {text}")));
+        }
+        if !data.manifest.is_labelled() {
+            return Ok(Found::default());
+        }
         let (labels, classes) = (data.labels(&data.train), data.manifest.classes.len());
         let eval = &self.context.config.eval;
         let share = knn_leave_one_out(
@@ -141,14 +159,13 @@ impl<'a> RunObserver<'a> {
         if done == 0 {
             picture(context, stage)?;
         }
-        let groups = stage.method.views().groups.len() as f64;
         Ok(Self {
             context,
             probe: Probe::new(context, stage)?,
             stage: stage.name,
             epochs: stage.optim.epochs,
             images: stage.source.images.len(),
-            chance: groups * (stage.net.num_classes as f64).ln(),
+            chance: stage.method.chance(),
             steps_before,
             units,
             log: MetricsLog::open(&context.folder.join("metrics.jsonl"), reached)?,
@@ -173,7 +190,7 @@ impl Observer for RunObserver<'_> {
     }
 
     fn epoch(&mut self, record: &EpochRecord, state: &TrainState) -> Result<()> {
-        let found = self.probe.measure(record.epoch, self.epochs, state)?;
+        let found = self.probe.measure(record, self.epochs, state)?;
         let seconds = self.epoch_started.elapsed().as_secs_f64();
         self.epoch_started = Instant::now();
         let row = EpochRow {

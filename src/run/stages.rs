@@ -33,13 +33,12 @@ pub struct Trained {
 /// An unknown model or method, an img-size that does not fit.
 pub fn pretraining<'a>(config: &'a RunConfig, data: &Prepared) -> Result<Stage<'a>> {
     let c = &config.pretrain;
-    let method = method::pretraining(config, data.train.len())?;
+    let labels = (!data.manifest.classes.is_empty()).then(|| data.labels(&data.train));
+    let method = method::pretraining(config, data.train.len(), labels)?;
     let net = NetSpec {
         spec: Spec::find(&config.model.name)?,
         img_size: c.crops.first().map_or(0, |group| group.img_size),
-        num_classes: method.num_classes(),
-        projector: c.projector,
-        head_bias: c.classifier_bias,
+        heads: method.heads(),
     };
     Ok(stage(config, data, StageName::Pretrain, net, method, &c.optim))
 }
@@ -51,7 +50,7 @@ pub fn pretraining<'a>(config: &'a RunConfig, data: &Prepared) -> Result<Stage<'
 pub fn finetuning<'a>(config: &'a RunConfig, data: &Prepared) -> Result<Stage<'a>> {
     let c = &config.finetune;
     let classes = data.manifest.classes.len();
-    let method = Arc::new(Supervised::new(c, data.labels(&data.train), classes));
+    let method = Arc::new(Supervised::finetuning(c, data.labels(&data.train), classes));
     let net = NetSpec::classifier(Spec::find(&config.model.name)?, c.img_size, classes);
     Ok(stage(config, data, StageName::Finetune, net, method, &c.optim))
 }

@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::optim::{Progress, TrainState};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
+use crate::method::StateTensor;
 use crate::nn::ParamSpec;
 use crate::weights::{from_le_bytes, serialize_f32, to_le_bytes};
 
@@ -37,6 +38,8 @@ const PARAM: &str = "param.";
 const FIRST_MOMENT: &str = "adamw.m.";
 const SECOND_MOMENT: &str = "adamw.v.";
 const AVERAGE: &str = "ema.";
+const TEACHER: &str = "teacher.";
+const MEMORY: &str = "state.";
 
 /// The checkpoint before `path`'s last one.
 pub fn previous(path: &Path) -> PathBuf {
@@ -67,6 +70,7 @@ fn to_bytes(stage: StageName, state: &TrainState) -> Result<Vec<u8>> {
         (FIRST_MOMENT, Some(&state.m)),
         (SECOND_MOMENT, Some(&state.v)),
         (AVERAGE, state.ema.as_ref()),
+        (TEACHER, state.teacher.as_ref()),
     ];
     for (prefix, values) in vectors {
         let Some(values) = values else { continue };
@@ -74,6 +78,10 @@ fn to_bytes(stage: StageName, state: &TrainState) -> Result<Vec<u8>> {
             let bytes = to_le_bytes(&values[spec.range.clone()]);
             tensors.push((format!("{prefix}{}", spec.key), bytes, spec.shape.clone()));
         }
+    }
+    for (key, tensor) in &state.memory {
+        let bytes = to_le_bytes(&tensor.values);
+        tensors.push((format!("{MEMORY}{key}"), bytes, tensor.shape.clone()));
     }
     let keys: Vec<_> = state.specs.iter().map(|spec| spec.key.as_str()).collect();
     let header = HashMap::from([
@@ -137,9 +145,17 @@ fn read(path: &Path) -> Result<(StageName, TrainState)> {
         let range = start..start + shape.iter().product::<usize>();
         specs.push(ParamSpec { key: key.clone(), shape, range });
     }
-    let has_average = file.names().iter().any(|name| name.starts_with(AVERAGE));
-    let ema = has_average.then(|| vector(AVERAGE)).transpose()?;
-    Ok((stage, TrainState { specs, values, m, v, ema, progress }))
+    let optional = |prefix: &str| -> Result<Option<Vec<f32>>> {
+        let there = file.names().iter().any(|name| name.starts_with(prefix));
+        there.then(|| vector(prefix)).transpose()
+    };
+    let (ema, teacher) = (optional(AVERAGE)?, optional(TEACHER)?);
+    let remembered = file.iter().filter_map(|(name, tensor)| {
+        let (shape, values) = (tensor.shape().to_vec(), from_le_bytes(tensor.data()).collect());
+        Some((name.strip_prefix(MEMORY)?.to_owned(), StateTensor { shape, values }))
+    });
+    let memory = remembered.collect();
+    Ok((stage, TrainState { specs, values, m, v, ema, teacher, memory, progress }))
 }
 
 fn json(value: &impl Serialize) -> Result<String> {
@@ -158,6 +174,9 @@ mod tests {
         ];
         let values = vec![1.0, f32::MIN_POSITIVE, -0.0, 3.5, 1e30, step as f32];
         let mut state = TrainState::new(specs, values, Ema::PerStep);
+        state.teacher = Some(vec![0.25; 6]);
+        let queue = StateTensor { shape: vec![3, 1], values: vec![1.0, 2.0, 3.0] };
+        state.memory.insert("queue".to_owned(), queue);
         state.progress = Progress { step, epoch_loss: 0.1, ..Progress::default() };
         state
     }

@@ -4,8 +4,8 @@
 //! `checkpoint` makes that survive a kill, and `stage` is the loop over steps.
 
 pub mod checkpoint;
+pub mod coupled;
 pub mod optim;
 pub mod parallel;
-pub mod schedule;
 pub mod stage;
 pub mod trace;

@@ -3,9 +3,10 @@
 use fewvit_kernels::{AdamW, adamw_step};
 use serde::{Deserialize, Serialize};
 
-use super::schedule;
-use crate::config::{Ema, OptimConfig};
+use crate::config::{Ema, OptimConfig, OptimKind};
+use crate::method::State;
 use crate::nn::ParamSpec;
+use crate::schedule;
 
 /// Weights and everything the optimiser remembers.
 #[derive(Clone, Debug, PartialEq)]
@@ -20,6 +21,10 @@ pub struct TrainState {
     pub v: Vec<f32>,
     /// Averaged weights, when the recipe keeps them.
     pub ema: Option<Vec<f32>>,
+    /// Weights of the method's momentum encoder, if it has one.
+    pub teacher: Option<Vec<f32>>,
+    /// What else the method remembers.
+    pub memory: State,
     /// Scalars.
     pub progress: Progress,
 }
@@ -47,23 +52,41 @@ impl TrainState {
             v: zeros,
             ema: (ema != Ema::Off).then(|| values.clone()),
             values,
+            teacher: None,
+            memory: State::new(),
             progress: Progress::default(),
         }
     }
 
-    /// One AdamW step with learning rate `lr` on the gradient of all parameters; counts the step.
-    pub fn update(&mut self, gradient: &mut [f32], lr: f64, config: &OptimConfig) {
+    /// One step with learning rate `lr` on the gradient of all parameters but the `frozen` ones;
+    /// counts the step.
+    pub fn update(
+        &mut self,
+        gradient: &mut [f32],
+        lr: f64,
+        config: &OptimConfig,
+        frozen: &dyn Fn(&str) -> bool,
+    ) {
         clip(gradient, config.clip_grad);
         self.progress.step += 1;
         for i in 0..self.specs.len() {
             let (range, rank) = (self.specs[i].range.clone(), self.specs[i].shape.len());
+            if frozen(&self.specs[i].key) {
+                continue;
+            }
             let decayed = !(config.no_decay_1d && rank <= 1);
+            let weight_decay = if decayed { config.weight_decay as f32 } else { 0.0 };
+            if config.kind == OptimKind::Sgd {
+                let (values, m) = (&mut self.values[range.clone()], &mut self.m[range.clone()]);
+                sgd_step(values, &gradient[range], m, [lr, config.momentum], weight_decay);
+                continue;
+            }
             let adamw = AdamW {
                 lr: lr as f32,
                 beta1: config.beta1 as f32,
                 beta2: config.beta2 as f32,
                 eps: config.eps as f32,
-                weight_decay: if decayed { config.weight_decay as f32 } else { 0.0 },
+                weight_decay,
                 step: self.progress.step as u32,
             };
             adamw_step(
@@ -87,6 +110,16 @@ impl TrainState {
             *e = decay * *e + (1.0 - decay) * w;
         }
         self.progress.ema_updates += 1;
+    }
+}
+
+/// SGD with momentum as PyTorch has it: `m = momentum m + (g + wd p)`, `p = p - lr m`. Moments start
+/// at 0, so the first step's is the gradient itself.
+fn sgd_step(p: &mut [f32], g: &[f32], m: &mut [f32], [lr, momentum]: [f64; 2], wd: f32) {
+    let (lr, momentum) = (lr as f32, momentum as f32);
+    for ((p, g), m) in p.iter_mut().zip(g).zip(m) {
+        *m = momentum * *m + (g + wd * *p);
+        *p -= lr * *m;
     }
 }
 

@@ -11,17 +11,18 @@ use crate::backbone::Net;
 use crate::data::loader::{Batch, CropBatch};
 use crate::error::{Error, Result};
 use crate::loss::{MixedTarget, mixed_cross_entropy};
-use crate::method::Method;
+use crate::method::RowLoss;
 use crate::nn::{DropPath, Weights};
 use crate::ops::BufferPool;
 
 /// Worker threads with what they keep from step to step.
 pub struct Engine {
-    micro_batch: usize,
-    workers: Vec<Worker>,
+    pub(super) micro_batch: usize,
+    pub(super) workers: Vec<Worker>,
 }
 
-struct Worker {
+/// See [`Engine`].
+pub(super) struct Worker {
     /// Sum of its micro-batches' gradients.
     sum: Vec<f32>,
     buffers: BufferPool,
@@ -31,8 +32,6 @@ struct Worker {
 pub struct StepInput<'a> {
     /// The crops.
     pub batch: &'a Batch,
-    /// Targets and smoothing.
-    pub method: &'a dyn Method,
     /// Stochastic depth of this step; its `first_row` is set for each micro-batch.
     pub drop_path: DropPath,
     /// Input normalisation.
@@ -42,11 +41,19 @@ pub struct StepInput<'a> {
 }
 
 /// Rows of one group that pass through the model together.
-struct MicroBatch<'a> {
-    group: &'a CropBatch,
-    rows: std::ops::Range<usize>,
+pub(super) struct MicroBatch<'a> {
+    pub(super) group: &'a CropBatch,
+    /// Rows of the group.
+    pub(super) rows: std::ops::Range<usize>,
     /// Position in the step's batch of the group's first row.
     group_start: usize,
+}
+
+impl MicroBatch<'_> {
+    /// Position in the step's batch.
+    pub(super) fn first_row(&self) -> usize {
+        self.group_start + self.rows.start
+    }
 }
 
 impl Engine {
@@ -65,29 +72,52 @@ impl Engine {
         &mut self,
         net: &Weights<Net>,
         input: &StepInput,
+        loss: &dyn RowLoss,
     ) -> Result<(f64, &mut [f32])> {
-        let count = self.workers.len();
-        let micro_batches = split(input.batch, self.micro_batch, count);
-        let micro_batches = &micro_batches;
-        let losses: Vec<Result<f64>> = std::thread::scope(|scope| {
+        let parts = split(input.batch, self.micro_batch, self.workers.len());
+        self.clear();
+        let losses = self.each(&parts, |part, sum| backward(net, input, part, loss, sum))?;
+        Ok((losses.iter().sum(), self.total()))
+    }
+
+    /// Sets all sums to zero.
+    pub(super) fn clear(&mut self) {
+        self.workers.iter_mut().for_each(|worker| worker.sum.fill(0.0));
+    }
+
+    /// The workers' sums, added up in their order.
+    pub(super) fn total(&mut self) -> &mut [f32] {
+        let (total, rest) = self.workers.split_at_mut(1);
+        for worker in rest {
+            total[0].sum.iter_mut().zip(&worker.sum).for_each(|(t, s)| *t += *s);
+        }
+        &mut total[0].sum
+    }
+
+    /// Calls `work(part, sum of its worker)` for each part, the parts dealt out to the workers in
+    /// turn; results in the order of the parts.
+    ///
+    /// # Errors
+    /// A worker panicked.
+    pub(super) fn each<T: Send>(
+        &mut self,
+        parts: &[MicroBatch],
+        work: impl Fn(&MicroBatch, &mut Vec<f32>) -> T + Sync,
+    ) -> Result<Vec<T>> {
+        let (count, work) = (self.workers.len(), &work);
+        let by_worker: Vec<Result<Vec<T>>> = std::thread::scope(|scope| {
             let mut handles = Vec::new();
             for (i, Worker { sum, buffers }) in self.workers.iter_mut().enumerate() {
-                let work = move || {
-                    sum.fill(0.0);
-                    let mine = micro_batches.iter().skip(i).step_by(count);
-                    mine.map(|micro_batch| backward(net, input, micro_batch, sum)).sum::<f64>()
-                };
+                let mine = parts.iter().skip(i).step_by(count);
+                let work = move || mine.map(|part| work(part, sum)).collect::<Vec<T>>();
                 handles.push(scope.spawn(move || buffers.serve(work)));
             }
             let panicked = |_| Error::Failed("a training worker panicked".to_owned());
             handles.into_iter().map(|handle| handle.join().map_err(panicked)).collect()
         });
-        let loss = losses.into_iter().sum::<Result<f64>>()?;
-        let (total, rest) = self.workers.split_at_mut(1);
-        for worker in rest {
-            total[0].sum.iter_mut().zip(&worker.sum).for_each(|(t, s)| *t += *s);
-        }
-        Ok((loss, &mut total[0].sum))
+        let by_worker: Result<Vec<_>> = by_worker.into_iter().collect();
+        let mut dealt: Vec<_> = by_worker?.into_iter().map(Vec::into_iter).collect();
+        Ok((0..parts.len()).filter_map(|i| dealt[i % count].next()).collect())
     }
 }
 
@@ -98,7 +128,7 @@ pub fn micro_batch(img_size: usize) -> usize {
 }
 
 /// Cuts each group into equal micro-batches of at most `micro_batch` rows, as many for each worker.
-fn split(batch: &Batch, micro_batch: usize, workers: usize) -> Vec<MicroBatch<'_>> {
+pub(super) fn split(batch: &Batch, micro_batch: usize, workers: usize) -> Vec<MicroBatch<'_>> {
     let mut parts = Vec::new();
     let mut group_start = 0;
     for group in &batch.groups {
@@ -114,20 +144,25 @@ fn split(batch: &Batch, micro_batch: usize, workers: usize) -> Vec<MicroBatch<'_
 }
 
 /// Adds the gradients of one micro-batch to `sum`; returns its share of the loss.
-fn backward(net: &Weights<Net>, input: &StepInput, part: &MicroBatch, sum: &mut Vec<f32>) -> f64 {
+fn backward(
+    net: &Weights<Net>,
+    input: &StepInput,
+    part: &MicroBatch,
+    loss: &dyn RowLoss,
+    sum: &mut Vec<f32>,
+) -> f64 {
     let images = images(part, input, &Device::flex().autodiff());
-    let first_row = part.group_start + part.rows.start;
-    let drop_path = DropPath { first_row, ..input.drop_path.clone() };
-    let targets = targets(part, input.method);
+    let drop_path = DropPath { first_row: part.first_row(), ..input.drop_path.clone() };
+    let targets = targets(part, loss);
     net.add_gradients(sum, |net| {
         let logits = net.logits(net.features(images, &drop_path));
-        let losses = mixed_cross_entropy(logits, &targets, input.method.smoothing());
+        let losses = mixed_cross_entropy(logits, &targets, loss.smoothing());
         losses.sum() / part.group.samples.len() as f64
     })
 }
 
 /// The micro-batch's mixed and normalised pixels, `[rows, 3, img_size, img_size]`.
-fn images(part: &MicroBatch, input: &StepInput, device: &Device) -> Tensor<4> {
+pub(super) fn images(part: &MicroBatch, input: &StepInput, device: &Device) -> Tensor<4> {
     let (group, size) = (part.group, part.group.img_size);
     let mut pixels = vec![0.0; part.rows.len() * 3 * size * size];
     for (row, out) in part.rows.clone().zip(pixels.chunks_exact_mut(3 * size * size)) {
@@ -136,11 +171,11 @@ fn images(part: &MicroBatch, input: &StepInput, device: &Device) -> Tensor<4> {
     Tensor::from_data(TensorData::new(pixels, [part.rows.len(), 3, size, size]), device)
 }
 
-fn targets(part: &MicroBatch, method: &dyn Method) -> Vec<MixedTarget> {
+fn targets(part: &MicroBatch, loss: &dyn RowLoss) -> Vec<MixedTarget> {
     let (samples, mix) = (&part.group.samples, &part.group.mix);
     let target = |row: usize| MixedTarget {
-        a: method.target(samples[row]),
-        b: method.target(samples[mix.partner[row]]),
+        a: loss.target(samples[row]),
+        b: loss.target(samples[mix.partner[row]]),
         lambda: mix.lambda,
     };
     part.rows.clone().map(target).collect()
@@ -155,6 +190,7 @@ mod tests {
     fn every_row_is_in_one_micro_batch_and_workers_get_equal_shares() {
         let group = |rows: usize| CropBatch {
             img_size: 16,
+            views: 1,
             crops: Vec::new(),
             samples: vec![0; rows],
             mix: Mix::none(rows),

@@ -8,16 +8,17 @@ use std::time::{Duration, Instant};
 use burn::tensor::Device;
 
 use super::checkpoint::{self, StageName};
+use super::coupled::Coupling;
 use super::optim::TrainState;
 use super::parallel::{Engine, StepInput};
-use super::schedule;
 use crate::backbone::{Net, NetSpec};
 use crate::config::{DataConfig, Ema, OptimConfig};
 use crate::data::loader::{Batch, BatchSource};
 use crate::error::{Error, Result};
-use crate::method::Method;
-use crate::nn::{DropPath, Weights};
+use crate::method::{BatchLoss, Method, Objective};
+use crate::nn::{DropPath, Replace, Weights};
 use crate::ops;
+use crate::schedule;
 
 /// What a stage trains, on what, and how.
 pub struct Stage<'a> {
@@ -105,7 +106,12 @@ impl Stage<'_> {
     pub fn fresh(&self, seed: u64) -> Result<TrainState> {
         let net = self.net.build(seed, &Device::flex())?;
         let specs = crate::nn::Keys::of(&net);
-        Ok(TrainState::new(specs, crate::nn::Gather::of(&net), self.optim.ema))
+        let mut state = TrainState::new(specs, crate::nn::Gather::of(&net), self.optim.ema);
+        if let Objective::Batch(loss) = self.method.objective() {
+            state.memory = loss.state(seed);
+            state.teacher = loss.teacher().map(|_| state.values.clone());
+        }
+        Ok(state)
     }
 
     /// Trains from `state` to the end of the stage.
@@ -169,18 +175,49 @@ impl Stage<'_> {
             first_row: 0,
         };
         let (mean, std) = (self.data.mean, self.data.std);
-        let input = StepInput { batch, method: &*self.method, drop_path, mean, std };
-        let (loss, gradient) = engine.gradients(&net, &input)?;
+        let input = StepInput { batch, drop_path, mean, std };
+        let epoch = step / steps_per_epoch;
+        let (loss, gradient) = match self.method.objective() {
+            Objective::Rows(loss) => engine.gradients(&net, &input, loss)?,
+            Objective::Batch(loss) => {
+                self.follow(loss, state, true);
+                let teacher = state
+                    .teacher
+                    .as_ref()
+                    .map(|values| Replace::values_of(template.clone(), values, &Device::flex()));
+                let memory = &mut state.memory;
+                let coupling = Coupling { loss, teacher: teacher.as_ref(), memory, epoch };
+                engine.coupled_gradients(&net, &input, coupling)?
+            }
+        };
         if !loss.is_finite() {
             return Err(self.diverged(step, lr));
         }
-        state.update(gradient, lr, self.optim);
+        let frozen = |key: &str| self.method.frozen(key, epoch);
+        state.update(gradient, lr, self.optim, &frozen);
+        if let Objective::Batch(loss) = self.method.objective() {
+            self.follow(loss, state, false);
+        }
         ops::forget_packed_weights();
         let seconds = started.elapsed().as_secs_f64();
         state.progress.epoch_loss += loss;
         state.progress.seconds += seconds;
         let crops = batch.groups.iter().map(|group| group.samples.len()).sum();
         Ok(StepRecord { step, epoch: step / steps_per_epoch, loss, lr, crops, seconds })
+    }
+
+    /// Moves the teacher towards the trained weights, if this is its time: `before` the forward
+    /// pass or after the update, in which the step has been counted.
+    fn follow(&self, loss: &dyn BatchLoss, state: &mut TrainState, before: bool) {
+        let (Some(teacher), Some(values)) = (loss.teacher(), &mut state.teacher) else { return };
+        if teacher.follows_before() != before {
+            return;
+        }
+        let step = state.progress.step - usize::from(!before);
+        let momentum = teacher.momentum(step, self.total_steps()) as f32;
+        for (t, s) in values.iter_mut().zip(&state.values) {
+            *t = momentum * *t + (1.0 - momentum) * s;
+        }
     }
 
     fn end_epoch(

@@ -11,7 +11,7 @@ use safetensors::tensor::{Dtype, SafeTensors};
 
 use super::optim::TrainState;
 use crate::backbone::{Net, NetSpec, Spec};
-use crate::config::{Ema, LrSchedule, OptimConfig, SmoothingKind};
+use crate::config::{Ema, LrSchedule, OptimConfig, OptimKind, SmoothingKind};
 use crate::error::{Error, Result};
 use crate::files::{refuse_to_replace, write_atomically};
 use crate::loss::{MixedTarget, Smoothing, mixed_cross_entropy, soft_cross_entropy};
@@ -118,7 +118,7 @@ fn run(
         losses.push(loss as f32);
         first =
             first.or_else(|| seen.map(|(logits, features)| (logits, features, gradient.clone())));
-        state.update(&mut gradient, options.lr, &optim);
+        state.update(&mut gradient, options.lr, &optim, &|_| false);
         crate::ops::forget_packed_weights();
     }
     let (logits, features, gradient) =
@@ -128,10 +128,12 @@ fn run(
 
 fn optim(options: &TraceOptions) -> OptimConfig {
     OptimConfig {
+        kind: OptimKind::AdamW,
         epochs: 1,
         batch_size: 1,
         lr: options.lr,
         weight_decay: options.weight_decay,
+        momentum: 0.0,
         beta1: 0.9,
         beta2: 0.999,
         eps: 1e-8,

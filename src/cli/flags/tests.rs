@@ -64,7 +64,11 @@ fn other_flags_reach_every_stage_that_has_the_setting() {
 /// Recipe section 7, Table 8: (smoothing, crops, CutMix) of each row.
 #[test]
 fn pretrain_reaches_every_row_of_table_8() {
-    let one = |img_size| vec![CropGroup { count: 2, img_size, scale: [0.14, 1.0] }];
+    let one = |img_size| {
+        let group =
+            CropGroup { count: 2, img_size, scale: [0.14, 1.0], blur: None, solarize: None };
+        vec![group]
+    };
     let both = config("", Job::Pretrain).pretrain.crops;
     for (line, expected) in [
         ("--crops 2x224@0.14-1 --smoothing 0 --cutmix 0", (0.0, one(224), 0.0)),

@@ -25,11 +25,16 @@ pub use resize::{CropBox, random_resized_crop_box, resize};
 /// The order in which the operations follow the crop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AugmentOrder {
-    /// Flip, jitter, grayscale, blur, RandAugment (recipe section 2.1, which has no RandAugment).
+    /// Flip, jitter, grayscale, blur, solarisation, RandAugment (recipe section 2.1, which has
+    /// neither of the last two).
     Pretrain,
-    /// Jitter, grayscale, RandAugment, flip, blur (recipe section 3.4, which has no blur).
+    /// Jitter, grayscale, RandAugment, flip, blur, solarisation (recipe section 3.4, which has
+    /// neither of the last two).
     Finetune,
 }
+
+/// Values from here on are inverted (recipe sections 4.5 and 4.6).
+const SOLARIZE_THRESHOLD: f64 = 128.0;
 
 #[derive(Clone, Copy)]
 enum Step {
@@ -37,15 +42,16 @@ enum Step {
     Jitter,
     Grayscale,
     Blur,
+    Solarize,
     RandAugment,
 }
 
 impl AugmentOrder {
-    fn steps(self) -> [Step; 5] {
+    fn steps(self) -> [Step; 6] {
         use Step::*;
         match self {
-            Self::Pretrain => [Flip, Jitter, Grayscale, Blur, RandAugment],
-            Self::Finetune => [Jitter, Grayscale, RandAugment, Flip, Blur],
+            Self::Pretrain => [Flip, Jitter, Grayscale, Blur, Solarize, RandAugment],
+            Self::Finetune => [Jitter, Grayscale, RandAugment, Flip, Blur, Solarize],
         }
     }
 }
@@ -90,6 +96,9 @@ impl Augment {
                 Step::Grayscale if chance(rng, config.grayscale) => Op::Grayscale.apply(&mut view),
                 Step::Blur if chance(rng, config.blur) => {
                     Op::GaussianBlur(uniform(rng, config.blur_sigma)).apply(&mut view);
+                }
+                Step::Solarize if config.solarize > 0.0 && chance(rng, config.solarize) => {
+                    Op::Solarize(SOLARIZE_THRESHOLD).apply(&mut view);
                 }
                 Step::RandAugment if config.rand_augment => {
                     rand_augment::rand_augment(&mut view, rng);

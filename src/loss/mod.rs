@@ -1,7 +1,20 @@
-//! Losses: pure functions from logits and targets to one value a row. They know no model.
+//! Losses: pure functions of tensors. They know no model.
+//!
+//! Classification (IDMM, fine-tuning) maps logits and targets to one value a row, below. The
+//! self-supervised baselines have a file each and return the mean, `[1]`, from the features of a
+//! whole batch: rows in view-major order, `v * batch + i` for view `v` of sample `i`, and scaled
+//! to length 1 by [`normalize`] where the method asks for it.
+//!
+//! No loss stops gradients by itself except where its docstring says so: what must be constant
+//! (keys, queue) is passed as a plain or detached tensor.
+
+pub mod dino;
+pub mod info_nce;
+pub mod nt_xent;
+pub mod sup_con;
 
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
 
 use crate::config::SmoothingKind;
 
@@ -74,6 +87,32 @@ pub fn soft_cross_entropy(logits: Tensor<2>, targets: Tensor<2>) -> Tensor<1> {
     -(log_softmax(logits, 1) * targets).sum_dim(1).squeeze_dim::<1>(1)
 }
 
+/// Rows scaled to length 1, `[rows, dim]` in and out: `x / max(|x|, 1e-12)`, so that zero rows stay
+/// zero with a finite gradient.
+pub fn normalize(x: Tensor<2>) -> Tensor<2> {
+    // Bounded before the root, whose slope at zero is infinite.
+    let norms = x.clone().square().sum_dim(1).clamp_min(SMALLEST_NORM * SMALLEST_NORM).sqrt();
+    x / norms
+}
+
+/// PyTorch's `F.normalize`.
+const SMALLEST_NORM: f64 = 1e-12;
+
+/// `log sum_k exp(x_k)` of each row: `[rows, columns]` to `[rows]`. Entries of negative infinity
+/// count for nothing.
+fn logsumexp(x: Tensor<2>) -> Tensor<1> {
+    // The shift cancels, so it needs no gradient.
+    let max = x.clone().detach().max_dim(1);
+    ((x - max.clone()).exp().sum_dim(1).log() + max).squeeze_dim(1)
+}
+
+/// Similarities `[rows, rows]` with negative infinity where a row meets itself.
+fn without_self(similarities: Tensor<2>) -> Tensor<2> {
+    let itself = Tensor::<2, Bool>::diag_mask(similarities.dims(), 0, &similarities.device());
+    // burn's mask is false on the diagonal.
+    similarities.mask_fill(itself.bool_not(), f64::NEG_INFINITY)
+}
+
 fn column(
     targets: &[MixedTarget],
     class: fn(&MixedTarget) -> usize,
@@ -83,5 +122,7 @@ fn column(
     Tensor::from_data(TensorData::new(classes, [targets.len(), 1]), device)
 }
 
+#[cfg(test)]
+mod check;
 #[cfg(test)]
 mod tests;

@@ -1,0 +1,128 @@
+//! Against numpy (`tests/golden/health.py`) and closed forms.
+
+use super::*;
+use rand::RngExt as _;
+use safetensors::SafeTensors;
+
+use crate::rng::{Purpose, stream};
+
+fn random(n: usize, dim: usize) -> Vec<f32> {
+    let mut rng = stream(8, Purpose::Bench, 0, n as u64, dim as u32);
+    (0..n * dim).map(|_| rng.sample::<f32, _>(rand_distr::StandardNormal)).collect()
+}
+
+/// The unit vectors along the axes.
+fn axes(dim: usize) -> Vec<f32> {
+    (0..dim * dim).map(|i| if i % (dim + 1) == 0 { 1.0 } else { 0.0 }).collect()
+}
+
+#[track_caller]
+fn close(got: f64, expected: f64) {
+    assert!((got - expected).abs() < 1e-5 * (1.0 + expected.abs()), "{got} is not {expected}");
+}
+
+#[test]
+fn agrees_with_numpy() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/health.safetensors");
+    let bytes = std::fs::read(path).expect("the golden file");
+    let file = SafeTensors::deserialize(&bytes).expect("safetensors");
+    for case in ["tall", "wide", "low_rank", "offset", "scaled_rows"] {
+        let view = |name: &str| file.tensor(&format!("{case}.{name}")).expect(name);
+        let matrix = |name| -> Vec<f32> {
+            view(name).data().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
+        };
+        let (features, positives) = (matrix("features"), matrix("positives"));
+        let health = Health::of(&features, Some(&positives), view("features").shape()[1]);
+        let figures = view("figures");
+        let figures = figures.data().as_chunks().0.iter().map(|&b| f64::from_le_bytes(b));
+        let alignment = health.alignment.expect("second views");
+        let ours = [health.std, health.effective_rank, alignment, health.uniformity];
+        for (got, expected) in ours.into_iter().zip(figures) {
+            assert!((got - expected).abs() < 1e-5 * expected.abs(), "{case}: {got} {expected}");
+        }
+    }
+}
+
+#[test]
+fn equal_features_have_no_spread_and_rank_one() {
+    let features = [0.3, -2.0, 0.7, 0.1].repeat(30);
+    let health = Health::of(&features, Some(&features), 4);
+    close(health.std, 0.0);
+    close(health.effective_rank, 1.0);
+    close(health.uniformity, 0.0);
+    assert_eq!(health.alignment, Some(0.0));
+    assert_eq!(health.full_rank, 4);
+}
+
+#[test]
+fn the_axes_have_their_closed_forms() {
+    let dim = 10;
+    let health = Health::of(&axes(dim), None, dim);
+    // A dimension is 1 once in `dim` rows; any two axes are sqrt(2) apart.
+    let (d, p) = (dim as f64, 0.1f64);
+    close(health.std, d.sqrt() * (p * (1.0 - p)).sqrt());
+    close(health.effective_rank, d);
+    close(health.uniformity, -4.0);
+    assert_eq!(health.alignment, None);
+    // With the opposite ends the mean is zero, and the spread complete.
+    let both: Vec<f32> = axes(dim).into_iter().chain(axes(dim).iter().map(|v| -v)).collect();
+    close(feature_std(&both, dim), 1.0);
+    // The next row's axis is at a right angle; the opposite end is a diameter away.
+    let next = [&both[dim..], &both[..dim]].concat();
+    close(alignment(&both, &next, dim), 2.0);
+    let opposite: Vec<f32> = both.iter().map(|v| -v).collect();
+    close(alignment(&both, &opposite, dim), 4.0);
+}
+
+#[test]
+fn two_unequal_directions_have_the_rank_of_their_entropy() {
+    // Nine rows along one axis and one along another: singular values 3 and 1.
+    let mut features = [1.0, 0.0, 0.0].repeat(9);
+    features.extend([0.0, 0.0, 1.0]);
+    let entropy = -(0.75f64 * 0.75f64.ln() + 0.25 * 0.25f64.ln());
+    close(effective_rank(&features, 3), entropy.exp());
+}
+
+#[test]
+fn the_rank_survives_every_degenerate_matrix() {
+    for (features, dim) in [
+        (vec![1.0f32; 2], 1),
+        (axes(3)[..6].to_vec(), 3),
+        ([axes(64), axes(64), axes(64)].concat(), 64),
+        ([vec![1.0; 200], vec![-1.0; 200]].concat(), 200),
+    ] {
+        let rank = effective_rank(&normalised(&features, dim), dim);
+        assert!((0.999..=64.001).contains(&rank), "{rank}");
+    }
+    assert!(effective_rank(&[f32::NAN, 1.0, 0.0, 1.0], 2).is_nan());
+}
+
+#[test]
+fn a_healthy_run_gets_no_warning() {
+    let health = Health::of(&random(300, 48), None, 48);
+    assert!(health.std > 0.95 && health.effective_rank > 40.0, "{health:?}");
+    assert_eq!(health.warning(3.1, 5.5, &Limits::default()), None);
+}
+
+#[test]
+fn each_trouble_is_named_with_its_remedy() {
+    let limits = Limits::default();
+    let healthy = Health::of(&random(300, 48), None, 48);
+    let says = |health: &Health, loss: f64, words: &[&str]| {
+        let text = health.warning(loss, 5.5, &limits).expect("a warning");
+        words.iter().for_each(|word| assert!(text.contains(word), "{word:?} is not in {text:?}"));
+    };
+    says(&healthy, 5.48, &["5.480", "guessing (5.500)", "--lr", "data preview"]);
+    says(&healthy, f64::NAN, &["diverged", "--warmup-epochs"]);
+    // A common direction far longer than what tells the images apart.
+    let point: Vec<f32> = random(300, 48).iter().map(|v| 20.0 + v).collect();
+    let point = Health::of(&point, None, 48);
+    says(&point, 5.5, &["Collapse", "spread 0.0", "guessing", "lower the teacher's temperature"]);
+    says(&point, 0.1, &["Collapse", "fell to 0.100", "raise its momentum"]);
+    // Everything on a circle within 48 dimensions.
+    let circle = random(300, 2);
+    let circle: Vec<f32> = circle.chunks(2).flat_map(|xy| xy.repeat(24)).collect();
+    says(&Health::of(&circle, None, 48), 2.0, &["Partial collapse", "2.0 of 48", "--batch-size"]);
+    let broken = Health { std: f64::NAN, ..healthy };
+    says(&broken, 2.0, &["diverged"]);
+}

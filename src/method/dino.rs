@@ -1,0 +1,150 @@
+//! DINO (Caron et al. 2021; recipe section 4.6): every view predicts how a momentum teacher sorts
+//! the global views into prototypes.
+//!
+//! Heads: `projector.layers.I.*`, `head.weight` `[prototypes, bottleneck]`, whose rows count by
+//! their direction only. State: `centre` `[prototypes]`. The teacher lies under `teacher.<key>`.
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use serde::Deserialize;
+
+use super::{
+    BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State, StateTensor, Teacher,
+    values,
+};
+use crate::backbone::{HeadSpec, Net};
+use crate::data::views::ViewPlan;
+use crate::error::{Error, Result};
+use crate::loss::dino::{TEACHER_VIEWS, dino, updated_centre};
+use crate::loss::normalize;
+use crate::nn::{Activation, BatchNorms, MlpSpec};
+use crate::schedule::{cosine, teacher_temp};
+
+/// This method in the table.
+pub const ENTRY: Entry = Entry {
+    name: "dino",
+    summary: "self-distillation with multi-crop and a momentum teacher (ICCV 2021)",
+    build: |setting| Ok(Arc::new(Dino::new(setting)?)),
+};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Options {
+    /// Divides the student's logits.
+    student_temperature: f64,
+    /// Divides the teacher's, in the first epoch.
+    teacher_temperature_start: f64,
+    /// And after `teacher_warmup_epochs`.
+    teacher_temperature: f64,
+    /// Epochs in which it grows.
+    teacher_warmup_epochs: usize,
+    /// Width inside the head.
+    hidden: usize,
+    /// Width before the prototypes.
+    bottleneck: usize,
+    /// Number of prototypes.
+    prototypes: usize,
+    /// Of the teacher at the start; it ends at 1.
+    momentum: f64,
+    /// Of the centre.
+    centre_momentum: f64,
+    /// First epochs in which the prototypes keep their values.
+    freeze_prototypes_epochs: usize,
+}
+
+struct Dino {
+    views: ViewPlan,
+    options: Options,
+}
+
+impl Dino {
+    fn new(setting: &Setting) -> Result<Self> {
+        let views = ViewPlan::pretrain(setting.config);
+        match views.views() {
+            0..TEACHER_VIEWS => Err(Error::Usage(
+                "dino needs at least two views of an image, the global ones first; try \
+                 --crops 2x112@0.4-1,4x112@0.05-0.4"
+                    .to_owned(),
+            )),
+            _ => Ok(Self { views, options: setting.options()? }),
+        }
+    }
+}
+
+impl Method for Dino {
+    fn views(&self) -> &ViewPlan {
+        &self.views
+    }
+
+    fn heads(&self) -> HeadSpec {
+        let o = &self.options;
+        let projector = MlpSpec {
+            layers: 3,
+            hidden: o.hidden,
+            out: o.bottleneck,
+            activation: Activation::Gelu,
+            norm: BatchNorms::Off,
+            bias: true,
+        };
+        HeadSpec { projector: Some(projector), ..HeadSpec::classifier(o.prototypes, false) }
+    }
+
+    fn objective(&self) -> Objective<'_> {
+        Objective::Batch(self)
+    }
+
+    fn chance(&self) -> f64 {
+        (self.options.prototypes as f64).ln()
+    }
+
+    fn frozen(&self, key: &str, epoch: usize) -> bool {
+        key == "head.weight" && epoch < self.options.freeze_prototypes_epochs
+    }
+}
+
+impl BatchLoss for Dino {
+    fn state(&self, _: u64) -> State {
+        let n = self.options.prototypes;
+        State::from([("centre".to_owned(), StateTensor { shape: vec![n], values: vec![0.0; n] })])
+    }
+
+    fn teacher(&self) -> Option<&dyn Teacher> {
+        Some(self)
+    }
+
+    fn loss(&self, batch: BatchFeatures, state: &mut State) -> Tensor<1> {
+        let o = &self.options;
+        let (teacher, features) = batch.teacher();
+        let seen = logits(teacher, features);
+        let centre = state["centre"].tensor::<1>(&seen.device());
+        let next = updated_centre(centre.clone(), seen.clone(), o.centre_momentum);
+        let (start, end) = (o.teacher_temperature_start, o.teacher_temperature);
+        let temperature = teacher_temp(start, end, batch.epoch, o.teacher_warmup_epochs);
+        let student = logits(batch.net, batch.features);
+        let (seen, centre) = (Tensor::from_inner(seen), Tensor::from_inner(centre));
+        let loss = dino(student, seen, centre, o.student_temperature, temperature);
+        let shape = vec![o.prototypes];
+        state.insert("centre".to_owned(), StateTensor { shape, values: values(next) });
+        loss
+    }
+}
+
+/// Similarity of each row's projection with each prototype, `[rows, prototypes]`.
+fn logits(net: &Net, features: Tensor<2>) -> Tensor<2> {
+    normalize(net.projected(features)).matmul(net.prototypes().transpose())
+}
+
+impl Teacher for Dino {
+    fn views(&self) -> usize {
+        TEACHER_VIEWS
+    }
+
+    fn momentum(&self, step: usize, total_steps: usize) -> f64 {
+        cosine(self.options.momentum, 1.0, step, total_steps)
+    }
+
+    fn follows_before(&self) -> bool {
+        false
+    }
+}

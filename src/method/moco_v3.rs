@@ -1,0 +1,124 @@
+//! MoCo v3 (Chen, Xie & He 2021; recipe section 4.5): each view has to find the other view's key,
+//! made by a momentum encoder, among the keys of the batch.
+//!
+//! Heads: `projector.layers.I.weight`, `projector.norms.I.*`, `predictor.layers.I.weight`,
+//! `predictor.norms.I.*`. No state besides; the momentum encoder lies under `teacher.<key>` (its
+//! predictor is not used).
+
+use std::sync::Arc;
+
+use burn::tensor::Tensor;
+use serde::Deserialize;
+
+use super::simclr::two_views;
+use super::{BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State, Teacher};
+use crate::backbone::HeadSpec;
+use crate::data::views::ViewPlan;
+use crate::error::Result;
+use crate::loss::{info_nce::ctr, normalize};
+use crate::nn::{Activation, BatchNorms, MlpSpec};
+use crate::schedule::cosine;
+
+/// This method in the table.
+pub const ENTRY: Entry = Entry {
+    name: "moco-v3",
+    summary: "contrast of two views with a predictor and a momentum encoder (ICCV 2021)",
+    build: |setting| Ok(Arc::new(MoCoV3::new(setting)?)),
+};
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Options {
+    /// Divides similarities.
+    temperature: f64,
+    /// Width of projection and prediction.
+    dim: usize,
+    /// Width inside projector and predictor.
+    hidden: usize,
+    /// Of the momentum encoder at the start; it ends at 1.
+    momentum: f64,
+    /// Keep the patch embedding as it was drawn.
+    freeze_patch_embed: bool,
+}
+
+struct MoCoV3 {
+    views: ViewPlan,
+    options: Options,
+    batch_size: usize,
+}
+
+impl MoCoV3 {
+    fn new(setting: &Setting) -> Result<Self> {
+        let batch_size = setting.config.optim.batch_size.min(setting.samples);
+        Ok(Self { views: two_views(setting)?, options: setting.options()?, batch_size })
+    }
+
+    fn mlp(&self, layers: usize) -> MlpSpec {
+        MlpSpec {
+            layers,
+            hidden: self.options.hidden,
+            out: self.options.dim,
+            activation: Activation::Relu,
+            norm: BatchNorms::LastPlain,
+            bias: false,
+        }
+    }
+}
+
+impl Method for MoCoV3 {
+    fn views(&self) -> &ViewPlan {
+        &self.views
+    }
+
+    fn heads(&self) -> HeadSpec {
+        let (projector, predictor) = (Some(self.mlp(3)), Some(self.mlp(2)));
+        HeadSpec { projector, predictor, ..HeadSpec::default() }
+    }
+
+    fn objective(&self) -> Objective<'_> {
+        Objective::Batch(self)
+    }
+
+    fn chance(&self) -> f64 {
+        2.0 * 2.0 * self.options.temperature * (self.batch_size as f64).ln()
+    }
+
+    fn frozen(&self, key: &str, _: usize) -> bool {
+        self.options.freeze_patch_embed && key.starts_with("patch_embed")
+    }
+}
+
+impl BatchLoss for MoCoV3 {
+    fn teacher(&self) -> Option<&dyn Teacher> {
+        Some(self)
+    }
+
+    fn loss(&self, batch: BatchFeatures, _: &mut State) -> Tensor<1> {
+        let (teacher, features) = batch.teacher();
+        // Each view passes the heads on its own: their batch statistics are one view's.
+        let query = |view| {
+            let projected = batch.net.projected(batch.view(&batch.features, view));
+            normalize(batch.net.predicted(projected))
+        };
+        let key = |view| {
+            let key = normalize(teacher.projected(batch.view(&features, view)));
+            Tensor::from_inner(key)
+        };
+        let tau = self.options.temperature;
+        ctr(query(0), key(1), tau) + ctr(query(1), key(0), tau)
+    }
+}
+
+impl Teacher for MoCoV3 {
+    fn views(&self) -> usize {
+        2
+    }
+
+    fn momentum(&self, step: usize, total_steps: usize) -> f64 {
+        cosine(self.options.momentum, 1.0, step, total_steps)
+    }
+
+    fn follows_before(&self) -> bool {
+        true
+    }
+}

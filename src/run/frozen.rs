@@ -1,0 +1,71 @@
+//! A trained backbone to look at: the pre-trained weights of a run, an exported model, or a file.
+
+use std::path::Path;
+
+use burn::tensor::Device;
+
+use super::{Folder, weights_of};
+use crate::backbone::{HeadSpec, Net, NetSpec, Spec};
+use crate::config::{Layers, RunConfig};
+use crate::error::{Error, Result};
+use crate::eval::infer::EvalView;
+use crate::export::timm;
+use crate::nn::{Gather, Keys, Replace};
+use crate::weights;
+
+/// A backbone without heads, and how its inputs are made.
+pub struct Frozen {
+    /// On a device without autodiff.
+    pub net: Net,
+    /// Side of its images.
+    pub img_size: usize,
+    /// How an image becomes its input.
+    pub view: EvalView,
+}
+
+/// What the user says of weights that do not say it themselves.
+pub struct Hints<'a> {
+    /// Model under timm's name.
+    pub model: Option<&'a str>,
+    /// Side of the images in pixels; changes that of a run or export.
+    pub img_size: Option<usize>,
+}
+
+/// Reads a run folder (its pre-trained weights, if it has any), an export folder, or a weights file.
+///
+/// # Errors
+/// Weights that cannot be read or do not fit, a file without `hints.model`.
+pub fn open(path: &Path, hints: &Hints) -> Result<Frozen> {
+    if let Ok(folder) = Folder::open(path)
+        && folder.pretrained().is_file()
+    {
+        let (_, config) = folder.read_request()?;
+        let size = config.pretrain.crops.first().map_or(0, |group| group.img_size);
+        let size = hints.img_size.unwrap_or(size);
+        return build(&config.model.name, size, &folder.pretrained(), &config);
+    }
+    let defaults = Layers::new("paper")?.build()?.config;
+    if path.is_dir() {
+        let config = timm::describe(path)?;
+        let size = hints.img_size.unwrap_or(config.img_size);
+        let mut frozen = build(&config.model, size, &weights_of(path)?, &defaults)?;
+        frozen.view = config.view;
+        return Ok(frozen);
+    }
+    let (Some(model), Some(size)) = (hints.model, hints.img_size) else {
+        return Err(Error::Usage(format!(
+            "{} is a file, which does not say what it holds; add --model NAME and --img-size PIXELS",
+            path.display()
+        )));
+    };
+    build(model, size, path, &defaults)
+}
+
+fn build(model: &str, img_size: usize, weights: &Path, config: &RunConfig) -> Result<Frozen> {
+    let spec = NetSpec { spec: Spec::find(model)?, img_size, heads: HeadSpec::default() };
+    let net = spec.build(0, &Device::flex())?;
+    let (specs, mut values) = (Keys::of(&net), Gather::of(&net));
+    weights::fill_backbone(&specs, &mut values, &weights::read(weights)?)?;
+    let net = Replace::values_of(net, &values, &Device::flex());
+    Ok(Frozen { net, img_size, view: EvalView::of(config) })
+}

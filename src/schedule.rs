@@ -1,0 +1,130 @@
+//! Hyper-parameters as functions of the step alone, so that a resumed run needs nothing but its
+//! step number (recipe sections 2.5, 4.5 and 4.6).
+
+use std::f64::consts::PI;
+
+use crate::config::{LrSchedule, OptimConfig};
+
+/// Learning rate at optimiser step `step`, counted from 0: linear warm-up from exactly 0, then the
+/// configured curve over fractional epochs.
+pub fn lr(config: &OptimConfig, step: usize, steps_per_epoch: usize) -> f64 {
+    let t = step as f64 / steps_per_epoch as f64;
+    let (epochs, warmup) = (config.epochs as f64, config.warmup_epochs.min(config.epochs as f64));
+    if t < warmup {
+        return config.lr * t / warmup;
+    }
+    let span = (epochs - warmup).max(f64::MIN_POSITIVE);
+    let phase = match config.lr_schedule {
+        LrSchedule::Cosine => PI * (t - warmup) / span,
+        // The official code's bracket: a constant phase of w (pi - 1) / (E - w) ahead.
+        LrSchedule::IdmmQuirk => (PI * t - warmup) / span,
+        LrSchedule::Constant => 0.0,
+    };
+    config.lr / 2.0 * (1.0 + phase.cos())
+}
+
+/// Decay of the averaged weights at their n-th update (recipe section 2.1, "EMA").
+pub fn ema_decay(updates: usize) -> f64 {
+    let n = updates as f64;
+    ((1.0 + n) / (10.0 + n)).min(0.999)
+}
+
+/// Half a cosine from `start` at step 0 to `end` at step `total_steps`, which is never reached:
+/// `end + (start - end) * (1 + cos(pi * step / total_steps)) / 2`.
+///
+/// The teacher's momentum of MoCo v3 (0.99 to 1) and DINO (0.996 to 1), and DINO's weight decay
+/// (0.04 to 0.4) follow it.
+pub fn cosine(start: f64, end: f64, step: usize, total_steps: usize) -> f64 {
+    let phase = PI * step as f64 / total_steps.max(1) as f64;
+    end + (start - end) * (1.0 + phase.cos()) / 2.0
+}
+
+/// DINO's teacher temperature in `epoch`, counted from 0: in equal steps from `start` in the first
+/// to `end` in the last of `warmup_epochs`, then `end`. One epoch of warm-up is spent at `start`.
+pub fn teacher_temp(start: f64, end: f64, epoch: usize, warmup_epochs: usize) -> f64 {
+    if epoch >= warmup_epochs {
+        return end;
+    }
+    start + (end - start) * epoch as f64 / (warmup_epochs - 1).max(1) as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{Ema, SmoothingKind};
+
+    fn config(epochs: usize, warmup_epochs: f64, lr_schedule: LrSchedule) -> OptimConfig {
+        OptimConfig {
+            kind: crate::config::OptimKind::AdamW,
+            momentum: 0.0,
+            epochs,
+            batch_size: 256,
+            lr: 1.0,
+            weight_decay: 0.0,
+            beta1: 0.9,
+            beta2: 0.999,
+            eps: 1e-8,
+            warmup_epochs,
+            lr_schedule,
+            no_decay_1d: false,
+            clip_grad: 0.0,
+            ema: Ema::Off,
+            drop_path: 0.0,
+            smoothing: 0.0,
+            smoothing_kind: SmoothingKind::Others,
+        }
+    }
+
+    #[test]
+    fn warm_up_starts_at_zero_and_is_linear() {
+        let c = config(800, 2.0, LrSchedule::Cosine);
+        assert_eq!(lr(&c, 0, 8), 0.0);
+        assert_eq!(lr(&c, 8, 8), 0.5);
+        assert_eq!(lr(&c, 16, 8), 1.0);
+        assert!(lr(&c, 6400, 8).abs() < 1e-12);
+        assert!((lr(&c, 8 * 401, 8) - 0.5).abs() < 1e-12, "half way through the cosine");
+    }
+
+    #[test]
+    fn the_quirk_has_the_values_of_recipe_section_2_5() {
+        // w, E, lr just after the warm-up, lr at t = E.
+        let table = [(2.0, 800, 0.999993, 7.2e-6), (10.0, 100, 0.985911, 1.41e-2)];
+        for (warmup, epochs, after, end) in table {
+            let c = config(epochs, warmup, LrSchedule::IdmmQuirk);
+            assert!((lr(&c, warmup as usize * 8, 8) - after).abs() < 1e-6);
+            assert!((lr(&c, epochs * 8, 8) - end).abs() < 0.01 * end);
+        }
+    }
+    #[test]
+    fn the_cosine_has_its_closed_form_at_quarters() {
+        // MoCo v3: m_t = 1 - (1 - m0) (1 + cos(pi t / E)) / 2, E = 800 epochs of 7 steps.
+        let momentum = |step| cosine(0.99, 1.0, step, 5600);
+        assert_eq!(momentum(0), 0.99);
+        assert!((momentum(2800) - 0.995).abs() < 1e-12);
+        let quarter = 1.0 - 0.01 * (1.0 + 0.5f64.sqrt()) / 2.0;
+        assert!((momentum(1400) - quarter).abs() < 1e-12);
+        assert!((momentum(5600) - 1.0).abs() < 1e-12);
+        for step in 0..5600 {
+            let published = 1.0 - 0.01 * (1.0 + (PI * step as f64 / 5600.0).cos()) / 2.0;
+            assert!((momentum(step) - published).abs() < 1e-12);
+            assert!(momentum(step) < momentum(step + 1), "it only rises");
+        }
+        // DINO's weight decay rises, too.
+        let decays = [0, 50, 100].map(|step| cosine(0.04, 0.4, step, 100));
+        for (decay, expected) in decays.iter().zip([0.04, 0.22, 0.4]) {
+            assert!((decay - expected).abs() < 1e-12);
+        }
+    }
+
+    /// `numpy.linspace(0.04, 0.07, warm-up)` and then the end, as DINO has it.
+    #[test]
+    fn the_teacher_temperature_reaches_its_end_in_the_last_warm_up_epoch() {
+        let temp = |epoch| teacher_temp(0.04, 0.07, epoch, 4);
+        for (epoch, expected) in [0.04, 0.05, 0.06, 0.07, 0.07, 0.07].into_iter().enumerate() {
+            assert!((temp(epoch) - expected).abs() < 1e-12, "epoch {epoch}");
+        }
+        assert_eq!(teacher_temp(0.04, 0.07, 0, 0), 0.07);
+        assert_eq!(teacher_temp(0.04, 0.07, 0, 1), 0.04);
+        assert_eq!(teacher_temp(0.04, 0.07, 1, 1), 0.07);
+    }
+}

@@ -1,0 +1,238 @@
+//! Gradients of a loss that couples the rows of a batch, data-parallel over the backbone.
+//!
+//! Three passes: the workers compute all features without a graph; one thread computes the loss, the
+//! gradients of the heads and that of each feature over the whole batch; the workers run forward and
+//! backward with the features' gradients. Running forward twice costs a third more work than keeping
+//! all graphs, but no more memory than a row-wise loss, at any batch size. Features, and so the loss,
+//! do not depend on the number of workers.
+
+use burn::tensor::{Device, Tensor, TensorData};
+
+use super::parallel::{Engine, MicroBatch, StepInput, images, split};
+use crate::backbone::Net;
+use crate::data::loader::Batch;
+use crate::error::Result;
+use crate::method::{BatchFeatures, BatchLoss, State};
+use crate::nn::{DropPath, Weights};
+
+/// What a coupled step needs besides a row-wise one.
+pub struct Coupling<'a> {
+    /// The loss.
+    pub loss: &'a dyn BatchLoss,
+    /// The momentum encoder, where the method has one.
+    pub teacher: Option<&'a Net>,
+    /// What the method remembers; brought up to date.
+    pub memory: &'a mut State,
+    /// The stage's epoch, from 0.
+    pub epoch: usize,
+}
+
+impl Engine {
+    /// As [`Engine::gradients`], for a coupled loss.
+    ///
+    /// # Errors
+    /// A worker panicked.
+    pub fn coupled_gradients(
+        &mut self,
+        net: &Weights<Net>,
+        input: &StepInput,
+        coupling: Coupling,
+    ) -> Result<(f64, &mut [f32])> {
+        let samples = samples(input.batch);
+        let width = net.module.num_features();
+        let student = self.features(&net.module, input, usize::MAX, &input.drop_path)?;
+        let teacher = coupling.teacher.zip(coupling.loss.teacher());
+        let taught = match teacher {
+            Some((net, teacher)) => {
+                let rows = teacher.views() * samples.len();
+                Some((net, self.features(net, input, rows, &DropPath::OFF)?))
+            }
+            None => None,
+        };
+        let device = Device::flex();
+        let tensor = |values: Vec<f32>| {
+            let rows = values.len() / width;
+            Tensor::<2>::from_data(TensorData::new(values, [rows, width]), &device)
+        };
+        let features = Tensor::from_inner(tensor(student)).require_grad();
+        let mut heads = vec![0.0; net.len()];
+        let (loss, slopes) = net.add_gradients_and(&mut heads, features.clone(), |net| {
+            let batch = BatchFeatures {
+                net,
+                features,
+                teacher: taught.map(|(net, values)| (net, tensor(values))),
+                samples,
+                epoch: coupling.epoch,
+                step: input.drop_path.step as usize,
+            };
+            coupling.loss.loss(batch, coupling.memory)
+        });
+        self.backward(net, input, &slopes)?;
+        let total = self.total();
+        total.iter_mut().zip(&heads).for_each(|(t, h)| *t += h);
+        Ok((loss, total))
+    }
+
+    /// Features of the batch's first `limit` rows, `[rows, num_features]`, without gradients.
+    fn features(
+        &mut self,
+        net: &Net,
+        input: &StepInput,
+        limit: usize,
+        drop_path: &DropPath,
+    ) -> Result<Vec<f32>> {
+        let mut parts = split(input.batch, self.micro_batch, self.workers.len());
+        parts.retain(|part| part.first_row() < limit);
+        let parts = self.each(&parts, |part, _| {
+            let drop_path = DropPath { first_row: part.first_row(), ..drop_path.clone() };
+            let features = net.features(images(part, input, &Device::flex()), &drop_path);
+            features.into_data().try_to_vec::<f32>().unwrap_or_default()
+        })?;
+        let mut values = parts.concat();
+        values.truncate(limit.saturating_mul(net.num_features()));
+        Ok(values)
+    }
+
+    /// Adds to the workers' sums the gradients that flow from the features' `slopes`
+    /// (`[rows, num_features]`) through the backbone.
+    fn backward(&mut self, net: &Weights<Net>, input: &StepInput, slopes: &[f32]) -> Result<()> {
+        let width = net.module.num_features();
+        let parts = split(input.batch, self.micro_batch, self.workers.len());
+        self.clear();
+        self.each(&parts, |part: &MicroBatch, sum| {
+            let device = Device::flex().autodiff();
+            let (first, rows) = (part.first_row(), part.rows.len());
+            let drop_path = DropPath { first_row: first, ..input.drop_path.clone() };
+            let slopes = slopes[first * width..(first + rows) * width].to_vec();
+            let slopes = Tensor::from_data(TensorData::new(slopes, [rows, width]), &device);
+            let images = images(part, input, &device);
+            net.add_gradients(sum, |net| (net.features(images, &drop_path) * slopes).sum());
+        })?;
+        Ok(())
+    }
+}
+
+/// Training sample of each row of one view; the same in all groups.
+fn samples(batch: &Batch) -> &[usize] {
+    let Some(group) = batch.groups.first() else { return &[] };
+    let images = group.samples.len() / group.views;
+    &group.samples[..images]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backbone::{NetSpec, Spec};
+    use crate::config::{Layers, RunConfig, Source};
+    use crate::data::loader::CropBatch;
+    use crate::data::mixing::Mix;
+    use crate::method::{self, Method, Objective};
+    use crate::nn::{Gather, Replace};
+
+    const BATCH: usize = 6;
+
+    fn config(recipe: &str) -> RunConfig {
+        let mut layers = Layers::new(recipe).expect(recipe);
+        for setting in ["model.name=deit_micro_patch8_96", "pretrain.optim.batch_size=6"] {
+            layers.set(setting, Source::Flag("--set")).expect(setting);
+        }
+        let wide = ["hidden", "bottleneck", "dim", "prototypes"];
+        for key in wide.map(|option| format!("pretrain.options.{option}")) {
+            if layers.get(&key).is_some() {
+                layers.set(&format!("{key}=16"), Source::Flag("--set")).expect(&key);
+            }
+        }
+        layers.build().expect(recipe).config
+    }
+
+    fn batch(method: &dyn Method) -> Batch {
+        let samples: Vec<usize> = (0..BATCH).collect();
+        let group = |group: &crate::data::views::ViewGroup| {
+            let rows = BATCH * group.count;
+            let crops = (0..rows * 16 * 16 * 3).map(|i| (i * 7919 % 253) as u8).collect();
+            let (views, samples) = (group.count, samples.repeat(group.count));
+            CropBatch { img_size: 16, views, crops, samples, mix: Mix::none(rows) }
+        };
+        Batch { groups: method.views().groups.iter().map(group).collect() }
+    }
+
+    fn assert_close(a: &[f32], b: &[f32], what: &str) {
+        let largest = b.iter().fold(0f32, |m, v| m.max(v.abs()));
+        assert!(largest > 0.0, "{what} is all zero");
+        let difference = a.iter().zip(b).fold(0f32, |m, (x, y)| m.max((x - y).abs()));
+        assert!(difference <= 2e-5 * largest, "{what}: {difference} of {largest}");
+    }
+
+    /// The loss, the gradient and the memory afterwards.
+    fn by_engine(recipe: &str, workers: usize, micro_batch: usize) -> (f64, Vec<f32>, State) {
+        shifted(recipe, workers, micro_batch, &|_| 0.0)
+    }
+
+    /// The same with weights that are moved by `shift(index)`; the teacher stays.
+    fn shifted(
+        recipe: &str,
+        workers: usize,
+        micro_batch: usize,
+        shift: &dyn Fn(usize) -> f32,
+    ) -> (f64, Vec<f32>, State) {
+        let config = config(recipe);
+        let labels = (0..BATCH).map(|i| i % 2).collect();
+        let method = method::pretraining(&config, BATCH, Some(labels)).expect(recipe);
+        let Objective::Batch(loss) = method.objective() else { panic!("{recipe} is row-wise") };
+        let spec = Spec::find(&config.model.name).expect("a model");
+        let spec = NetSpec { spec, img_size: 16, heads: method.heads() };
+        let device = Device::flex();
+        let net = spec.build(3, &device).expect("a net");
+        let start = Gather::of(&net);
+        let moved: Vec<f32> = start.iter().enumerate().map(|(i, w)| w + shift(i)).collect();
+        let weights = Weights::new(net.clone(), &moved, &device);
+        // A teacher of its own, so that mixing the two up shows.
+        let apart: Vec<f32> = start.iter().map(|w| 0.9 * w + 0.01).collect();
+        let teacher = loss.teacher().map(|_| Replace::values_of(net, &apart, &device));
+        let drop_path = DropPath { rate: 0.3, seed: 5, step: 4, first_row: 0 };
+        let batch = batch(&*method);
+        let input = StepInput { batch: &batch, drop_path, mean: [0.5; 3], std: [0.25; 3] };
+        let mut memory = loss.state(1);
+        let mut engine = Engine::new(workers, micro_batch, weights.len());
+        let coupling = Coupling { loss, teacher: teacher.as_ref(), memory: &mut memory, epoch: 1 };
+        let (value, gradient) =
+            engine.coupled_gradients(&weights, &input, coupling).expect("a gradient");
+        (value, gradient.to_vec(), memory)
+    }
+
+    const RECIPES: [&str; 5] = ["simclr", "supcon", "moco-v2", "moco-v3", "dino"];
+
+    #[test]
+    fn workers_and_micro_batches_change_nothing() {
+        for recipe in RECIPES {
+            // All rows in one pass: the plain definition.
+            let (loss, gradient, memory) = by_engine(recipe, 1, 1000);
+            for (workers, micro_batch) in [(2, 1000), (1, 4), (2, 3), (3, 1)] {
+                let (l, g, m) = by_engine(recipe, workers, micro_batch);
+                let what = format!("{recipe}, {workers} workers, {micro_batch} rows");
+                assert!((l - loss).abs() <= 1e-6 * loss.abs(), "{what}: {l} for {loss}");
+                assert_close(&g, &gradient, &what);
+                for (key, tensor) in &memory {
+                    assert_close(
+                        &[&m[key].values[..], &[1.0]].concat(),
+                        &[&tensor.values[..], &[1.0]].concat(),
+                        &format!("{what}: {key}"),
+                    );
+                }
+            }
+        }
+    }
+
+    /// A finite difference of the loss along the gradient is the gradient's squared length.
+    #[test]
+    fn the_gradient_is_the_slope_of_the_loss() {
+        for recipe in RECIPES {
+            let (_, gradient, _) = by_engine(recipe, 2, 4);
+            let squared: f64 = gradient.iter().map(|&g| f64::from(g).powi(2)).sum();
+            let step = 1e-3 / squared.sqrt();
+            let at = |sign: f64| shifted(recipe, 2, 4, &|i| (sign * step) as f32 * gradient[i]).0;
+            let slope = (at(1.0) - at(-1.0)) / (2.0 * step);
+            assert!((slope / squared - 1.0).abs() < 2e-2, "{recipe}: {slope} for {squared}");
+        }
+    }
+}
