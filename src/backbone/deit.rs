@@ -4,7 +4,7 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use super::Spec;
+use super::{Backbone, Family, ImgSizes, Spec};
 use crate::nn::{DropPath, Init, LayerNorm, Linear};
 
 const NORM_EPS: f64 = 1e-6;
@@ -26,24 +26,62 @@ pub struct DeitSpec {
 
 /// The family. The first is ours, for sets of a few hundred small images: `fewvit demo`.
 pub const TABLE: &[Spec] = &[
-    Spec::deit("deit_micro_patch8_96", [128, 4, 4, 8]),
-    Spec::deit("deit_tiny_patch16_224", [192, 12, 3, 16]),
-    Spec::deit("deit_small_patch16_224", [384, 12, 6, 16]),
-    Spec::deit("deit_base_patch16_224", [768, 12, 12, 16]),
+    Spec {
+        timm_name: Some("deit_tiny_patch16_224"),
+        ..Spec::new("deit_micro_patch8_96", &DeitSpec::new(128, 4, 4, 8))
+    },
+    Spec::new("deit_tiny_patch16_224", &DeitSpec::new(192, 12, 3, 16)),
+    Spec::new("deit_small_patch16_224", &DeitSpec::new(384, 12, 6, 16)),
+    Spec::new("deit_base_patch16_224", &DeitSpec::new(768, 12, 12, 16)),
 ];
 
 impl DeitSpec {
-    /// Multiply-accumulates of one forward pass of one image (recipe section 5.6).
-    pub fn macs(&self, img_size: usize) -> u64 {
-        let (tokens, d) = ((img_size / self.patch_size).pow(2) + 1, self.embed_dim);
+    const fn new(embed_dim: usize, depth: usize, num_heads: usize, patch_size: usize) -> Self {
+        Self { embed_dim, depth, num_heads, patch_size }
+    }
+
+    fn patches(&self, img_size: usize) -> usize {
+        (img_size / self.patch_size).pow(2)
+    }
+}
+
+impl Family for DeitSpec {
+    fn num_features(&self) -> usize {
+        self.embed_dim
+    }
+
+    fn img_sizes(&self) -> ImgSizes {
+        ImgSizes { smallest: self.patch_size, multiple_of: self.patch_size }
+    }
+
+    fn macs(&self, img_size: usize) -> u64 {
+        let (tokens, d) = (self.patches(img_size) + 1, self.embed_dim);
         let block = tokens * d * d * (4 + 2 * MLP_RATIO) + 2 * tokens * tokens * d;
         self.stem_macs(img_size) + (self.depth * block) as u64
     }
 
-    /// Those of the patch embedding, which reads the pixels.
-    pub fn stem_macs(&self, img_size: usize) -> u64 {
-        let patches = (img_size / self.patch_size).pow(2);
-        (patches * 3 * self.patch_size.pow(2) * self.embed_dim) as u64
+    fn stem_macs(&self, img_size: usize) -> u64 {
+        (self.patches(img_size) * 3 * self.patch_size.pow(2) * self.embed_dim) as u64
+    }
+
+    /// About 17 widths a token and block, and the attention probabilities.
+    fn activations(&self, img_size: usize) -> usize {
+        let tokens = self.patches(img_size) + 1;
+        self.depth * tokens * (17 * self.embed_dim + self.num_heads * tokens)
+    }
+
+    fn timm_args(&self, img_size: usize) -> serde_json::Value {
+        serde_json::json!({
+            "img_size": img_size,
+            "patch_size": self.patch_size,
+            "embed_dim": self.embed_dim,
+            "depth": self.depth,
+            "num_heads": self.num_heads,
+        })
+    }
+
+    fn build(&self, img_size: usize, init: &mut Init) -> Backbone {
+        Backbone::Deit(Deit::new(self, img_size, init))
     }
 }
 
@@ -102,7 +140,7 @@ impl Deit {
     /// Freshly initialised for square images of `img_size` pixels.
     pub fn new(spec: &DeitSpec, img_size: usize, init: &mut Init) -> Self {
         let d = spec.embed_dim;
-        let tokens = (img_size / spec.patch_size).pow(2) + 1;
+        let tokens = spec.patches(img_size) + 1;
         Self {
             cls_token: init.normal([1, 1, d], INIT_STD),
             pos_embed: init.normal([1, tokens, d], INIT_STD),

@@ -1,4 +1,5 @@
-//! Backbones: one file a family, with a table of its members.
+//! Backbones: one file a family, with a table of its members. A new family is its file, a line in
+//! `TABLES` and a variant of [`Backbone`].
 
 pub mod deit;
 mod net;
@@ -8,35 +9,62 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use crate::error::{Error, Result};
-use crate::nn::{DropPath, Init};
+use crate::nn::{DropPath, Init, Keys};
 pub use net::{HeadSpec, Net, NetSpec};
 pub use pos_embed::resize_pos_embed;
 
 /// A named model.
 #[derive(Clone, Copy, Debug)]
 pub struct Spec {
-    /// timm's name.
+    /// timm's name where timm has the model, else the paper's.
     pub name: &'static str,
+    /// The timm model that an export is loaded as, sizes given; none = timm has no such family.
+    pub timm_name: Option<&'static str>,
     /// Its sizes.
-    pub family: Family,
+    pub family: &'static dyn Family,
 }
 
-/// Sizes by family.
-#[derive(Clone, Copy, Debug)]
-pub enum Family {
-    /// Plain vision transformer.
-    Deit(deit::DeitSpec),
+/// The sizes of one member of a family, and what follows from them.
+pub trait Family: std::fmt::Debug + Sync {
+    /// Width of the feature.
+    fn num_features(&self) -> usize;
+
+    /// The sides of images that it takes.
+    fn img_sizes(&self) -> ImgSizes;
+
+    /// Multiply-accumulates of one forward pass of one image, without the head (recipe section
+    /// 5.6: convolutions, linear layers and attention products).
+    fn macs(&self, img_size: usize) -> u64;
+
+    /// Those of the layer that reads the pixels, whose input needs no gradient.
+    fn stem_macs(&self, img_size: usize) -> u64;
+
+    /// Values that are kept between forward and backward for one image, roughly.
+    fn activations(&self, img_size: usize) -> usize;
+
+    /// The arguments that make timm's model this one.
+    fn timm_args(&self, img_size: usize) -> serde_json::Value;
+
+    /// A freshly initialised backbone; `img_size` is one it takes.
+    fn build(&self, img_size: usize, init: &mut Init) -> Backbone;
+}
+
+/// Sides of images, in pixels.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ImgSizes {
+    /// The smallest.
+    pub smallest: usize,
+    /// All are multiples of this.
+    pub multiple_of: usize,
 }
 
 /// Every family's table.
 const TABLES: &[&[Spec]] = &[deit::TABLE];
 
 impl Spec {
-    /// `sizes`: embed_dim, depth, num_heads, patch_size.
-    const fn deit(name: &'static str, sizes: [usize; 4]) -> Self {
-        let [embed_dim, depth, num_heads, patch_size] = sizes;
-        let sizes = deit::DeitSpec { embed_dim, depth, num_heads, patch_size };
-        Self { name, family: Family::Deit(sizes) }
+    /// A model that timm knows by the same name.
+    const fn new(name: &'static str, family: &'static dyn Family) -> Self {
+        Self { name, timm_name: Some(name), family }
     }
 
     /// The model called `name`.
@@ -63,53 +91,51 @@ impl Spec {
         TABLES.iter().flat_map(|table| table.iter().copied())
     }
 
-    /// Width of the feature, `embed_dim`.
+    /// Width of the feature.
     pub fn num_features(&self) -> usize {
-        let Family::Deit(sizes) = self.family;
-        sizes.embed_dim
-    }
-
-    /// Side of a patch; img-sizes are multiples of it.
-    pub fn patch_size(&self) -> usize {
-        let Family::Deit(sizes) = self.family;
-        sizes.patch_size
+        self.family.num_features()
     }
 
     /// Multiply-accumulates of one forward pass of one image, without the head.
     pub fn macs(&self, img_size: usize) -> u64 {
-        let Family::Deit(sizes) = self.family;
-        sizes.macs(img_size)
+        self.family.macs(img_size)
     }
 
     /// Matrix-product operations of one training step of one image: two a multiply-accumulate in the
     /// forward pass, four in the backward, less the gradient of the pixels, which nobody needs.
     pub fn train_flops(&self, img_size: usize) -> u64 {
-        let Family::Deit(sizes) = self.family;
-        6 * self.macs(img_size) - 2 * sizes.stem_macs(img_size)
+        6 * self.macs(img_size) - 2 * self.family.stem_macs(img_size)
     }
 
     /// Parameters without a head, at an img-size (position embeddings depend on it).
     pub fn num_params(&self, img_size: usize) -> usize {
-        let Family::Deit(s) = self.family;
-        let (d, p) = (s.embed_dim, s.patch_size);
-        let tokens = (img_size / p).pow(2) + 1;
-        (3 * p * p + 1) * d + d + tokens * d + s.depth * (12 * d * d + 13 * d) + 2 * d
+        let backbone = self.family.build(img_size, &mut Init::shapes());
+        Keys::of(&backbone).last().map_or(0, |last| last.range.end)
+    }
+
+    /// Whether the model takes square images of `img_size` pixels.
+    ///
+    /// # Errors
+    /// It does not; the message says which it takes.
+    pub fn check_img_size(&self, img_size: usize) -> Result<()> {
+        let ImgSizes { smallest, multiple_of } = self.family.img_sizes();
+        if img_size >= smallest && img_size.is_multiple_of(multiple_of) {
+            return Ok(());
+        }
+        let wanted = match multiple_of {
+            1 => format!("of {smallest} pixels or more"),
+            _ => format!("whose side is a multiple of {multiple_of}"),
+        };
+        Err(Error::Usage(format!("{} takes images {wanted}; {img_size} is not", self.name)))
     }
 
     /// A freshly initialised backbone for square images of `img_size` pixels.
     ///
     /// # Errors
-    /// An img-size that is not a multiple of the patch.
+    /// An img-size that [`Self::check_img_size`] refuses.
     pub fn build(&self, img_size: usize, init: &mut Init) -> Result<Backbone> {
-        let patch = self.patch_size();
-        if img_size == 0 || !img_size.is_multiple_of(patch) {
-            return Err(Error::Usage(format!(
-                "{} takes images whose side is a multiple of {patch}; {img_size} is not",
-                self.name
-            )));
-        }
-        let Family::Deit(sizes) = &self.family;
-        Ok(Backbone::Deit(deit::Deit::new(sizes, img_size, init)))
+        self.check_img_size(img_size)?;
+        Ok(self.family.build(img_size, init))
     }
 }
 
@@ -132,7 +158,6 @@ impl Backbone {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::Keys;
     use burn::tensor::Device;
 
     #[test]
@@ -152,6 +177,17 @@ mod tests {
         let macs = |name, size| Spec::find(name).expect(name).macs(size);
         assert_eq!(macs("deit_tiny_patch16_224", 112), 284_166_144);
         assert_eq!(macs("deit_tiny_patch16_224", 224), 1_253_491_200);
+    }
+
+    #[test]
+    fn an_img_size_it_cannot_take_is_refused_with_those_it_can() {
+        let spec = Spec::find("deit_tiny_patch16_224").expect("a model");
+        assert!(spec.check_img_size(112).is_ok());
+        for img_size in [0, 8, 100] {
+            let error = spec.check_img_size(img_size).expect_err("not a multiple of the patch");
+            assert!(error.to_string().contains("a multiple of 16"), "{error}");
+            assert_eq!(error.exit_code(), 2);
+        }
     }
 
     #[test]

@@ -6,7 +6,7 @@ use burn::tensor::Device;
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::backbone::{Family, Net, NetSpec, Spec};
+use crate::backbone::{Net, NetSpec, Spec};
 use crate::config::Interpolation;
 use crate::error::{Error, Result};
 use crate::eval::infer::EvalView;
@@ -46,34 +46,19 @@ pub fn write(folder: &Path, model: &Exported, card: &str) -> Result<()> {
     write_atomically(&folder.join("README.md"), card.as_bytes())
 }
 
-/// The name that timm knows; it builds a size of ours from its nearest one and `model_args`.
-fn timm_name(spec: Spec) -> &'static str {
-    match spec.name {
-        "deit_micro_patch8_96" => "deit_tiny_patch16_224",
-        name => name,
-    }
-}
-
 fn config(model: &Exported) -> serde_json::Value {
     let size = model.img_size;
     let interpolation = match model.view.interpolation {
         Interpolation::Bilinear => "bilinear",
         Interpolation::Bicubic => "bicubic",
     };
-    let Family::Deit(sizes) = model.spec.family;
     json!({
-            "architecture": timm_name(model.spec),
+        "architecture": model.spec.timm_name.unwrap_or(model.spec.name),
         "fewvit_model": model.spec.name,
         "num_classes": model.classes.len(),
         "num_features": model.spec.num_features(),
         "label_names": model.classes,
-        "model_args": {
-            "img_size": size,
-            "patch_size": sizes.patch_size,
-            "embed_dim": sizes.embed_dim,
-            "depth": sizes.depth,
-            "num_heads": sizes.num_heads,
-        },
+        "model_args": model.spec.family.timm_args(size),
         "pretrained_cfg": {
             "num_classes": model.classes.len(),
             "input_size": [3, size, size],

@@ -12,12 +12,18 @@ pub struct Init {
     seed: u64,
     drawn: u64,
     device: Device,
+    shapes_only: bool,
 }
 
 impl Init {
     /// Parameters on `device`.
     pub fn new(seed: u64, device: &Device) -> Self {
-        Self { seed, drawn: 0, device: device.clone() }
+        Self { seed, drawn: 0, device: device.clone(), shapes_only: false }
+    }
+
+    /// Parameters of the right shapes that take no time and no memory, for counting.
+    pub fn shapes() -> Self {
+        Self { seed: 0, drawn: 0, device: Device::flex(), shapes_only: true }
     }
 
     /// Normal with mean 0.
@@ -32,7 +38,7 @@ impl Init {
 
     /// All entries `value`.
     pub fn constant<const D: usize>(&mut self, shape: [usize; D], value: f32) -> Param<Tensor<D>> {
-        self.filled(shape, vec![value; shape.iter().product()])
+        self.filled(shape, || vec![value; shape.iter().product()])
     }
 
     fn draw<const D: usize>(
@@ -41,12 +47,19 @@ impl Init {
         distribution: impl Distribution<f32>,
     ) -> Param<Tensor<D>> {
         let mut rng = stream(self.seed, Purpose::Init, 0, self.drawn, 0);
-        let values = (0..shape.iter().product()).map(|_| distribution.sample(&mut rng)).collect();
-        self.filled(shape, values)
+        let size = shape.iter().product();
+        self.filled(shape, || (0..size).map(|_| distribution.sample(&mut rng)).collect())
     }
 
-    fn filled<const D: usize>(&mut self, shape: [usize; D], values: Vec<f32>) -> Param<Tensor<D>> {
+    fn filled<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        values: impl FnOnce() -> Vec<f32>,
+    ) -> Param<Tensor<D>> {
         self.drawn += 1;
-        Param::from_data(TensorData::new(values, shape), &self.device)
+        if self.shapes_only {
+            return Param::from_tensor(Tensor::<D>::zeros([1; D], &self.device).expand(shape));
+        }
+        Param::from_data(TensorData::new(values(), shape), &self.device)
     }
 }

@@ -157,13 +157,10 @@ fn of_stage(stage: &Stage, disk: &mut u64) -> Result<StageForecast> {
     })
 }
 
-/// Bytes a worker keeps between forward and backward: about 17 widths a token and block plus the
-/// attention probabilities.
+/// Bytes a worker keeps between forward and backward.
 fn activation_bytes(stage: &Stage) -> u64 {
-    let crate::backbone::Family::Deit(sizes) = stage.net.spec.family;
-    let tokens = (stage.net.img_size / sizes.patch_size).pow(2) + 1;
-    let a_token = 17 * sizes.embed_dim + sizes.num_heads * tokens;
-    (stage.micro_batch * sizes.depth * tokens * a_token * 4) as u64
+    let values = stage.net.spec.family.activations(stage.net.img_size);
+    (stage.micro_batch * values * size_of::<f32>()) as u64
 }
 
 impl Forecast {

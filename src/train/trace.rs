@@ -240,8 +240,8 @@ mod tests {
     #[test]
     fn a_deit_of_timm_gives_the_same_logits_gradients_and_ten_losses() {
         let golden = golden();
-        let sizes = DeitSpec { embed_dim: 16, depth: 3, num_heads: 2, patch_size: 8 };
-        let spec = Spec { name: "tiny", family: crate::backbone::Family::Deit(sizes) };
+        let family = &DeitSpec { embed_dim: 16, depth: 3, num_heads: 2, patch_size: 8 };
+        let spec = Spec { name: "tiny", timm_name: None, family };
         let template = NetSpec::classifier(spec, 24, 5).build(0, &Device::flex()).expect("a net");
         let start = golden.iter().filter_map(|(key, value)| {
             Some((key.strip_prefix("param.")?.to_owned(), value.clone()))
