@@ -5,6 +5,7 @@
 //! | [`gemm`] | matrix products with bias, GELU and residual folded in | [`matmul`] | [`matmul`] with the weight packed the other way, [`matmul_transposed_a`] |
 //! | [`attention`] | softmax(Q K^T scale) V of all heads | [`attention_forward`] | [`attention_backward`] |
 //! | [`norm`] | layer normalisation | [`layer_norm_forward`] | [`layer_norm_backward`] |
+//! | [`depthwise`] | 3 x 3 convolutions of single channels, with GELU | [`depthwise_gelu_forward`] | [`depthwise_backward`] |
 //! | [`gelu`] | exact GELU and its derivative | [`gelu_forward`] | [`Epilogue::Multiply`] |
 //! | [`adamw`] | one pass of AdamW | [`adamw_step`] | |
 //! | [`limits`] | what this thread could reach at best | [`fma_limit`], [`memory_bandwidth`] | |
@@ -19,6 +20,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod depthwise;
 pub mod gelu;
 pub mod gemm;
 pub mod limits;
@@ -29,6 +31,7 @@ mod simd;
 
 pub use adamw::{AdamW, adamw_step};
 pub use attention::{AttentionShape, Qkv, attention_backward, attention_forward};
+pub use depthwise::{MapShape, depthwise_backward, depthwise_gelu_forward};
 pub use gelu::gelu_forward;
 pub use gemm::{Epilogue, PackedB, matmul, matmul_transposed_a};
 pub use limits::{fma_limit, memory_bandwidth};

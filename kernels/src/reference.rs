@@ -2,6 +2,7 @@
 
 use crate::adamw::AdamW;
 use crate::attention::AttentionShape;
+use crate::depthwise::MapShape;
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
@@ -112,6 +113,50 @@ pub(crate) fn layer_norm(
             y.dx.push(rstd * (g[i] - mean_g - x_hat[i] * slope));
             y.dweight[i] += f64::from(dout[i]) * x_hat[i];
             y.dbias[i] += f64::from(dout[i]);
+        }
+    }
+    y
+}
+
+/// Results of [`depthwise`].
+pub(crate) struct Depthwise {
+    pub out: Vec<f64>,
+    pub dx: Vec<f64>,
+    pub dweight: Vec<f64>,
+    pub dbias: Vec<f64>,
+}
+
+/// A 3 x 3 convolution of each channel (`weight` `[channels, 3, 3]`) and its gradients.
+pub(crate) fn depthwise(
+    shape: &MapShape,
+    x: &[f32],
+    weight: &[f32],
+    bias: &[f32],
+    dout: &[f32],
+) -> Depthwise {
+    let &MapShape { batch, height, width, channels } = shape;
+    let zeros = |n| vec![0.0; n];
+    let mut y = Depthwise {
+        out: zeros(x.len()),
+        dx: zeros(x.len()),
+        dweight: zeros(weight.len()),
+        dbias: zeros(channels),
+    };
+    for i in 0..batch * height * width * channels {
+        let (token, c) = (i / channels, i % channels);
+        let (row, column) = (token / width % height, token % width);
+        y.out[i] += f64::from(bias[c]);
+        y.dbias[c] += f64::from(dout[i]);
+        for (down, right) in (0..3).flat_map(|d| (0..3).map(move |r| (d, r))) {
+            let inside =
+                (1..=height).contains(&(row + down)) && (1..=width).contains(&(column + right));
+            if inside {
+                let from = ((token + down * width + right - width - 1) * channels) + c;
+                let tap = c * 9 + down * 3 + right;
+                y.out[i] += f64::from(x[from]) * f64::from(weight[tap]);
+                y.dx[from] += f64::from(dout[i]) * f64::from(weight[tap]);
+                y.dweight[tap] += f64::from(dout[i]) * f64::from(x[from]);
+            }
         }
     }
     y

@@ -8,6 +8,8 @@
 
 mod buffers;
 pub mod composed;
+mod conv;
+pub mod depthwise;
 mod flat;
 pub mod fused;
 mod fused_nodes;
@@ -17,6 +19,7 @@ mod storage;
 use burn::tensor::{Device, Tensor};
 
 pub use buffers::BufferPool;
+pub use conv::{Windows, conv2d, unfold};
 pub use flat::FlatMemory;
 pub use packed::forget_packed_weights;
 
@@ -85,6 +88,17 @@ pub fn cross_attention(q: Tensor<3>, kv: Tensor<3>, heads: usize) -> Tensor<3> {
     match on_cpu(&q.device()) {
         true => fused::cross_attention(q, kv, heads),
         false => composed::cross_attention(q, kv, heads),
+    }
+}
+
+/// GELU of a 3 x 3 convolution of each channel by itself, stride 1, one zero around the map.
+///
+/// `x`: `[batch, height, width, channels]`, `weight`: `[channels, 1, 3, 3]`, `bias`: `[channels]`;
+/// returns the shape of `x`.
+pub fn depthwise_conv3x3_gelu(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>) -> Tensor<4> {
+    match on_cpu(&x.device()) {
+        true => depthwise::fused(x, weight, bias),
+        false => depthwise::composed(x, weight, bias),
     }
 }
 

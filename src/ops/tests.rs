@@ -1,9 +1,9 @@
 //! Fused against composed, value and gradient, on Flex, over odd sizes.
 
-use burn::tensor::{Device, Gradients, Tensor, TensorData};
+use burn::tensor::{Device, Gradients, Tensor, TensorData, module, ops::ConvOptions};
 use rand::RngExt as _;
 
-use super::{FlatMemory, composed, fused};
+use super::{FlatMemory, Windows, composed, depthwise, fused};
 use crate::rng::{Purpose, stream};
 
 /// Standard normals on the autodiff device, tracked.
@@ -195,5 +195,51 @@ fn repacked_after_an_update_even_at_the_same_address() {
         let w = Tensor::<2>::full([2, 3], value, &Device::flex());
         let y = values(fused::linear(x.clone(), w, bias.clone()));
         assert_eq!(y, vec![3.0 * value; 2]);
+    }
+}
+
+#[test]
+fn convolutions_are_burns() {
+    type Conv = fn(Tensor<4>, Tensor<4>, Tensor<1>, Windows) -> Tensor<4>;
+    let burns: Conv = |x, weight, bias, windows| {
+        let Windows { kernel: _, stride, padding } = windows;
+        let options = ConvOptions::new([stride; 2], [padding; 2], [1, 1], 1);
+        let y = module::conv2d(x.permute([0, 3, 1, 2]), weight, Some(bias), options);
+        y.permute([0, 2, 3, 1])
+    };
+    for (kernel, stride, padding) in [(1, 1, 0), (3, 2, 1), (7, 4, 3), (2, 2, 0)] {
+        let windows = Windows { kernel, stride, padding };
+        let run = |op: Conv| {
+            let (x, w) = (random([2, 9, 8, 3], 20), random([5, 3, kernel, kernel], 21));
+            let b = random([5], 22);
+            let y = op(x.clone(), w.clone(), b.clone(), windows);
+            let g = weighted_sum(y.clone()).backward();
+            let db = values(b.grad(&g).expect("db"));
+            [values(y), values(x.grad(&g).expect("dx")), values(w.grad(&g).expect("dw")), db]
+        };
+        let (a, b) = (run(super::conv2d), run(burns));
+        for (i, what) in ["y", "dx", "dw", "db"].iter().enumerate() {
+            assert_close(&a[i], &b[i], &format!("conv2d {what} {windows:?}"));
+        }
+    }
+}
+
+#[test]
+fn depthwise_convolutions() {
+    type Depthwise = fn(Tensor<4>, Tensor<4>, Tensor<1>) -> Tensor<4>;
+    for (batch, height, width, channels) in [(1, 1, 1, 1), (2, 3, 5, 17), (1, 7, 4, 64)] {
+        let run = |op: Depthwise| {
+            let (x, w) =
+                (random([batch, height, width, channels], 23), random([channels, 1, 3, 3], 24));
+            let b = random([channels], 25);
+            let y = op(x.clone(), w.clone(), b.clone());
+            let g = weighted_sum(y.clone()).backward();
+            let db = values(b.grad(&g).expect("db"));
+            [values(y), values(x.grad(&g).expect("dx")), values(w.grad(&g).expect("dw")), db]
+        };
+        let (a, b) = (run(depthwise::fused), run(depthwise::composed));
+        for (i, what) in ["y", "dx", "dw", "db"].iter().enumerate() {
+            assert_close(&a[i], &b[i], &format!("depthwise {what} {height}x{width}x{channels}"));
+        }
     }
 }
