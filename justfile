@@ -15,10 +15,11 @@ test:
 limits:
     cargo run --release -p fewvit-kernels --example limits
 
-# Parity of a whole DeiT with timm (needs Python with torch and timm).
+# Parity of whole models with timm (needs Python with torch and timm).
 parity:
     cargo build --release
     python tests/parity/deit.py
+    python tests/parity/backbones.py
 
 # Golden files from PyTorch, torchvision, PIL and timm.
 goldens:

@@ -29,6 +29,9 @@ pub enum Purpose {
     Bootstrap = 8,
     /// Inputs of benchmarks and self-tests.
     Bench = 9,
+    /// Dropout of single values; `epoch` is the step, `sample` the row of the step's batch, `view`
+    /// the layer.
+    Dropout = 10,
 }
 
 /// The random stream at the given coordinates. Unused coordinates are zero.

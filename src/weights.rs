@@ -188,6 +188,7 @@ mod tests {
             key: key.to_owned(),
             shape: shape.to_vec(),
             range: start..start + shape.iter().product::<usize>(),
+            frozen: false,
         };
         let specs = [spec("a", &[2], 0), spec("b", &[1, 2], 2), spec("c", &[1], 4)];
         let weights = Named::from([

@@ -134,7 +134,7 @@ fn a_loss_that_is_no_number_ends_the_run() {
     let (mut specs, mut values) = (Vec::new(), Vec::new());
     for (key, (shape, tensor)) in fewvit::weights::read(&exported).expect("weights") {
         let range = values.len()..values.len() + tensor.len();
-        specs.push(fewvit::nn::ParamSpec { key, shape, range });
+        specs.push(fewvit::nn::ParamSpec { key, shape, range, frozen: false });
         values.extend(tensor.iter().map(|_| f32::NAN));
     }
     let spoiled = folder.path().join("spoiled.safetensors");

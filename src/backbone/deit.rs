@@ -4,8 +4,9 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
+use super::block::{Block, BlockSpec, class_token};
 use super::{Backbone, Family, ImgSizes, Spec};
-use crate::nn::{DropPath, Init, LayerNorm, Linear};
+use crate::nn::{DropPath, Init, LayerNorm};
 
 const NORM_EPS: f64 = 1e-6;
 const MLP_RATIO: usize = 4;
@@ -40,6 +41,16 @@ impl DeitSpec {
         Self { embed_dim, depth, num_heads, patch_size }
     }
 
+    fn block(&self) -> BlockSpec {
+        BlockSpec {
+            dim: self.embed_dim,
+            num_heads: self.num_heads,
+            hidden: MLP_RATIO * self.embed_dim,
+            qkv_bias: true,
+            norm_eps: NORM_EPS,
+        }
+    }
+
     fn patches(&self, img_size: usize) -> usize {
         (img_size / self.patch_size).pow(2)
     }
@@ -55,19 +66,16 @@ impl Family for DeitSpec {
     }
 
     fn macs(&self, img_size: usize) -> u64 {
-        let (tokens, d) = (self.patches(img_size) + 1, self.embed_dim);
-        let block = tokens * d * d * (4 + 2 * MLP_RATIO) + 2 * tokens * tokens * d;
-        self.stem_macs(img_size) + (self.depth * block) as u64
+        let blocks = self.depth * self.block().macs(self.patches(img_size) + 1);
+        self.stem_macs(img_size) + blocks as u64
     }
 
     fn stem_macs(&self, img_size: usize) -> u64 {
         (self.patches(img_size) * 3 * self.patch_size.pow(2) * self.embed_dim) as u64
     }
 
-    /// About 17 widths a token and block, and the attention probabilities.
     fn activations(&self, img_size: usize) -> usize {
-        let tokens = self.patches(img_size) + 1;
-        self.depth * tokens * (17 * self.embed_dim + self.num_heads * tokens)
+        self.depth * self.block().activations(self.patches(img_size) + 1)
     }
 
     fn timm_args(&self, img_size: usize) -> serde_json::Value {
@@ -107,35 +115,6 @@ struct PatchProjection {
     bias: Param<Tensor<1>>,
 }
 
-/// Where a block is, for [`DropPath`].
-#[derive(Clone, Copy)]
-struct Place {
-    batch: usize,
-    block: usize,
-    depth: usize,
-}
-
-#[derive(Module, Debug)]
-struct Block {
-    norm1: LayerNorm,
-    attn: Attention,
-    norm2: LayerNorm,
-    mlp: Mlp,
-}
-
-#[derive(Module, Debug)]
-struct Attention {
-    qkv: Linear,
-    proj: Linear,
-    num_heads: usize,
-}
-
-#[derive(Module, Debug)]
-struct Mlp {
-    fc1: Linear,
-    fc2: Linear,
-}
-
 impl Deit {
     /// Freshly initialised for square images of `img_size` pixels.
     pub fn new(spec: &DeitSpec, img_size: usize, init: &mut Init) -> Self {
@@ -145,7 +124,7 @@ impl Deit {
             cls_token: init.normal([1, 1, d], INIT_STD),
             pos_embed: init.normal([1, tokens, d], INIT_STD),
             patch_embed: PatchEmbed { proj: PatchProjection::new(spec.patch_size, d, init) },
-            blocks: (0..spec.depth).map(|_| Block::new(spec, init)).collect(),
+            blocks: (0..spec.depth).map(|_| Block::new(&spec.block(), init)).collect(),
             norm: LayerNorm::new(d, NORM_EPS, init),
         }
     }
@@ -155,17 +134,7 @@ impl Deit {
     /// `images`: `[batch, 3, img_size, img_size]`, normalised; returns `[batch, embed_dim]`.
     pub fn forward(&self, images: Tensor<4>, drop_path: &DropPath) -> Tensor<2> {
         let x = self.embed(images);
-        let [batch, tokens, d] = x.dims();
-        let mut x = x.reshape([batch * tokens, d]);
-        let depth = self.blocks.len();
-        for (i, block) in self.blocks.iter().enumerate() {
-            let place = Place { batch, block: i, depth };
-            x = match i + 1 == depth {
-                false => block.forward(x, place, drop_path),
-                true => block.forward_class(x, place, drop_path),
-            };
-        }
-        self.norm.forward(x)
+        self.norm.forward(class_token(&self.blocks, x, drop_path))
     }
 
     /// Class token and patch tokens with their positions, `[batch, tokens, embed_dim]`.
@@ -199,79 +168,5 @@ impl PatchProjection {
             .reshape([batch * grid * grid, channels * p * p]);
         crate::ops::linear(patches, weight.reshape([d, channels * p * p]), self.bias.val())
             .reshape([batch, grid * grid, d])
-    }
-}
-
-impl Block {
-    fn new(spec: &DeitSpec, init: &mut Init) -> Self {
-        let d = spec.embed_dim;
-        Self {
-            norm1: LayerNorm::new(d, NORM_EPS, init),
-            attn: Attention {
-                qkv: Linear::new(d, 3 * d, init),
-                proj: Linear::new(d, d, init),
-                num_heads: spec.num_heads,
-            },
-            norm2: LayerNorm::new(d, NORM_EPS, init),
-            mlp: Mlp {
-                fc1: Linear::new(d, MLP_RATIO * d, init),
-                fc2: Linear::new(MLP_RATIO * d, d, init),
-            },
-        }
-    }
-
-    /// `x + drop_path(attn(norm1(x)))`, then the same with the MLP; `[batch * tokens, embed_dim]`.
-    fn forward(&self, x: Tensor<2>, place: Place, drop_path: &DropPath) -> Tensor<2> {
-        let factors = |branch| {
-            let rows = [place.batch, x.dims()[0] / place.batch];
-            drop_path.factors(rows, [place.block, place.depth], branch)
-        };
-        let factors = [factors(0), factors(1)];
-        let attended = self.attn.forward(self.norm1.forward(x.clone()), place.batch);
-        self.finish(attended, x, factors)
-    }
-
-    /// [`Self::forward`] for the class tokens alone, `[batch, embed_dim]`: after the last block
-    /// nothing else is read, so the other tokens only need to be keys and values.
-    fn forward_class(&self, x: Tensor<2>, place: Place, drop_path: &DropPath) -> Tensor<2> {
-        let batch = place.batch;
-        let [rows, d] = x.dims();
-        let class = |x: &Tensor<2>| {
-            x.clone().reshape([batch, rows / batch, d]).narrow(1, 0, 1).reshape([batch, d])
-        };
-        let normed = self.norm1.forward(x.clone());
-        let attended = self.attn.forward_class(class(&normed), normed, batch);
-        let factors =
-            [0, 1].map(|branch| drop_path.factors([batch, 1], [place.block, place.depth], branch));
-        self.finish(attended, class(&x), factors)
-    }
-
-    /// The output projection of the attention, then the MLP, each added to what came in.
-    fn finish(
-        &self,
-        attended: Tensor<2>,
-        x: Tensor<2>,
-        [attn, mlp]: [Option<Vec<f32>>; 2],
-    ) -> Tensor<2> {
-        let x = self.attn.proj.forward_residual(attended, x, attn);
-        let hidden = self.mlp.fc1.forward_gelu(self.norm2.forward(x.clone()));
-        self.mlp.fc2.forward_residual(hidden, x, mlp)
-    }
-}
-
-impl Attention {
-    /// Up to the output projection, `[batch * tokens, embed_dim]`.
-    fn forward(&self, x: Tensor<2>, batch: usize) -> Tensor<2> {
-        let [rows, d] = x.dims();
-        let qkv = self.qkv.forward(x).reshape([batch, rows / batch, 3 * d]);
-        crate::ops::attention(qkv, self.num_heads).reshape([rows, d])
-    }
-
-    /// [`Self::forward`] with the class tokens `[batch, embed_dim]` alone as queries.
-    fn forward_class(&self, class: Tensor<2>, x: Tensor<2>, batch: usize) -> Tensor<2> {
-        let [rows, d] = x.dims();
-        let q = self.qkv.forward_part(class, 0..d).reshape([batch, 1, d]);
-        let kv = self.qkv.forward_part(x, d..3 * d).reshape([batch, rows / batch, 2 * d]);
-        crate::ops::cross_attention(q, kv, self.num_heads).reshape([batch, d])
     }
 }

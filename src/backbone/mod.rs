@@ -1,10 +1,13 @@
 //! Backbones: one file a family, with a table of its members. A new family is its file, a line in
 //! `TABLES` and a variant of [`Backbone`].
 
+mod block;
 pub mod deit;
 mod net;
 mod pos_embed;
 pub mod pvt_v2;
+pub mod t2t_vit;
+mod token_module;
 
 use burn::module::Module;
 use burn::tensor::Tensor;
@@ -60,7 +63,7 @@ pub struct ImgSizes {
 }
 
 /// Every family's table.
-const TABLES: &[&[Spec]] = &[deit::TABLE, pvt_v2::TABLE];
+const TABLES: &[&[Spec]] = &[deit::TABLE, pvt_v2::TABLE, t2t_vit::TABLE];
 
 impl Spec {
     /// A model that timm knows by the same name.
@@ -147,6 +150,8 @@ pub enum Backbone {
     Deit(deit::Deit),
     /// Pyramid vision transformer.
     PvtV2(pvt_v2::PvtV2),
+    /// Tokens-to-token vision transformer.
+    T2tVit(t2t_vit::T2tVit),
 }
 
 impl Backbone {
@@ -155,6 +160,7 @@ impl Backbone {
         match self {
             Self::Deit(deit) => deit.forward(images, drop_path),
             Self::PvtV2(pvt) => pvt.forward(images, drop_path),
+            Self::T2tVit(t2t) => t2t.forward(images, drop_path),
         }
     }
 }
@@ -183,6 +189,18 @@ mod tests {
         ("pvt_v2_b3", 112, 44_725_696, 1_679_200_000),
         ("pvt_v2_b4", 448, 62_043_072, 44_134_600_000),
         ("pvt_v2_b5", 224, 81_443_008, 11_716_700_000),
+        // Section 5.3, less the heads of 1000 classes; with the frozen values.
+        ("t2t_vit_7", 112, 4_310_222 - 257_000 - 147 * 256, 263_591_552),
+        ("t2t_vit_7", 224, 4_310_222 - 257_000, 1_146_607_616),
+        ("t2t_vit_10", 224, 5_889_230 - 257_000, 1_516_100_000),
+        ("t2t_vit_12", 224, 6_941_902 - 257_000, 1_762_400_000),
+        ("t2t_vit_14", 224, 21_545_550 - 385_000, 4_783_100_000),
+        ("t2t_vit_19", 224, 39_177_422 - 449_000, 8_479_200_000),
+        ("t2t_vit_24", 224, 64_105_934 - 513_000, 13_661_400_000),
+        ("t2t_vit_t_14", 112, 21_541_070 - 385_000 - 147 * 384, 1_209_349_120),
+        ("t2t_vit_t_14", 224, 21_541_070 - 385_000, 6_088_337_920),
+        ("t2t_vit_t_19", 224, 39_172_942 - 449_000, 9_784_500_000),
+        ("t2t_vit_t_24", 224, 64_101_454 - 513_000, 14_966_600_000),
     ];
 
     #[test]
@@ -205,10 +223,30 @@ mod tests {
 
     #[test]
     fn counted_parameters_are_those_of_a_built_model() {
-        for name in ["deit_tiny_patch16_224", "pvt_v2_b0"] {
+        for name in ["deit_tiny_patch16_224", "pvt_v2_b0", "t2t_vit_7"] {
             let spec = Spec::find(name).expect(name);
             let backbone = spec.build(112, &mut Init::new(0, &Device::flex())).expect(name);
             assert_eq!(Gather::of(&backbone).len(), spec.num_params(112), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_trained_is_marked() {
+        // Recipe section 5.3, less the heads of 1000 classes.
+        for (name, trained) in
+            [("t2t_vit_7", 3_998_694), ("t2t_vit_14", 21_080_806), ("t2t_vit_t_14", 21_080_422)]
+        {
+            let spec = Spec::find(name).expect(name);
+            let keys = Keys::of(&spec.build(112, &mut Init::shapes()).expect(name));
+            let counted = keys.iter().filter(|key| !key.frozen).map(|key| key.range.len());
+            assert_eq!(counted.sum::<usize>(), trained, "{name}");
+            let frozen: Vec<_> = keys.iter().filter(|key| key.frozen).map(|k| &*k.key).collect();
+            let features = ["tokens_to_token.attention1.w", "tokens_to_token.attention2.w"];
+            let expected = match name {
+                "t2t_vit_t_14" => vec!["pos_embed"],
+                _ => [&features[..], &["pos_embed"]].concat(),
+            };
+            assert_eq!(frozen, expected, "{name}");
         }
     }
 

@@ -111,7 +111,7 @@ fn one(
     let Objective::Rows(loss) = method.objective() else { return Ok(()) };
     let optim = &config.pretrain.optim;
     let (step, rate) = (state.progress.step as u32, optim.drop_path);
-    let drop_path = DropPath { rate, seed: 1, step, first_row: 0 };
+    let drop_path = DropPath { rate, seed: 1, step, first_row: 0, training: true };
     let (mean, std) = (config.data.mean, config.data.std);
     let input = StepInput { batch, drop_path, mean, std };
     let (_, gradient) = engine.gradients(net, &input, loss)?;

@@ -1,6 +1,6 @@
-//! Stochastic depth: whole residual branches switched off per sample.
+//! Stochastic depth: whole residual branches switched off per sample. And dropout of single values.
 
-use rand::RngExt as _;
+use rand::{Rng as _, RngExt as _};
 
 use crate::rng::{Purpose, stream};
 
@@ -18,11 +18,13 @@ pub struct DropPath {
     pub step: u32,
     /// Position in the step's batch of the first row of this micro-batch.
     pub first_row: usize,
+    /// Whether this is a step of training: dropout that a model is built with acts in no other pass.
+    pub training: bool,
 }
 
 impl DropPath {
     /// Switched off: evaluation, or a rate of 0.
-    pub const OFF: Self = Self { rate: 0.0, seed: 0, step: 0, first_row: 0 };
+    pub const OFF: Self = Self { rate: 0.0, seed: 0, step: 0, first_row: 0, training: false };
 
     /// Factors of the residual branch `branch` of `block`, 0 or `1 / keep`: one for each of the
     /// `batch` samples, repeated for each of its `tokens`; `None` where nothing is dropped.
@@ -46,6 +48,23 @@ impl DropPath {
         };
         Some((0..batch).flat_map(|row| std::iter::repeat_n(factor(row), tokens)).collect())
     }
+
+    /// Factors of dropout with probability `rate` in a layer, 0 or `1 / keep`: one for each of the
+    /// `values` of each of the `batch` samples; `None` outside training.
+    pub fn dropout(&self, [batch, values]: [usize; 2], rate: f64, layer: u32) -> Option<Vec<f32>> {
+        if !self.training {
+            return None;
+        }
+        let kept = (1.0 / (1.0 - rate)) as f32;
+        let threshold = (rate * (f64::from(u32::MAX) + 1.0)) as u32;
+        let mut factors = Vec::with_capacity(batch * values);
+        for row in self.first_row..self.first_row + batch {
+            let mut rng = stream(self.seed, Purpose::Dropout, self.step, row as u64, layer);
+            let factor = |_| if rng.next_u32() < threshold { 0.0 } else { kept };
+            factors.extend((0..values).map(factor));
+        }
+        Some(factors)
+    }
 }
 
 #[cfg(test)]
@@ -54,7 +73,7 @@ mod tests {
 
     #[test]
     fn the_last_block_drops_at_the_rate_and_the_first_never() {
-        let path = DropPath { rate: 0.25, seed: 3, step: 7, first_row: 0 };
+        let path = DropPath { rate: 0.25, seed: 3, step: 7, ..DropPath::OFF };
         assert!(path.factors([8, 1], [0, 12], 0).is_none());
         let values = path.factors([20_000, 1], [11, 12], 1).expect("a rate above 0");
         let dropped = values.iter().filter(|&&v| v == 0.0).count() as f64 / 20_000.0;
@@ -66,12 +85,28 @@ mod tests {
     #[test]
     fn rows_keep_their_draw_in_any_micro_batch_and_tokens_share_it() {
         let at = |first_row, batch, tokens| {
-            let path = DropPath { rate: 0.5, seed: 1, step: 2, first_row };
+            let path = DropPath { rate: 0.5, seed: 1, step: 2, first_row, training: true };
             path.factors([batch, tokens], [5, 6], 0).expect("a rate above 0")
         };
         let whole = at(0, 10, 1);
         assert_eq!(whole, [at(0, 4, 1), at(4, 6, 1)].concat());
         let tokens: Vec<f32> = whole.iter().flat_map(|&f| [f, f, f]).collect();
         assert_eq!(at(0, 10, 3), tokens);
+    }
+
+    #[test]
+    fn dropout_keeps_the_mean_and_is_the_same_in_any_micro_batch() {
+        assert!(DropPath::OFF.dropout([2, 3], 0.1, 0).is_none());
+        let at = |first_row, batch, layer| {
+            let path = DropPath { seed: 1, step: 2, first_row, training: true, ..DropPath::OFF };
+            path.dropout([batch, 1000], 0.1, layer).expect("training")
+        };
+        let whole = at(0, 20, 3);
+        assert_eq!(whole, [at(0, 7, 3), at(7, 13, 3)].concat());
+        assert_ne!(whole, at(0, 20, 4));
+        let dropped = whole.iter().filter(|&&v| v == 0.0).count() as f64 / 20_000.0;
+        // 4 standard deviations of a binomial share with p = 0.1.
+        assert!((dropped - 0.1).abs() < 4.0 * (0.1 * 0.9 / 20_000.0f64).sqrt(), "{dropped}");
+        assert!(whole.iter().all(|&v| v == 0.0 || (v - 1.0 / 0.9).abs() < 1e-6));
     }
 }

@@ -2,7 +2,7 @@
 
 use burn::module::Param;
 use burn::tensor::{Device, Tensor, TensorData};
-use rand_distr::{Distribution, Normal, Uniform};
+use rand_distr::{Distribution, Normal, StandardNormal, Uniform};
 
 use crate::rng::{Purpose, stream};
 
@@ -41,6 +41,35 @@ impl Init {
         self.filled(shape, || vec![value; shape.iter().product()])
     }
 
+    /// The given values.
+    pub fn given<const D: usize>(
+        &mut self,
+        shape: [usize; D],
+        values: impl FnOnce() -> Vec<f32>,
+    ) -> Param<Tensor<D>> {
+        self.filled(shape, values)
+    }
+
+    /// Orthogonal rows of length `norm` in random directions; at most as many rows as columns.
+    pub fn orthogonal(&mut self, [rows, columns]: [usize; 2], norm: f32) -> Param<Tensor<2>> {
+        let mut rng = stream(self.seed, Purpose::Init, 0, self.drawn, 0);
+        self.filled([rows, columns], || {
+            let mut basis: Vec<Vec<f64>> = Vec::new();
+            for _ in 0..rows {
+                let mut row: Vec<f64> =
+                    (0..columns).map(|_| StandardNormal.sample(&mut rng)).collect();
+                // Gram and Schmidt; the rest of a random direction is far from 0.
+                for unit in &basis {
+                    let along: f64 = row.iter().zip(unit).map(|(a, b)| a * b).sum();
+                    row.iter_mut().zip(unit).for_each(|(a, b)| *a -= along * b);
+                }
+                let length = row.iter().map(|a| a * a).sum::<f64>().sqrt();
+                basis.push(row.iter().map(|a| a / length).collect());
+            }
+            basis.concat().iter().map(|&a| norm * a as f32).collect()
+        })
+    }
+
     fn draw<const D: usize>(
         &mut self,
         shape: [usize; D],
@@ -61,5 +90,21 @@ impl Init {
             return Param::from_tensor(Tensor::<D>::zeros([1; D], &self.device).expand(shape));
         }
         Param::from_data(TensorData::new(values(), shape), &self.device)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn orthogonal_rows_have_the_norm_and_no_product() {
+        let w = Init::new(5, &Device::flex()).orthogonal([8, 16], 3.0).val();
+        let products =
+            w.clone().matmul(w.transpose()).into_data().try_to_vec::<f32>().expect("f32");
+        for (i, product) in products.iter().enumerate() {
+            let expected = if i / 8 == i % 8 { 9.0 } else { 0.0 };
+            assert!((product - expected).abs() < 1e-4, "{i}: {product}");
+        }
     }
 }

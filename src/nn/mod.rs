@@ -1,12 +1,14 @@
 //! Parts that more than one backbone or method is made of.
 
 mod drop_path;
+mod frozen;
 mod init;
 mod layers;
 mod mlp;
 mod params;
 
 pub use drop_path::DropPath;
+pub use frozen::Frozen;
 pub use init::Init;
 pub use layers::{LayerNorm, Linear};
 pub use mlp::{Activation, BatchNorms, Mlp, MlpSpec};

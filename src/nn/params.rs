@@ -18,15 +18,22 @@ pub struct ParamSpec {
     pub shape: Vec<usize>,
     /// Its values' range in the flat vector.
     pub range: std::ops::Range<usize>,
+    /// Whether the optimiser leaves it alone.
+    pub frozen: bool,
 }
 
 /// The field that holds the backbone; checkpoint keys leave it out, as timm's do.
 const BACKBONE: &str = "backbone";
 
+/// What visitors call the container of a [`super::Frozen`] value.
+const FROZEN: &str = "Struct:Frozen";
+
 /// Lists a module's parameters in declaration order.
 #[derive(Default)]
 pub struct Keys {
     path: Vec<String>,
+    /// Whether the visit is inside a [`super::Frozen`].
+    frozen: bool,
     /// The parameters seen.
     pub specs: Vec<ParamSpec>,
 }
@@ -42,12 +49,14 @@ impl Keys {
 
 impl ModuleVisitor for Keys {
     fn enter_module(&mut self, name: &str, container: &str) {
-        // An enum's variant is no part of a key.
-        let name = if container.starts_with("Enum:") { "" } else { name };
+        self.frozen |= container == FROZEN;
+        // An enum's variant is no part of a key, nor is the field inside `Frozen`.
+        let name = if container.starts_with("Enum:") || container == FROZEN { "" } else { name };
         self.path.push(name.to_owned());
     }
 
-    fn exit_module(&mut self, _: &str, _: &str) {
+    fn exit_module(&mut self, _: &str, container: &str) {
+        self.frozen &= container != FROZEN;
         self.path.pop();
     }
 
@@ -57,7 +66,7 @@ impl ModuleVisitor for Keys {
         let shape = param.val().dims().to_vec();
         let start = self.specs.last().map_or(0, |spec| spec.range.end);
         let range = start..start + shape.iter().product::<usize>();
-        self.specs.push(ParamSpec { key, shape, range });
+        self.specs.push(ParamSpec { key, shape, range, frozen: self.frozen });
     }
 }
 

@@ -84,10 +84,12 @@ fn to_bytes(stage: StageName, state: &TrainState) -> Result<Vec<u8>> {
         tensors.push((format!("{MEMORY}{key}"), bytes, tensor.shape.clone()));
     }
     let keys: Vec<_> = state.specs.iter().map(|spec| spec.key.as_str()).collect();
+    let frozen: Vec<_> = state.specs.iter().map(|spec| spec.frozen).collect();
     let header = HashMap::from([
         ("stage".to_owned(), stage.as_str().to_owned()),
         ("progress".to_owned(), json(&state.progress)?),
         ("keys".to_owned(), json(&keys)?),
+        ("frozen".to_owned(), json(&frozen)?),
     ]);
     serialize_f32(&tensors, Some(header))
 }
@@ -122,6 +124,7 @@ fn read(path: &Path) -> Result<(StageName, TrainState)> {
     };
     let parse = |e: serde_json::Error| damaged(e.to_string());
     let keys: Vec<String> = serde_json::from_str(field("keys")?).map_err(parse)?;
+    let frozen: Vec<bool> = serde_json::from_str(field("frozen")?).map_err(parse)?;
     let progress: Progress = serde_json::from_str(field("progress")?).map_err(parse)?;
     let stage = match field("stage")?.as_str() {
         "pretrain" => StageName::Pretrain,
@@ -138,12 +141,12 @@ fn read(path: &Path) -> Result<(StageName, TrainState)> {
         Ok(values)
     };
     let (values, m, v) = (vector(PARAM)?, vector(FIRST_MOMENT)?, vector(SECOND_MOMENT)?);
-    for key in &keys {
+    for (key, &frozen) in keys.iter().zip(&frozen) {
         let tensor = file.tensor(&format!("{PARAM}{key}")).map_err(|e| damaged(e.to_string()))?;
         let start = specs.last().map_or(0, |spec| spec.range.end);
         let shape = tensor.shape().to_vec();
         let range = start..start + shape.iter().product::<usize>();
-        specs.push(ParamSpec { key: key.clone(), shape, range });
+        specs.push(ParamSpec { key: key.clone(), shape, range, frozen });
     }
     let optional = |prefix: &str| -> Result<Option<Vec<f32>>> {
         let there = file.names().iter().any(|name| name.starts_with(prefix));
@@ -169,8 +172,8 @@ mod tests {
 
     fn state(step: usize) -> TrainState {
         let specs = vec![
-            ParamSpec { key: "a.weight".to_owned(), shape: vec![2, 2], range: 0..4 },
-            ParamSpec { key: "a.bias".to_owned(), shape: vec![2], range: 4..6 },
+            ParamSpec { key: "a.weight".to_owned(), shape: vec![2, 2], range: 0..4, frozen: false },
+            ParamSpec { key: "a.w".to_owned(), shape: vec![2], range: 4..6, frozen: true },
         ];
         let values = vec![1.0, f32::MIN_POSITIVE, -0.0, 3.5, 1e30, step as f32];
         let mut state = TrainState::new(specs, values, Ema::PerStep);

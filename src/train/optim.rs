@@ -58,8 +58,8 @@ impl TrainState {
         }
     }
 
-    /// One step with learning rate `lr` on the gradient of all parameters but the `frozen` ones;
-    /// counts the step.
+    /// One step with learning rate `lr` on the gradient of all parameters but the frozen ones, of
+    /// the model or, by `frozen`, of the method; counts the step.
     pub fn update(
         &mut self,
         gradient: &mut [f32],
@@ -70,10 +70,11 @@ impl TrainState {
         clip(gradient, config.clip_grad);
         self.progress.step += 1;
         for i in 0..self.specs.len() {
-            let (range, rank) = (self.specs[i].range.clone(), self.specs[i].shape.len());
-            if frozen(&self.specs[i].key) {
+            // Neither moved nor decayed.
+            if self.specs[i].frozen || frozen(&self.specs[i].key) {
                 continue;
             }
+            let (range, rank) = (self.specs[i].range.clone(), self.specs[i].shape.len());
             let decayed = !(config.no_decay_1d && rank <= 1);
             let weight_decay = if decayed { config.weight_decay as f32 } else { 0.0 };
             if config.kind == OptimKind::Sgd {

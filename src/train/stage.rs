@@ -173,6 +173,7 @@ impl Stage<'_> {
             seed: self.source.seed,
             step: step as u32,
             first_row: 0,
+            training: true,
         };
         let (mean, std) = (self.data.mean, self.data.std);
         let input = StepInput { batch, drop_path, mean, std };

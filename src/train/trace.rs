@@ -229,6 +229,7 @@ fn misfit(path: &Path, why: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::backbone::t2t_vit::{T2tVitSpec, TokenAttention};
     use crate::backbone::{Family, deit::DeitSpec, pvt_v2::PvtV2Spec};
 
     /// Holds a tiny model against a file that `tests/golden/{deit,backbones}.py` made.
@@ -263,6 +264,9 @@ mod tests {
             assert_close(&traced.losses, &golden[&format!("losses.{kind}")].1, 1e-5, kind);
             for spec in &state.specs {
                 let key = format!("grad.{kind}.{}", spec.key);
+                if spec.frozen {
+                    assert_eq!(state.values[spec.range.clone()], start[&spec.key].1, "{key}");
+                }
                 if let Some((_, gradient)) = golden.get(&key) {
                     assert_close(&traced.gradient[spec.range.clone()], gradient, 1e-4, &key);
                 }
@@ -288,6 +292,21 @@ mod tests {
         };
         assert_same_as_in_pytorch("pvt_v2.safetensors", &TINY);
         assert_same_as_in_pytorch("pvt_v2_li.safetensors", &PvtV2Spec { linear: true, ..TINY });
+    }
+
+    #[test]
+    fn so_does_a_t2t_vit() {
+        const TINY: T2tVitSpec = T2tVitSpec {
+            embed_dim: 16,
+            depth: 2,
+            num_heads: 2,
+            mlp_ratio: 3,
+            token_dim: 8,
+            attention: TokenAttention::Performer,
+        };
+        const SOFTMAX: T2tVitSpec = T2tVitSpec { attention: TokenAttention::Transformer, ..TINY };
+        assert_same_as_in_pytorch("t2t_vit.safetensors", &TINY);
+        assert_same_as_in_pytorch("t2t_vit_t.safetensors", &SOFTMAX);
     }
 
     fn options() -> TraceOptions {

@@ -1,0 +1,251 @@
+//! The tokens-to-token module of T2T-ViT: pixels to tokens in three unfoldings, with a small
+//! transformer after each of the first two (Yuan et al. 2021, section 3.1; recipe section 5.3).
+
+use burn::module::Module;
+use burn::tensor::Tensor;
+
+use super::t2t_vit::{T2tVitSpec, TokenAttention};
+use crate::nn::{DropPath, Frozen, Init, LayerNorm, Linear};
+use crate::ops::{self, Windows};
+
+const NORM_EPS: f64 = 1e-5;
+/// Of the performer, in training, whatever the recipe says: fixed in the official code.
+const DROPOUT: f64 = 0.1;
+/// Keeps the performer's normaliser from 0.
+const PERFORMER_EPS: f64 = 1e-8;
+/// The unfoldings.
+const WINDOWS: [Windows; 3] = [
+    Windows { kernel: 7, stride: 4, padding: 2 },
+    Windows { kernel: 3, stride: 2, padding: 1 },
+    Windows { kernel: 3, stride: 2, padding: 1 },
+];
+
+/// Pixels to tokens.
+#[derive(Module, Debug)]
+pub(super) struct TokensToToken {
+    attention1: TokenBlock,
+    attention2: TokenBlock,
+    project: Linear,
+}
+
+#[derive(Module, Debug)]
+enum TokenBlock {
+    Performer(Performer),
+    Transformer(TokenTransformer),
+}
+
+/// Attention by random features. The values are the skip connection.
+#[derive(Module, Debug)]
+struct Performer {
+    kqv: Linear,
+    proj: Linear,
+    norm1: LayerNorm,
+    norm2: LayerNorm,
+    mlp: (Linear, Gelu, Linear),
+    /// The random features, `[features, token_dim]`.
+    w: Frozen<2>,
+    /// First of the two draws of dropout.
+    dropout: u32,
+}
+
+/// Keeps its place among the layers of an MLP.
+#[derive(Module, Debug)]
+struct Gelu {}
+
+/// Attention by softmax with one head. The values are the skip connection.
+#[derive(Module, Debug)]
+struct TokenTransformer {
+    norm1: LayerNorm,
+    attn: Attention,
+    norm2: LayerNorm,
+    mlp: Mlp,
+}
+
+#[derive(Module, Debug)]
+struct Attention {
+    qkv: Linear,
+    proj: Linear,
+}
+
+#[derive(Module, Debug)]
+struct Mlp {
+    fc1: Linear,
+    fc2: Linear,
+}
+
+/// Width of a token after each unfolding.
+fn widths(spec: &T2tVitSpec) -> [usize; 3] {
+    let channels = [3, spec.token_dim, spec.token_dim];
+    std::array::from_fn(|i| channels[i] * WINDOWS[i].kernel.pow(2))
+}
+
+/// Tokens after each unfolding.
+fn tokens(img_size: usize) -> [usize; 3] {
+    let mut side = img_size;
+    WINDOWS.map(|windows| {
+        side = windows.count(side);
+        side * side
+    })
+}
+
+impl TokensToToken {
+    /// Multiply-accumulates of one forward pass of one image.
+    pub(super) fn macs(spec: &T2tVitSpec, img_size: usize) -> usize {
+        let (widths, tokens, e) = (widths(spec), tokens(img_size), spec.token_dim);
+        let block = |i: usize| {
+            let attention = match spec.attention {
+                // Features of q and k, their sums with v and 1, the sums with q.
+                TokenAttention::Performer => features(e) * (4 * e + 1),
+                TokenAttention::Transformer => 2 * tokens[i] * e,
+            };
+            tokens[i] * (3 * widths[i] * e + 3 * e * e + attention)
+        };
+        block(0) + block(1) + tokens[2] * widths[2] * spec.embed_dim
+    }
+
+    /// Values kept for the backward of one image: three times the unfolded width and about 20
+    /// widths of a token, and the performer's features or the attention probabilities.
+    pub(super) fn activations(spec: &T2tVitSpec, img_size: usize) -> usize {
+        let (widths, tokens, e) = (widths(spec), tokens(img_size), spec.token_dim);
+        let block = |i: usize| {
+            let attention = match spec.attention {
+                TokenAttention::Performer => 6 * features(e),
+                TokenAttention::Transformer => tokens[i],
+            };
+            tokens[i] * (3 * widths[i] + 20 * e + attention)
+        };
+        block(0) + block(1) + tokens[2] * widths[2]
+    }
+
+    /// Freshly initialised.
+    pub(super) fn new(spec: &T2tVitSpec, init: &mut Init) -> Self {
+        let (widths, e) = (widths(spec), spec.token_dim);
+        let mut block = |i: usize| match spec.attention {
+            TokenAttention::Performer => {
+                TokenBlock::Performer(Performer::new([widths[i], e], 2 * i as u32, init))
+            }
+            TokenAttention::Transformer => {
+                TokenBlock::Transformer(TokenTransformer::new([widths[i], e], init))
+            }
+        };
+        let (attention1, attention2) = (block(0), block(1));
+        Self { attention1, attention2, project: Linear::new(widths[2], spec.embed_dim, init) }
+    }
+
+    /// `[batch, 3, img_size, img_size]` to `[batch, tokens, embed_dim]`.
+    pub(super) fn forward(&self, images: Tensor<4>, drop_path: &DropPath) -> Tensor<3> {
+        let mut map = images.permute([0, 2, 3, 1]);
+        for (windows, block) in WINDOWS.into_iter().zip([&self.attention1, &self.attention2]) {
+            let unfolded = ops::unfold(map, windows);
+            let [batch, side, _, width] = unfolded.dims();
+            let x = unfolded.reshape([batch * side * side, width]);
+            let x = match block {
+                TokenBlock::Performer(performer) => performer.forward(x, batch, drop_path),
+                TokenBlock::Transformer(transformer) => transformer.forward(x, batch),
+            };
+            let e = x.dims()[1];
+            map = x.reshape([batch, side, side, e]);
+        }
+        let unfolded = ops::unfold(map, WINDOWS[2]);
+        let [batch, side, _, width] = unfolded.dims();
+        let x = self.project.forward(unfolded.reshape([batch * side * side, width]));
+        let d = x.dims()[1];
+        x.reshape([batch, side * side, d])
+    }
+}
+
+/// Random features for keys and queries of width `dim`.
+fn features(dim: usize) -> usize {
+    dim / 2
+}
+
+impl Performer {
+    fn new([width, e]: [usize; 2], dropout: u32, init: &mut Init) -> Self {
+        let rows = features(e);
+        Self {
+            kqv: Linear::new(width, 3 * e, init),
+            proj: Linear::new(e, e, init),
+            norm1: LayerNorm::new(width, NORM_EPS, init),
+            norm2: LayerNorm::new(e, NORM_EPS, init),
+            mlp: (Linear::new(e, e, init), Gelu {}, Linear::new(e, e, init)),
+            w: Frozen::new(init.orthogonal([rows, e], (rows as f32).sqrt())),
+            dropout,
+        }
+    }
+
+    /// `[batch * tokens, width]` to `[batch * tokens, token_dim]`.
+    fn forward(&self, x: Tensor<2>, batch: usize, drop_path: &DropPath) -> Tensor<2> {
+        let kqv = self.kqv.forward(self.norm1.forward(x));
+        let [rows, e] = [kqv.dims()[0], kqv.dims()[1] / 3];
+        let [k, q, v] = [0, 1, 2].map(|i| kqv.clone().narrow(1, i * e, e));
+        let attended = self.attend([k, q, v.clone()], batch);
+        let dropped = |x: Tensor<2>, draw| match drop_path.dropout(
+            [batch, rows / batch * e],
+            DROPOUT,
+            self.dropout + draw,
+        ) {
+            Some(factors) => {
+                let factors = Tensor::<1>::from_data(factors.as_slice(), &x.device());
+                x * factors.reshape([rows, e])
+            }
+            None => x,
+        };
+        let x = v + dropped(self.proj.forward(attended), 0);
+        let hidden = self.mlp.0.forward_gelu(self.norm2.forward(x.clone()));
+        x + dropped(self.mlp.2.forward(hidden), 1)
+    }
+
+    /// `phi(q) sum_t phi(k_t) v_t^T / (phi(q) sum_t phi(k_t))`, `[batch * tokens, token_dim]`.
+    fn attend(&self, kqv: [Tensor<2>; 3], batch: usize) -> Tensor<2> {
+        let [rows, e] = kqv[0].dims();
+        let [k, q, v] = kqv;
+        let sequences = |x: Tensor<2>| {
+            let width = x.dims()[1];
+            x.reshape([batch, rows / batch, width])
+        };
+        let (k, q, v) = (sequences(self.phi(k)), sequences(self.phi(q)), sequences(v));
+        let normaliser = (q.clone() * k.clone().sum_dim(1)).sum_dim(2) + PERFORMER_EPS;
+        let y = q.matmul(k.transpose().matmul(v)) / normaliser;
+        y.reshape([rows, e])
+    }
+
+    /// Positive random features `exp(w x - |x|^2 / 2) / sqrt(features)`, `[rows, features]`.
+    fn phi(&self, x: Tensor<2>) -> Tensor<2> {
+        let w = self.w.val();
+        let features = w.dims()[0];
+        let half_square = x.clone().square().sum_dim(1) / 2.0;
+        let projected = ops::linear(x, w, Tensor::zeros([features], &half_square.device()));
+        (projected - half_square).exp() / (features as f64).sqrt()
+    }
+}
+
+impl TokenTransformer {
+    fn new([width, e]: [usize; 2], init: &mut Init) -> Self {
+        Self {
+            norm1: LayerNorm::new(width, NORM_EPS, init),
+            attn: Attention {
+                qkv: Linear::without_bias(width, 3 * e, init),
+                proj: Linear::new(e, e, init),
+            },
+            norm2: LayerNorm::new(e, NORM_EPS, init),
+            mlp: Mlp { fc1: Linear::new(e, e, init), fc2: Linear::new(e, e, init) },
+        }
+    }
+
+    /// `[batch * tokens, width]` to `[batch * tokens, token_dim]`.
+    fn forward(&self, x: Tensor<2>, batch: usize) -> Tensor<2> {
+        let [rows, width] = x.dims();
+        let qkv = self.attn.qkv.forward(self.norm1.forward(x));
+        let e = qkv.dims()[1] / 3;
+        let part = |i: usize, parts: usize| {
+            qkv.clone().narrow(1, i * e, parts * e).reshape([batch, rows / batch, parts * e])
+        };
+        // The scores are scaled by the width of the input, not of the head.
+        let q = part(0, 1) * (e as f64 / width as f64).sqrt();
+        let attended = ops::cross_attention(q, part(1, 2), 1).reshape([rows, e]);
+        let v = qkv.clone().narrow(1, 2 * e, e);
+        let x = self.attn.proj.forward_residual(attended, v, None);
+        let hidden = self.mlp.fc1.forward_gelu(self.norm2.forward(x.clone()));
+        self.mlp.fc2.forward_residual(hidden, x, None)
+    }
+}
