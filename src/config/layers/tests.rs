@@ -50,7 +50,7 @@ fn each_layer_wins_over_the_one_before_and_is_remembered() {
     let expected = format!(
         "pretrain.optim.epochs = 5\n  set by --epochs\n  instead of 4 from --set\n  \
          instead of 3 from environment variable {name}\n  instead of 2 from file {}\n  \
-         instead of 60 from recipe `quick`\n  instead of 800 from recipe `paper`\n",
+         instead of 170 from recipe `quick`\n  instead of 800 from recipe `paper`\n",
         path.display()
     );
     assert_eq!(resolved.explain("pretrain.optim.epochs").expect("a key"), expected);
