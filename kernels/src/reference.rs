@@ -134,7 +134,7 @@ pub(crate) fn depthwise(
     bias: &[f32],
     dout: &[f32],
 ) -> Depthwise {
-    let &MapShape { batch, height, width, channels } = shape;
+    let &MapShape { height, width, channels, .. } = shape;
     let zeros = |n| vec![0.0; n];
     let mut y = Depthwise {
         out: zeros(x.len()),
@@ -142,11 +142,11 @@ pub(crate) fn depthwise(
         dweight: zeros(weight.len()),
         dbias: zeros(channels),
     };
-    for i in 0..batch * height * width * channels {
-        let (token, c) = (i / channels, i % channels);
+    for (i, &dy) in dout.iter().enumerate() {
+        let (dy, token, c) = (f64::from(dy), i / channels, i % channels);
         let (row, column) = (token / width % height, token % width);
         y.out[i] += f64::from(bias[c]);
-        y.dbias[c] += f64::from(dout[i]);
+        y.dbias[c] += dy;
         for (down, right) in (0..3).flat_map(|d| (0..3).map(move |r| (d, r))) {
             let inside =
                 (1..=height).contains(&(row + down)) && (1..=width).contains(&(column + right));
@@ -154,8 +154,8 @@ pub(crate) fn depthwise(
                 let from = ((token + down * width + right - width - 1) * channels) + c;
                 let tap = c * 9 + down * 3 + right;
                 y.out[i] += f64::from(x[from]) * f64::from(weight[tap]);
-                y.dx[from] += f64::from(dout[i]) * f64::from(weight[tap]);
-                y.dweight[tap] += f64::from(dout[i]) * f64::from(x[from]);
+                y.dx[from] += dy * f64::from(weight[tap]);
+                y.dweight[tap] += dy * f64::from(x[from]);
             }
         }
     }

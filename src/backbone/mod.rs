@@ -144,6 +144,8 @@ impl Spec {
 }
 
 /// A backbone of any family.
+// One exists at a time, and its parts live on the heap.
+#[expect(clippy::large_enum_variant)]
 #[derive(Module, Debug)]
 pub enum Backbone {
     /// Plain vision transformer.

@@ -189,7 +189,7 @@ mod tests {
         // A teacher of its own, so that mixing the two up shows.
         let apart: Vec<f32> = start.iter().map(|w| 0.9 * w + 0.01).collect();
         let teacher = loss.teacher().map(|_| Replace::values_of(net, &apart, &device));
-        let drop_path = DropPath { rate: 0.3, seed: 5, step: 4, first_row: 0 };
+        let drop_path = DropPath { rate: 0.3, seed: 5, step: 4, first_row: 0, training: true };
         let batch = batch(&*method);
         let input = StepInput { batch: &batch, drop_path, mean: [0.5; 3], std: [0.25; 3] };
         let mut memory = loss.state(1);
