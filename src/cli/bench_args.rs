@@ -8,14 +8,34 @@ use super::args::{DataArgs, Dtype};
 #[derive(Subcommand, Clone, Debug)]
 pub enum BenchCommand {
     /// Multiply-add limit and memory bandwidth, one core and all
+    #[command(after_help = LIMITS)]
     Limits(LimitsArgs),
     /// Optimiser steps on made-up crops
+    #[command(after_help = STEP)]
     Step(StepArgs),
     /// Crops of a data set, without training
+    #[command(after_help = DATA)]
     Data(PipelineArgs),
     /// Pre-training on a data set, from the decoded image to the update
+    #[command(after_help = EPOCH)]
     Epoch(PipelineArgs),
 }
+
+const LIMITS: &str = "Examples:
+  fewvit bench limits
+  fewvit bench limits --threads 1 --json";
+
+const STEP: &str = "Examples:
+  fewvit bench step --model deit_tiny_patch16_224 --img-size 112 -b 256
+  fewvit bench step --model deit_base_patch16_224 --img-size 224 -b 16 --json";
+
+const DATA: &str = "Examples:
+  fewvit bench data photos/
+  fewvit bench data photos/ --crops 2x112@0.14-1 --json";
+
+const EPOCH: &str = "Examples:
+  fewvit bench epoch photos/
+  fewvit bench epoch photos/ --recipe quick --seconds 30";
 
 /// `fewvit bench limits`.
 #[derive(Args, Clone, Debug)]

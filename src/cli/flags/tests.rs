@@ -89,7 +89,7 @@ fn flags_win_over_set_over_the_environment_over_recipes() {
     let resolved = layers(line, Job::Train, &env).and_then(Layers::build).expect("valid");
     let c = &resolved.config;
     assert_eq!((c.seed, c.threads, c.time_budget), (3, 2, 1.0));
-    assert_eq!(c.pretrain.optim.epochs, 60);
+    assert_eq!(c.pretrain.optim.epochs, 170);
     assert_eq!(resolved.origin("seed"), Some(&Source::Flag("--seed")));
     assert_eq!(resolved.origin("threads"), Some(&Source::Flag("--set")));
     let variable = Source::Env("FEWVIT_TIME_BUDGET".to_owned());

@@ -31,7 +31,7 @@ fn each_layer_wins_over_the_one_before_and_is_remembered() {
         let resolved = layers.clone().build().expect("valid");
         resolved.config.pretrain.optim.epochs
     };
-    assert_eq!((epochs(&paper()), epochs(&layers)), (800, 60));
+    assert_eq!((epochs(&paper()), epochs(&layers)), (800, 170));
     layers.file(&path).expect("the file");
     assert_eq!(epochs(&layers), 2);
     let name = "FEWVIT_PRETRAIN__OPTIM__EPOCHS";
