@@ -6,7 +6,7 @@
 //! Read it in this order: [`config`] (what determines a run), [`data`] (a path becomes batches),
 //! [`backbone`] and [`nn`] over [`ops`] (the models), [`method`] and [`loss`] (what is trained for),
 //! [`train`] (the loop), [`eval`] (how good it is), [`report`] and [`export`] (what comes out),
-//! [`run`] (all of it in one run folder), [`bench`] (how fast) and [`cli`].
+//! [`run`] (all of it in one run folder), [`mod@bench`] (how fast) and [`cli`].
 
 pub mod backbone;
 pub mod bench;
