@@ -31,13 +31,12 @@ def worker():
     """Reads `dtype batch_size seconds` lines; answers each with crops a second."""
     import time
 
-    import timm
     import torch
 
     model_name, img_size, threads = sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
     torch.set_num_threads(threads)
     torch.manual_seed(0)
-    model = timm.create_model(model_name, img_size=img_size, num_classes=1000, drop_path_rate=0.1)
+    model = build(model_name, img_size)
     optimizer = torch.optim.AdamW(model.parameters(), lr=5e-4, weight_decay=1e-3, fused=True)
     criterion = torch.nn.CrossEntropyLoss(label_smoothing=0.1)
     model.train()
@@ -60,6 +59,43 @@ def worker():
             step()
             times.append(time.perf_counter() - start)
         print(int(batch) / statistics.median(times), flush=True)
+
+
+def build(name, img_size):
+    """timm's model, or T2T-ViT, which timm lacks."""
+    import timm
+
+    if name.startswith("t2t_vit"):
+        return t2t_vit(name, img_size)
+    args = {"img_size": img_size} if name.startswith("deit") else {}
+    return timm.create_model(name, num_classes=1000, drop_path_rate=0.1, **args)
+
+
+def t2t_vit(name, img_size):
+    """As tests/golden/backbones.py defines it, with PyTorch's fused attention and the performer's sums
+    in the order that makes them linear in the number of tokens."""
+    import torch.nn.functional as F
+
+    sys.path.append(str(ROOT / "tests" / "golden"))
+    import backbones
+
+    class Performer(backbones.Performer):
+        def forward(self, x):
+            k, q, v = self.kqv(self.norm1(x)).chunk(3, dim=-1)
+            k, q = self.phi(k), self.phi(q)
+            total = q @ k.sum(1).unsqueeze(-1) + 1e-8
+            y = v + self.dropout(self.proj(q @ (k.transpose(1, 2) @ v) / total))
+            return y + self.mlp(self.norm2(y))
+
+    def attention(self, x):
+        b, n, _ = x.shape
+        q, k, v = self.qkv(x).reshape(b, n, 3, self.heads, -1).permute(2, 0, 3, 1, 4)
+        y = F.scaled_dot_product_attention(q, k, v, scale=self.scale)
+        return self.proj(y.transpose(1, 2).reshape(b, n, -1))
+
+    backbones.SelfAttention.forward = attention
+    sizes = {"t2t_vit_7": (256, 7, 4, 2), "t2t_vit_14": (384, 14, 6, 3)}[name]
+    return backbones.T2tVit(img_size, *sizes, Performer, num_classes=1000)
 
 
 class PyTorch:

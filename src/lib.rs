@@ -4,7 +4,7 @@
 //! instance discrimination with multi-crop and CutMix (IDMM), then fine-tuning on the same images.
 //!
 //! Read it in this order: [`config`] (what determines a run), [`data`] (a path becomes batches),
-//! [`backbone`] and [`nn`] over [`ops`] (the models), [`method`] and [`loss`] (what is trained for),
+//! [`backbone`] and [`nn`] over [`ops`] (the models), [`graph`] (the same for ONNX), [`method`] and [`loss`] (what is trained for),
 //! [`train`] (the loop), [`eval`] (how good it is), [`report`] and [`export`] (what comes out),
 //! [`run`] (all of it in one run folder), [`mod@bench`] (how fast) and [`cli`].
 
@@ -17,6 +17,7 @@ pub mod error;
 pub mod eval;
 pub mod export;
 pub mod files;
+pub mod graph;
 pub mod loss;
 pub mod method;
 pub mod nn;

@@ -183,6 +183,7 @@ fn what_a_run_leaves_can_be_evaluated_and_used() {
         "checkpoints/pretrained.safetensors",
         "export/model.safetensors",
         "export/config.json",
+        "export/model.onnx",
         "export/classes.txt",
         "export/README.md",
         "plots/confusion.png",

@@ -3,6 +3,7 @@
 use burn::module::Module;
 use burn::tensor::Tensor;
 
+use crate::graph::{Graph, Value};
 use crate::nn::{DropPath, Init, LayerNorm, Linear};
 
 /// Sizes of a block.
@@ -80,6 +81,19 @@ pub(super) fn class_token(blocks: &[Block], x: Tensor<3>, drop_path: &DropPath) 
     x
 }
 
+/// [`class_token`] in ONNX operators; `x`: `[batch, tokens, dim]`.
+pub(super) fn class_token_graph(
+    blocks: &[Block],
+    g: &mut Graph,
+    x: &Value,
+    [tokens, dim]: [usize; 2],
+) -> Value {
+    let rows = g.reshape(x, &[-1, dim as i64]);
+    let rows = blocks.iter().fold(rows, |x, block| block.graph(g, &x, [tokens, dim]));
+    let x = g.reshape(&rows, &[-1, tokens as i64, dim as i64]);
+    g.entry(&x, 1, 0)
+}
+
 impl Block {
     pub(super) fn new(spec: &BlockSpec, init: &mut Init) -> Self {
         let d = spec.dim;
@@ -107,6 +121,18 @@ impl Block {
         let factors = [factors(0), factors(1)];
         let attended = self.attn.forward(self.norm1.forward(x.clone()), place.batch);
         self.finish(attended, x, factors)
+    }
+
+    /// [`Self::forward`] in ONNX operators.
+    fn graph(&self, g: &mut Graph, x: &Value, sizes: [usize; 2]) -> Value {
+        let normed = self.norm1.graph(g, x);
+        let attended = self.attn.graph(g, &normed, sizes);
+        let x = g.add(x, &attended);
+        let normed = self.norm2.graph(g, &x);
+        let hidden = self.mlp.fc1.graph(g, &normed);
+        let hidden = g.gelu(&hidden);
+        let out = self.mlp.fc2.graph(g, &hidden);
+        g.add(&x, &out)
     }
 
     /// [`Self::forward`] for the class tokens alone, `[batch, dim]`: after the last block
@@ -143,6 +169,15 @@ impl Attention {
         let [rows, d] = x.dims();
         let qkv = self.qkv.forward(x).reshape([batch, rows / batch, 3 * d]);
         crate::ops::attention(qkv, self.num_heads).reshape([rows, d])
+    }
+
+    /// [`Self::forward`] and the output projection in ONNX operators.
+    fn graph(&self, g: &mut Graph, x: &Value, [tokens, dim]: [usize; 2]) -> Value {
+        let qkv = self.qkv.graph(g, x);
+        let parts = g.split_heads(&qkv, [tokens, 3, self.num_heads], dim);
+        let scale = ((dim / self.num_heads) as f64).powf(-0.5);
+        let attended = g.attention([&parts[0], &parts[1], &parts[2]], scale, dim);
+        self.proj.graph(g, &attended)
     }
 
     /// [`Self::forward`] with the class tokens `[batch, dim]` alone as queries.

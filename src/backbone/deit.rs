@@ -4,9 +4,11 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use super::block::{Block, BlockSpec, class_token};
+use super::block::{Block, BlockSpec, class_token, class_token_graph};
 use super::{Backbone, Family, ImgSizes, Spec};
+use crate::graph::{Graph, Value};
 use crate::nn::{DropPath, Init, LayerNorm};
+use crate::ops::Windows;
 
 const NORM_EPS: f64 = 1e-6;
 const MLP_RATIO: usize = 4;
@@ -137,6 +139,17 @@ impl Deit {
         self.norm.forward(class_token(&self.blocks, x, drop_path))
     }
 
+    /// [`Self::forward`] in ONNX operators.
+    pub fn graph(&self, g: &mut Graph, images: &Value) -> Value {
+        let [_, tokens, d] = self.pos_embed.val().dims();
+        let patches = self.patch_embed.proj.graph(g, images, [tokens - 1, d]);
+        let (class, position) = (g.weight(&self.cls_token), g.weight(&self.pos_embed));
+        let x = g.prepend(&class, &patches, d);
+        let x = g.add(&x, &position);
+        let class = class_token_graph(&self.blocks, g, &x, [tokens, d]);
+        self.norm.graph(g, &class)
+    }
+
     /// Class token and patch tokens with their positions, `[batch, tokens, embed_dim]`.
     fn embed(&self, images: Tensor<4>) -> Tensor<3> {
         let batch = images.dims()[0];
@@ -168,5 +181,15 @@ impl PatchProjection {
             .reshape([batch * grid * grid, channels * p * p]);
         crate::ops::linear(patches, weight.reshape([d, channels * p * p]), self.bias.val())
             .reshape([batch, grid * grid, d])
+    }
+
+    /// [`Self::forward`] in ONNX operators.
+    fn graph(&self, g: &mut Graph, images: &Value, [patches, d]: [usize; 2]) -> Value {
+        let p = self.weight.val().dims()[2];
+        let (weight, bias) = (g.weight(&self.weight), g.weight(&self.bias));
+        let windows = Windows { kernel: p, stride: p, padding: 0 };
+        let map = g.conv(images, &[&weight, &bias], windows, 1);
+        let x = g.reshape(&map, &[-1, d as i64, patches as i64]);
+        g.transpose(&x, &[0, 2, 1])
     }
 }

@@ -13,6 +13,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use crate::error::{Error, Result};
+use crate::graph::{Graph, Value};
 use crate::nn::{DropPath, Init, Keys};
 pub use net::{HeadSpec, Net, NetSpec};
 pub use pos_embed::resize_pos_embed;
@@ -163,6 +164,15 @@ impl Backbone {
             Self::Deit(deit) => deit.forward(images, drop_path),
             Self::PvtV2(pvt) => pvt.forward(images, drop_path),
             Self::T2tVit(t2t) => t2t.forward(images, drop_path),
+        }
+    }
+
+    /// [`Self::forward`] in ONNX operators, for images of `img_size` pixels.
+    pub fn graph(&self, g: &mut Graph, images: &Value, img_size: usize) -> Value {
+        match self {
+            Self::Deit(deit) => deit.graph(g, images),
+            Self::PvtV2(pvt) => pvt.graph(g, images, img_size),
+            Self::T2tVit(t2t) => t2t.graph(g, images, img_size),
         }
     }
 }

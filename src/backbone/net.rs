@@ -5,7 +5,8 @@ use burn::tensor::{Device, Tensor};
 
 use super::{Backbone, Spec};
 use crate::error::Result;
-use crate::nn::{DropPath, Init, Linear, Mlp, MlpSpec};
+use crate::graph::{Graph, Pixels};
+use crate::nn::{DropPath, Init, Keys, Linear, Mlp, MlpSpec};
 
 /// What is trained on top of a backbone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -105,6 +106,22 @@ impl Net {
     pub fn logits(&self, features: Tensor<2>) -> Tensor<2> {
         let x = self.projected(features);
         self.head.iter().fold(x, |x, head| head.forward(x))
+    }
+
+    /// The ONNX file of backbone and `head`: `pixels` to `logits` and `features`, for images of
+    /// `img_size` pixels and any batch; `metadata` goes into it. An MLP between the two stays out.
+    pub fn onnx(&self, img_size: usize, pixels: Pixels, metadata: &[(&str, String)]) -> Vec<u8> {
+        let mut g = Graph::new(Keys::by_id(self));
+        let images = g.images(pixels, img_size);
+        let features = self.backbone.graph(&mut g, &images, img_size);
+        let logits = self
+            .head
+            .as_ref()
+            .map(|head| ("logits", head.graph(&mut g, &features), head.weight.val().dims()[0]));
+        let features = ("features", features, self.num_features);
+        let outputs: Vec<_> =
+            logits.iter().chain([&features]).map(|(n, v, w)| (*n, v, *w)).collect();
+        g.finish(&outputs, metadata)
     }
 
     /// The rows of `head`, `[num_classes, width]`, each scaled to length 1 (DINO's prototypes).

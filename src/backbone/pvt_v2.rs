@@ -6,6 +6,7 @@ use burn::tensor::activation::{gelu, relu};
 use burn::tensor::{Tensor, module::adaptive_avg_pool2d};
 
 use super::{Backbone, Family, ImgSizes, Spec};
+use crate::graph::{Graph, Value};
 use crate::nn::{DropPath, Init, LayerNorm, Linear};
 use crate::ops::{self, Windows};
 
@@ -261,6 +262,24 @@ impl PvtV2 {
         let [batch, side, _, d] = map.dims();
         map.reshape([batch, side * side, d]).mean_dim(1).reshape([batch, d])
     }
+
+    /// [`Self::forward`] in ONNX operators, for images of `img_size` pixels.
+    pub fn graph(&self, g: &mut Graph, images: &Value, img_size: usize) -> Value {
+        let mut side = STEM.count(img_size);
+        let mut rows = self.patch_embed.graph(g, images, STEM);
+        let mut dim = self.patch_embed.dim();
+        for stage in &self.stages {
+            if let Some(embed) = &stage.downsample {
+                let map = g.map(&rows, side, dim);
+                rows = embed.graph(g, &map, DOWNSAMPLE);
+                (side, dim) = (DOWNSAMPLE.count(side), embed.dim());
+            }
+            rows = stage.blocks.iter().fold(rows, |x, block| block.graph(g, &x, side));
+            rows = stage.norm.graph(g, &rows);
+        }
+        let tokens = g.reshape(&rows, &[-1, (side * side) as i64, dim as i64]);
+        g.mean(&tokens, 1)
+    }
 }
 
 impl Stage {
@@ -307,6 +326,17 @@ impl PatchEmbed {
         let [batch, side, _, d] = map.dims();
         self.norm.forward(map.reshape([batch * side * side, d])).reshape([batch, side, side, d])
     }
+
+    fn dim(&self) -> usize {
+        self.proj.bias.val().dims()[0]
+    }
+
+    /// `[batch, input, side, side]` to rows.
+    fn graph(&self, g: &mut Graph, map: &Value, windows: Windows) -> Value {
+        let map = self.proj.graph(g, map, windows, 1);
+        let rows = g.rows(&map, self.dim());
+        self.norm.graph(g, &rows)
+    }
 }
 
 impl Conv2d {
@@ -322,6 +352,12 @@ impl Conv2d {
 
     fn forward(&self, map: Tensor<4>, windows: Windows) -> Tensor<4> {
         ops::conv2d(map, self.weight.val(), self.bias.val(), windows)
+    }
+
+    /// Of maps `[batch, channels, side, side]`.
+    fn graph(&self, g: &mut Graph, map: &Value, windows: Windows, groups: usize) -> Value {
+        let (weight, bias) = (g.weight(&self.weight), g.weight(&self.bias));
+        g.conv(map, &[&weight, &bias], windows, groups)
     }
 }
 
@@ -351,6 +387,15 @@ impl Block {
         let x = self.attn.proj.forward_residual(attended, x, factors(0));
         let hidden = self.mlp.hidden(self.norm2.forward(x.clone()), place);
         self.mlp.fc2.forward_residual(hidden, x, factors(1))
+    }
+
+    fn graph(&self, g: &mut Graph, x: &Value, side: usize) -> Value {
+        let normed = self.norm1.graph(g, x);
+        let attended = self.attn.graph(g, &normed, side);
+        let x = g.add(x, &attended);
+        let normed = self.norm2.graph(g, &x);
+        let out = self.mlp.graph(g, &normed, side);
+        g.add(&x, &out)
     }
 }
 
@@ -395,6 +440,37 @@ impl Attention {
         let windows = Windows { kernel: self.sr_ratio, stride: self.sr_ratio, padding: 0 };
         norm.forward(rows(sr.forward(map, windows)))
     }
+
+    /// [`Self::forward`] and the output projection.
+    fn graph(&self, g: &mut Graph, x: &Value, side: usize) -> Value {
+        let d = self.proj.weight.val().dims()[0];
+        let q = self.q.graph(g, x);
+        let q = g.split_heads(&q, [side * side, 1, self.num_heads], d);
+        let (keys, tokens) = self.reduced_graph(g, x, side);
+        let kv = self.kv.graph(g, &keys);
+        let kv = g.split_heads(&kv, [tokens, 2, self.num_heads], d);
+        let scale = ((d / self.num_heads) as f64).powf(-0.5);
+        let attended = g.attention([&q[0], &kv[0], &kv[1]], scale, d);
+        self.proj.graph(g, &attended)
+    }
+
+    /// [`Self::reduced`] and how many tokens of each image it leaves.
+    fn reduced_graph(&self, g: &mut Graph, x: &Value, side: usize) -> (Value, usize) {
+        let (Some(sr), Some(norm)) = (&self.sr, &self.norm) else {
+            return (x.clone(), side * side);
+        };
+        let d = self.proj.weight.val().dims()[0];
+        let (kernel, left, rows) = match self.linear {
+            true => (1, POOL, g.pool(x, [side, POOL], d)),
+            false => (self.sr_ratio, side / self.sr_ratio, x.clone()),
+        };
+        let map = g.map(&rows, if self.linear { POOL } else { side }, d);
+        let map = sr.graph(g, &map, Windows { kernel, stride: kernel, padding: 0 }, 1);
+        let rows = g.rows(&map, d);
+        let normed = norm.graph(g, &rows);
+        let keys = if self.linear { g.gelu(&normed) } else { normed };
+        (keys, left * left)
+    }
 }
 
 impl Mlp {
@@ -406,5 +482,17 @@ impl Mlp {
         let map = x.reshape([place.batch, place.side, place.side, hidden]);
         let (weight, bias) = (self.dwconv.weight.val(), self.dwconv.bias.val());
         ops::depthwise_conv3x3_gelu(map, weight, bias).reshape([rows, hidden])
+    }
+
+    /// With the second layer.
+    fn graph(&self, g: &mut Graph, x: &Value, side: usize) -> Value {
+        let hidden = self.fc1.weight.val().dims()[0];
+        let x = self.fc1.graph(g, x);
+        let x = if self.linear { g.relu(&x) } else { x };
+        let map = g.map(&x, side, hidden);
+        let map = self.dwconv.graph(g, &map, Windows { kernel: 3, stride: 1, padding: 1 }, hidden);
+        let rows = g.rows(&map, hidden);
+        let x = g.gelu(&rows);
+        self.fc2.graph(g, &x)
     }
 }

@@ -4,9 +4,10 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
-use super::block::{Block, BlockSpec, class_token};
+use super::block::{Block, BlockSpec, class_token, class_token_graph};
 use super::token_module::TokensToToken;
 use super::{Backbone, Family, ImgSizes, Spec};
+use crate::graph::{Graph, Value};
 use crate::nn::{DropPath, Frozen, Init, LayerNorm};
 
 const NORM_EPS: f64 = 1e-5;
@@ -154,6 +155,17 @@ impl T2tVit {
         let class = self.cls_token.val().expand([batch as i64, -1, -1]);
         let x = Tensor::cat(vec![class, tokens], 1) + self.pos_embed.val();
         self.norm.forward(class_token(&self.blocks, x, drop_path))
+    }
+
+    /// [`Self::forward`] in ONNX operators, for images of `img_size` pixels.
+    pub fn graph(&self, g: &mut Graph, images: &Value, img_size: usize) -> Value {
+        let [_, tokens, d] = self.pos_embed.val().dims();
+        let x = self.tokens_to_token.graph(g, images, img_size);
+        let (class, position) = (g.weight(&self.cls_token), self.pos_embed.graph(g));
+        let x = g.prepend(&class, &x, d);
+        let x = g.add(&x, &position);
+        let class = class_token_graph(&self.blocks, g, &x, [tokens, d]);
+        self.norm.graph(g, &class)
     }
 }
 

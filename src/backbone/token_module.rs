@@ -5,6 +5,7 @@ use burn::module::Module;
 use burn::tensor::Tensor;
 
 use super::t2t_vit::{T2tVitSpec, TokenAttention};
+use crate::graph::{Graph, Value};
 use crate::nn::{DropPath, Frozen, Init, LayerNorm, Linear};
 use crate::ops::{self, Windows};
 
@@ -152,6 +153,30 @@ impl TokensToToken {
         let d = x.dims()[1];
         x.reshape([batch, side * side, d])
     }
+
+    /// [`Self::forward`] in ONNX operators, for images of `img_size` pixels.
+    pub(super) fn graph(&self, g: &mut Graph, images: &Value, img_size: usize) -> Value {
+        let (mut map, mut channels, mut side) = (images.clone(), 3, img_size);
+        for (windows, block) in WINDOWS.into_iter().zip([&self.attention1, &self.attention2]) {
+            let x = g.unfold(&map, channels, windows);
+            side = windows.count(side);
+            let rows = match block {
+                TokenBlock::Performer(performer) => performer.graph(g, &x, side * side),
+                TokenBlock::Transformer(transformer) => transformer.graph(g, &x, side * side),
+            };
+            channels = match block {
+                TokenBlock::Performer(performer) => performer.proj.weight.val().dims()[0],
+                TokenBlock::Transformer(transformer) => {
+                    transformer.attn.proj.weight.val().dims()[0]
+                }
+            };
+            map = g.map(&rows, side, channels);
+        }
+        let x = g.unfold(&map, channels, WINDOWS[2]);
+        let x = self.project.graph(g, &x);
+        let d = self.project.weight.val().dims()[0];
+        g.reshape(&x, &[-1, WINDOWS[2].count(side).pow(2) as i64, d as i64])
+    }
 }
 
 /// Random features for keys and queries of width `dim`.
@@ -217,6 +242,51 @@ impl Performer {
         let projected = ops::linear(x, w, Tensor::zeros([features], &half_square.device()));
         (projected - half_square).exp() / (features as f64).sqrt()
     }
+
+    fn graph(&self, g: &mut Graph, x: &Value, tokens: usize) -> Value {
+        let e = self.proj.weight.val().dims()[0];
+        let normed = self.norm1.graph(g, x);
+        let kqv = self.kqv.graph(g, &normed);
+        let [k, q, v] = [0, 1, 2].map(|i| g.columns(&kqv, i * e, (i + 1) * e));
+        let attended = self.attend_graph(g, [&k, &q, &v], tokens);
+        let projected = self.proj.graph(g, &attended);
+        let x = g.add(&v, &projected);
+        let normed = self.norm2.graph(g, &x);
+        let hidden = self.mlp.0.graph(g, &normed);
+        let hidden = g.gelu(&hidden);
+        let out = self.mlp.2.graph(g, &hidden);
+        g.add(&x, &out)
+    }
+
+    /// [`Self::attend`] in ONNX operators.
+    fn attend_graph(&self, g: &mut Graph, [k, q, v]: [&Value; 3], tokens: usize) -> Value {
+        let [rows, e] = self.w.val().dims();
+        let (k, q) = (self.phi_graph(g, k), self.phi_graph(g, q));
+        let [k, q] = [k, q].map(|x| g.reshape(&x, &[-1, tokens as i64, rows as i64]));
+        let v = g.reshape(v, &[-1, tokens as i64, e as i64]);
+        let total = g.sum(&k, 1);
+        let shares = g.mul(&q, &total);
+        let normaliser = g.sum(&shares, 2);
+        let normaliser = g.offset(&normaliser, PERFORMER_EPS);
+        let k = g.transpose(&k, &[0, 2, 1]);
+        let memory = g.matmul(&k, &v);
+        let y = g.matmul(&q, &memory);
+        let y = g.div(&y, &normaliser);
+        g.reshape(&y, &[-1, e as i64])
+    }
+
+    /// [`Self::phi`] in ONNX operators.
+    fn phi_graph(&self, g: &mut Graph, x: &Value) -> Value {
+        let features = self.w.val().dims()[0];
+        let square = g.mul(x, x);
+        let sum = g.sum(&square, 1);
+        let half_square = g.scale(&sum, 0.5);
+        let w = self.w.graph(g);
+        let projected = g.linear(x, &w, None);
+        let exponent = g.sub(&projected, &half_square);
+        let y = g.exp(&exponent);
+        g.scale(&y, (features as f64).powf(-0.5))
+    }
 }
 
 impl TokenTransformer {
@@ -247,5 +317,22 @@ impl TokenTransformer {
         let x = self.attn.proj.forward_residual(attended, v, None);
         let hidden = self.mlp.fc1.forward_gelu(self.norm2.forward(x.clone()));
         self.mlp.fc2.forward_residual(hidden, x, None)
+    }
+
+    fn graph(&self, g: &mut Graph, x: &Value, tokens: usize) -> Value {
+        let [e, width] = [&self.attn.proj, &self.attn.qkv].map(|l| l.weight.val().dims()[1]);
+        let normed = self.norm1.graph(g, x);
+        let qkv = self.attn.qkv.graph(g, &normed);
+        let parts = g.split_heads(&qkv, [tokens, 3, 1], e);
+        let scale = (width as f64).powf(-0.5);
+        let attended = g.attention([&parts[0], &parts[1], &parts[2]], scale, e);
+        let projected = self.attn.proj.graph(g, &attended);
+        let v = g.columns(&qkv, 2 * e, 3 * e);
+        let x = g.add(&v, &projected);
+        let normed = self.norm2.graph(g, &x);
+        let hidden = self.mlp.fc1.graph(g, &normed);
+        let hidden = g.gelu(&hidden);
+        let out = self.mlp.fc2.graph(g, &hidden);
+        g.add(&x, &out)
     }
 }

@@ -51,6 +51,9 @@ pub enum Command {
     /// Name the class of images
     #[command(after_help = PREDICT)]
     Predict(PredictArgs),
+    /// Write a trained model as an ONNX file
+    #[command(after_help = EXPORT)]
+    Export(ExportArgs),
     /// Accuracy of frozen features by their nearest neighbours
     #[command(after_help = KNN)]
     Knn(KnnArgs),
@@ -160,7 +163,7 @@ const EVAL: &str = "Examples:
 /// `eval`.
 #[derive(Args, Clone, Debug)]
 pub struct EvalArgs {
-    /// Run folder or export folder
+    /// Run folder, export folder or ONNX file
     pub model: PathBuf,
     /// Labelled images
     pub data: PathBuf,
@@ -207,12 +210,12 @@ pub struct CommonArgs {
 
 const PREDICT: &str = "Examples:
   fewvit predict runs/photos-1 new/rose.jpg
-  fewvit predict runs/photos-1/export new/ --top-k 3 --json";
+  fewvit predict runs/photos-1/export/model.onnx new/ --top-k 3 --json";
 
 /// `predict`.
 #[derive(Args, Clone, Debug)]
 pub struct PredictArgs {
-    /// Run folder or export folder
+    /// Run folder, export folder or ONNX file
     pub model: PathBuf,
     /// Image files or folders of images
     #[arg(required = true)]
@@ -223,6 +226,36 @@ pub struct PredictArgs {
     /// How to run.
     #[command(flatten)]
     pub common: CommonArgs,
+}
+
+const EXPORT: &str =
+    "Every run with labels writes export/model.onnx; this writes it again, or in another form.
+
+Examples:
+  fewvit export runs/photos-1 photos/test
+  fewvit export runs/photos-1 photos/test --embed-preprocessing --output flowers.onnx";
+
+/// `export`.
+#[derive(Args, Clone, Debug)]
+pub struct ExportArgs {
+    /// Run folder or export folder
+    pub model: PathBuf,
+    /// Image files or folders of images to check the file on: its logits must be the model's
+    #[arg(required = true)]
+    pub images: Vec<PathBuf>,
+    /// The file; model.onnx in the export folder if not given
+    #[arg(long, value_name = "FILE")]
+    pub output: Option<PathBuf>,
+    /// Normalise inside the file: it takes `pixels`, bytes [batch, height, width, 3], instead of
+    /// `images`, normalised floats [batch, 3, height, width]
+    #[arg(long)]
+    pub embed_preprocessing: bool,
+    /// Worker threads, 0 = all cores we may use
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub threads: usize,
+    /// Print results as JSON, one object a line
+    #[arg(long)]
+    pub json: bool,
 }
 
 const RESUME: &str = "Examples:

@@ -57,6 +57,7 @@ fn run(command: Command) -> Result<()> {
         Command::Demo(args) => demo::demo(&args),
         Command::Eval(args) => model::eval(&args),
         Command::Predict(args) => model::predict(&args),
+        Command::Export(args) => model::export(&args),
         Command::Knn(args) => frozen::nearest(&args),
         Command::Probe(args) => frozen::probe(&args),
         Command::Embed(args) => frozen::embed(&args),

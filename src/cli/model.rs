@@ -1,25 +1,26 @@
-//! `fewvit eval`, `predict` and `models`.
+//! `fewvit eval`, `predict`, `export` and `models`.
 
 use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
-use super::args::{CommonArgs, EvalArgs, PredictArgs, SplitChoice};
+use super::args::{CommonArgs, EvalArgs, ExportArgs, PredictArgs, SplitChoice};
 use crate::backbone::Spec;
 use crate::config::{Layers, RunConfig};
+use crate::data::Rgb8;
 use crate::data::manifest::{Manifest, Origin, Sample, Split};
 use crate::data::source;
 use crate::error::{Error, Result};
-use crate::eval::infer::{Inference, Outputs};
 use crate::eval::metric::{Metrics, log_softmax, top};
-use crate::export::timm::{self, Loaded};
+use crate::export::{Classifier, onnx, timm};
 use crate::report::tables;
 use crate::run::prepare::decode_sample;
 
 pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     crate::run::check_device(&args.common.device)?;
-    let model = timm::read(&args.model)?;
-    let manifest = relabelled(source::open(&args.data, &defaults()?.data, 0)?, &model.classes)?;
+    let model = Classifier::open(&args.model)?;
+    let classes = &model.description().classes;
+    let manifest = relabelled(source::open(&args.data, &defaults()?.data, 0)?, classes)?;
     let samples = chosen(&manifest, args.split);
     if samples.is_empty() {
         return Err(Error::Data(format!(
@@ -28,7 +29,7 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
         )));
     }
     args.predictions.as_deref().map_or(Ok(()), tables::check_predictions_path)?;
-    let outputs = run(&model, &samples, &args.common)?;
+    let logits = run(&model, &samples, &args.common)?;
     let labels: Vec<usize> = samples.iter().filter_map(|sample| sample.label).collect();
     if labels.len() < samples.len() {
         return Err(Error::Data(format!("{} has no labels to compare with", args.data.display())));
@@ -36,10 +37,10 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     if let Some(path) = &args.predictions {
         let files: Vec<String> = samples.iter().map(|sample| sample.id.clone()).collect();
         let known: Vec<_> = samples.iter().map(|sample| sample.label).collect();
-        let rows = tables::predictions(&files, &known, &outputs.logits, &model.classes);
+        let rows = tables::predictions(&files, &known, &logits, classes);
         tables::write_predictions(path, &rows)?;
     }
-    let metrics = Metrics::from_logits(&outputs.logits, &labels, model.classes.len());
+    let metrics = Metrics::from_logits(&logits, &labels, classes.len());
     if args.common.json {
         return super::print_json(&metrics);
     }
@@ -90,28 +91,52 @@ pub(super) fn chosen(manifest: &Manifest, split: Option<SplitChoice>) -> Vec<&Sa
 
 pub(super) fn predict(args: &PredictArgs) -> Result<()> {
     crate::run::check_device(&args.common.device)?;
-    let model = timm::read(&args.model)?;
-    let mut samples = Vec::new();
-    for path in &args.images {
-        samples.extend(images_at(path)?);
-    }
-    let outputs = run(&model, &samples.iter().collect::<Vec<_>>(), &args.common)?;
-    for (sample, logits) in samples.iter().zip(outputs.logits.chunks(model.classes.len())) {
+    let model = Classifier::open(&args.model)?;
+    let classes = &model.description().classes;
+    let samples = all_images_at(&args.images)?;
+    let logits = run(&model, &samples.iter().collect::<Vec<_>>(), &args.common)?;
+    for (sample, logits) in samples.iter().zip(logits.chunks(classes.len())) {
         let log_p = log_softmax(logits);
         let best = top(&log_p, args.top_k);
         if args.common.json {
-            let named = |&class: &usize| json!({ "class": model.classes[class], "probability": log_p[class].exp() });
+            let named = |&class: &usize| json!({ "class": classes[class], "probability": log_p[class].exp() });
             let top: Vec<_> = best.iter().map(named).collect();
             super::print_json(&json!({ "file": sample.id, "top": top, "logits": logits }))?;
         } else {
-            let named = |&class: &usize| {
-                format!("{} {:.1}%", model.classes[class], 100.0 * log_p[class].exp())
-            };
+            let named =
+                |&class: &usize| format!("{} {:.1}%", classes[class], 100.0 * log_p[class].exp());
             let line: Vec<_> = best.iter().map(named).collect();
             super::print(&format!("{}: {}", sample.id, line.join(", ")))?;
         }
     }
     Ok(())
+}
+
+pub(super) fn export(args: &ExportArgs) -> Result<()> {
+    let timm::Loaded { net, description } = timm::read(&args.model)?;
+    let path = args.output.clone().unwrap_or_else(|| timm::inner(&args.model).join("model.onnx"));
+    let samples = all_images_at(&args.images)?;
+    let images: Vec<Rgb8> = samples.iter().map(decode_sample).collect::<Result<_>>()?;
+    let threads = crate::run::threads_or_all(args.threads);
+    let embed = args.embed_preprocessing;
+    let difference = onnx::write(&path, &net, &description, embed, &images, threads)?;
+    if args.json {
+        return super::print_json(&json!({
+            "file": path,
+            "images": images.len(),
+            "largest_difference": difference,
+        }));
+    }
+    super::print(&format!(
+        "{}: the same logits as the model on {} images (largest difference {difference:.1e})",
+        path.display(),
+        images.len()
+    ))
+}
+
+fn all_images_at(paths: &[PathBuf]) -> Result<Vec<Sample>> {
+    let samples: Result<Vec<_>> = paths.iter().map(|path| images_at(path)).collect();
+    Ok(samples?.concat())
 }
 
 /// An image file, or every image in a folder.
@@ -129,11 +154,9 @@ fn images_at(path: &Path) -> Result<Vec<Sample>> {
     Ok(listing.images().map(|name| sample(path.join(name))).collect())
 }
 
-fn run(model: &Loaded, samples: &[&Sample], common: &CommonArgs) -> Result<Outputs> {
+fn run(model: &Classifier, samples: &[&Sample], common: &CommonArgs) -> Result<Vec<f32>> {
     let threads = crate::run::threads_or_all(common.threads);
-    let inference =
-        Inference { net: &model.net, img_size: model.img_size, view: model.view, threads };
-    inference.run(samples.len(), &|i| decode_sample(samples[i]), &|_| ())
+    model.logits(samples.len(), &|i| decode_sample(samples[i]), threads)
 }
 
 pub(super) fn defaults() -> Result<RunConfig> {

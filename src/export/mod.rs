@@ -1,3 +1,106 @@
 //! What comes out of a run, for use elsewhere.
 
+pub mod onnx;
 pub mod timm;
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::config::Interpolation;
+use crate::data::Rgb8;
+use crate::error::Result;
+use crate::eval::infer::{EvalView, Inference};
+
+/// What an export says of its model.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Description {
+    /// Its name here.
+    pub model: String,
+    /// Side of its images.
+    pub img_size: usize,
+    /// Class names in the order of the logits.
+    pub classes: Vec<String>,
+    /// How an image becomes its input.
+    pub view: EvalView,
+}
+
+/// How an image becomes an input, in timm's words.
+#[derive(Serialize, Deserialize)]
+struct Preprocessing {
+    input_size: [usize; 3],
+    crop_pct: f64,
+    #[serde(default = "center")]
+    crop_mode: String,
+    interpolation: Interpolation,
+    mean: [f32; 3],
+    std: [f32; 3],
+}
+
+fn center() -> String {
+    "center".to_owned()
+}
+
+impl Preprocessing {
+    fn of(img_size: usize, view: EvalView) -> Self {
+        let EvalView { crop_pct, interpolation, mean, std } = view;
+        let input_size = [3, img_size, img_size];
+        Self { input_size, crop_pct, crop_mode: center(), interpolation, mean, std }
+    }
+
+    fn view(&self) -> EvalView {
+        let &Self { crop_pct, interpolation, mean, std, .. } = self;
+        EvalView { crop_pct, interpolation, mean, std }
+    }
+}
+
+/// An exported classifier, ready to use.
+// One exists at a time.
+#[expect(clippy::large_enum_variant)]
+pub enum Classifier {
+    /// A folder that timm loads too.
+    Timm(timm::Loaded),
+    /// An ONNX file.
+    Onnx(onnx::Loaded),
+}
+
+impl Classifier {
+    /// A run folder, an export folder or an ONNX file.
+    ///
+    /// # Errors
+    /// Nothing of that kind, or weights that do not fit.
+    pub fn open(path: &Path) -> Result<Self> {
+        match path.extension().is_some_and(|e| e == "onnx") {
+            true => onnx::read(path).map(Self::Onnx),
+            false => timm::read(path).map(Self::Timm),
+        }
+    }
+
+    /// What it says of itself.
+    pub fn description(&self) -> &Description {
+        match self {
+            Self::Timm(model) => &model.description,
+            Self::Onnx(model) => &model.description,
+        }
+    }
+
+    /// Logits `[count, classes]` of images; `image(i)` decodes one.
+    ///
+    /// # Errors
+    /// An image cannot be read.
+    pub fn logits(
+        &self,
+        count: usize,
+        image: &(dyn Fn(usize) -> Result<Rgb8> + Sync),
+        threads: usize,
+    ) -> Result<Vec<f32>> {
+        match self {
+            Self::Timm(timm::Loaded { net, description }) => {
+                let Description { img_size, view, .. } = *description;
+                let inference = Inference { net, img_size, view, threads };
+                Ok(inference.run(count, image, &|_| ())?.logits)
+            }
+            Self::Onnx(model) => model.logits(count, image, threads),
+        }
+    }
+}

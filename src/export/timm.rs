@@ -6,8 +6,8 @@ use burn::tensor::Device;
 use serde::Deserialize;
 use serde_json::json;
 
+use super::{Description, Preprocessing};
 use crate::backbone::{Net, NetSpec, Spec};
-use crate::config::Interpolation;
 use crate::error::{Error, Result};
 use crate::eval::infer::EvalView;
 use crate::files::write_atomically;
@@ -47,30 +47,20 @@ pub fn write(folder: &Path, model: &Exported, card: &str) -> Result<()> {
 }
 
 fn config(model: &Exported) -> serde_json::Value {
-    let size = model.img_size;
-    let interpolation = match model.view.interpolation {
-        Interpolation::Bilinear => "bilinear",
-        Interpolation::Bicubic => "bicubic",
-    };
+    let (size, classes) = (model.img_size, model.classes);
+    let mut pretrained_cfg = json!(Preprocessing::of(size, model.view));
+    pretrained_cfg["num_classes"] = classes.len().into();
+    pretrained_cfg["fixed_input_size"] = true.into();
+    pretrained_cfg["first_conv"] = "patch_embed.proj".into();
+    pretrained_cfg["classifier"] = "head".into();
     json!({
         "architecture": model.spec.timm_name.unwrap_or(model.spec.name),
         "fewvit_model": model.spec.name,
-        "num_classes": model.classes.len(),
+        "num_classes": classes.len(),
         "num_features": model.spec.num_features(),
-        "label_names": model.classes,
+        "label_names": classes,
         "model_args": model.spec.family.timm_args(size),
-        "pretrained_cfg": {
-            "num_classes": model.classes.len(),
-            "input_size": [3, size, size],
-            "fixed_input_size": true,
-            "crop_pct": model.view.crop_pct,
-            "crop_mode": "center",
-            "interpolation": interpolation,
-            "mean": model.view.mean,
-            "std": model.view.std,
-            "first_conv": "patch_embed.proj",
-            "classifier": "head",
-        },
+        "pretrained_cfg": pretrained_cfg,
     })
 }
 
@@ -78,44 +68,19 @@ fn config(model: &Exported) -> serde_json::Value {
 pub struct Loaded {
     /// The model.
     pub net: Net,
-    /// Side of its images.
-    pub img_size: usize,
-    /// Class names in the order of the logits.
-    pub classes: Vec<String>,
-    /// The evaluation view.
-    pub view: EvalView,
+    /// What the folder says of it.
+    pub description: Description,
 }
 
 #[derive(Deserialize)]
 struct Config {
     fewvit_model: String,
     label_names: Vec<String>,
-    pretrained_cfg: PretrainedConfig,
+    pretrained_cfg: Preprocessing,
 }
 
-#[derive(Deserialize)]
-struct PretrainedConfig {
-    input_size: [usize; 3],
-    crop_pct: f64,
-    interpolation: Interpolation,
-    mean: [f32; 3],
-    std: [f32; 3],
-}
-
-/// What an export folder says of its model.
-pub struct Description {
-    /// Its name here.
-    pub model: String,
-    /// Side of its images.
-    pub img_size: usize,
-    /// Class names in the order of the logits.
-    pub classes: Vec<String>,
-    /// The evaluation view.
-    pub view: EvalView,
-}
-
-/// The folder that [`write()`] wrote; `folder` may also be the run folder around it.
-fn inner(folder: &Path) -> PathBuf {
+/// The folder that [`write()`] wrote or is to write into; `folder` may also be the run folder around it.
+pub fn inner(folder: &Path) -> PathBuf {
     let inner = folder.join("export");
     if inner.is_dir() { inner } else { folder.to_path_buf() }
 }
@@ -137,17 +102,11 @@ pub fn describe(folder: &Path) -> Result<Description> {
     let text = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
     let config: Config = serde_json::from_slice(&text)
         .map_err(|e| Error::Failed(format!("{} cannot be used: {e}", path.display())))?;
-    let cfg = config.pretrained_cfg;
     Ok(Description {
         model: config.fewvit_model,
-        img_size: cfg.input_size[1],
+        img_size: config.pretrained_cfg.input_size[1],
         classes: config.label_names,
-        view: EvalView {
-            crop_pct: cfg.crop_pct,
-            interpolation: cfg.interpolation,
-            mean: cfg.mean,
-            std: cfg.std,
-        },
+        view: config.pretrained_cfg.view(),
     })
 }
 
@@ -156,12 +115,13 @@ pub fn describe(folder: &Path) -> Result<Description> {
 /// # Errors
 /// As [`describe`]; weights that do not fit.
 pub fn read(folder: &Path) -> Result<Loaded> {
-    let Description { model, img_size, classes, view } = describe(folder)?;
-    let net = NetSpec::classifier(Spec::find(&model)?, img_size, classes.len())
+    let description = describe(folder)?;
+    let Description { model, img_size, classes, .. } = &description;
+    let net = NetSpec::classifier(Spec::find(model)?, *img_size, classes.len())
         .build(0, &Device::flex())?;
     let (specs, mut values) = (Keys::of(&net), Gather::of(&net));
     let weights = weights::read(&inner(folder).join("model.safetensors"))?;
     weights::fill_strictly(&specs, &mut values, &weights)?;
     let net = Replace::values_of(net, &values, &Device::flex());
-    Ok(Loaded { net, img_size, classes, view })
+    Ok(Loaded { net, description })
 }

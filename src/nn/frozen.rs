@@ -3,6 +3,8 @@
 use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
+use crate::graph::{Graph, Value};
+
 /// A tensor that checkpoints hold and the optimiser leaves alone: [`super::Keys`] marks it, and no
 /// gradient flows to it.
 #[derive(Module, Debug)]
@@ -19,5 +21,10 @@ impl<const D: usize> Frozen<D> {
     /// The tensor, a constant to autodiff.
     pub fn val(&self) -> Tensor<D> {
         self.value.val().detach()
+    }
+
+    /// The tensor in an ONNX graph.
+    pub fn graph(&self, g: &mut Graph) -> Value {
+        g.weight(&self.value)
     }
 }

@@ -4,6 +4,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 
 use super::Init;
+use crate::graph::{Graph, Value};
 use crate::ops;
 
 /// `x W^T + b`.
@@ -61,6 +62,13 @@ impl Linear {
         ops::linear(x, self.weight.val().narrow(0, start, length), bias)
     }
 
+    /// [`Self::forward`] in ONNX operators.
+    pub fn graph(&self, g: &mut Graph, x: &Value) -> Value {
+        let weight = g.weight(&self.weight);
+        let bias = self.bias.as_ref().map(|bias| g.weight(bias));
+        g.linear(x, &weight, bias.as_ref())
+    }
+
     fn bias_or_zeros(&self) -> Tensor<1> {
         let weight = self.weight.val();
         match &self.bias {
@@ -89,5 +97,11 @@ impl LayerNorm {
     /// `[rows, dim]` to `[rows, dim]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         ops::layer_norm(x, self.weight.val(), self.bias.val(), self.eps)
+    }
+
+    /// [`Self::forward`] in ONNX operators.
+    pub fn graph(&self, g: &mut Graph, x: &Value) -> Value {
+        let (weight, bias) = (g.weight(&self.weight), g.weight(&self.bias));
+        g.layer_norm(x, &weight, &bias, self.eps)
     }
 }

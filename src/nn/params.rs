@@ -4,7 +4,9 @@
 //! tensors made from it. So parameter identity, lazy initialisation and the other state of a module
 //! never matter.
 
-use burn::module::{Module, ModuleMapper, ModuleVisitor, Param};
+use std::collections::HashMap;
+
+use burn::module::{Module, ModuleMapper, ModuleVisitor, Param, ParamId};
 use burn::tensor::{Device, Gradients, Tensor};
 
 use crate::ops::FlatMemory;
@@ -36,6 +38,7 @@ pub struct Keys {
     frozen: bool,
     /// The parameters seen.
     pub specs: Vec<ParamSpec>,
+    ids: Vec<ParamId>,
 }
 
 impl Keys {
@@ -44,6 +47,13 @@ impl Keys {
         let mut keys = Self::default();
         module.visit(&mut keys);
         keys.specs
+    }
+
+    /// The keys of the parameters of `module`.
+    pub fn by_id(module: &impl Module) -> HashMap<ParamId, String> {
+        let mut keys = Self::default();
+        module.visit(&mut keys);
+        keys.ids.into_iter().zip(keys.specs.into_iter().map(|spec| spec.key)).collect()
     }
 }
 
@@ -67,6 +77,7 @@ impl ModuleVisitor for Keys {
         let start = self.specs.last().map_or(0, |spec| spec.range.end);
         let range = start..start + shape.iter().product::<usize>();
         self.specs.push(ParamSpec { key, shape, range, frozen: self.frozen });
+        self.ids.push(param.id);
     }
 }
 

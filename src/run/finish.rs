@@ -5,12 +5,13 @@ use serde::Serialize;
 
 use super::Context;
 use super::stages::Trained;
+use crate::backbone::Net;
 use crate::config::RunConfig;
 use crate::data::SplitOrigin;
 use crate::error::{Error, Result};
 use crate::eval::infer::{EvalView, Inference};
 use crate::eval::metric::Metrics;
-use crate::export::timm;
+use crate::export::{Description, onnx, timm};
 use crate::nn::Replace;
 use crate::report::tables::{self, Prediction};
 use crate::report::{self, DataFacts, Mistake, ModelFacts, ReportData, StageFacts, TestUse};
@@ -20,6 +21,8 @@ use crate::train::checkpoint::StageName;
 /// Mistakes shown in the report, and the side of their pictures in pixels.
 const MISTAKES: usize = 24;
 const THUMBNAIL: usize = 96;
+/// Images that the ONNX file is checked on.
+const CHECKED_IMAGES: usize = 32;
 
 /// A run's result, one JSON object on stdout with `--json`.
 #[derive(Clone, Debug, Serialize)]
@@ -59,6 +62,9 @@ pub(super) fn finish(context: &Context, trained: &Trained) -> Result<Summary> {
     }
     context.folder.write_json("report.json", &facts)?;
     report::write(context.folder.root(), &facts)?;
+    if trained.stage == StageName::Finetune {
+        export_onnx(context, trained)?;
+    }
     Ok(Summary {
         run: context.folder.root().display().to_string(),
         top1: facts.metrics.as_ref().map(|m| m.top1),
@@ -75,6 +81,27 @@ fn final_weights(trained: &Trained) -> &[f32] {
     trained.state.ema.as_ref().unwrap_or(&trained.state.values)
 }
 
+fn final_net(trained: &Trained) -> Result<Net> {
+    let template = trained.net.build(0, &Device::flex())?;
+    Ok(Replace::values_of(template, final_weights(trained), &Device::flex()))
+}
+
+/// Writes `export/model.onnx`, checked on held-out images.
+fn export_onnx(context: &Context, trained: &Trained) -> Result<()> {
+    let data = context.data;
+    let description = Description {
+        model: trained.net.spec.name.to_owned(),
+        img_size: trained.net.img_size,
+        classes: data.manifest.classes.clone(),
+        view: EvalView::of(context.config),
+    };
+    let some = data.held_out.iter().chain(&data.train).take(CHECKED_IMAGES);
+    let images: Vec<_> = some.map(|&i| data.decode(i)).collect::<Result<_>>()?;
+    let path = context.folder.export().join("model.onnx");
+    let (net, threads) = (final_net(trained)?, context.threads);
+    onnx::write(&path, &net, &description, false, &images, threads).map(|_| ())
+}
+
 /// Measures on the held-out images; fills in the metrics and the worst mistakes.
 fn evaluate(
     context: &Context,
@@ -82,8 +109,7 @@ fn evaluate(
     facts: &mut ReportData,
 ) -> Result<Vec<Prediction>> {
     let data = context.data;
-    let template = trained.net.build(0, &Device::flex())?;
-    let net = Replace::values_of(template, final_weights(trained), &Device::flex());
+    let net = final_net(trained)?;
     let inference = Inference {
         net: &net,
         img_size: trained.net.img_size,

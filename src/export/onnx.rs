@@ -1,0 +1,281 @@
+//! A classifier as one ONNX file (opset 17), which says its classes and pre-processing itself, and
+//! is run on images before it counts as written.
+
+use std::path::Path;
+
+use rten::Model;
+use rten_tensor::prelude::*;
+use rten_tensor::{NdTensor, Tensor};
+
+use super::{Description, Preprocessing};
+use crate::backbone::Net;
+use crate::data::Rgb8;
+use crate::data::augment::eval_view;
+use crate::data::mixing::Mix;
+use crate::data::parallel::map_in_order;
+use crate::error::{Error, Result};
+use crate::eval::infer::Inference;
+use crate::files::{refuse_to_replace, write_atomically};
+use crate::graph::Pixels;
+
+/// Largest difference of a logit between the file and the model it was made from.
+const TOLERANCE: f32 = 1e-4;
+/// Images a thread passes through the file at a time.
+const IMAGES_AT_A_TIME: usize = 8;
+
+/// Keys of what the file says of itself.
+const MODEL: &str = "fewvit_model";
+const CLASSES: &str = "class_names";
+const PREPROCESSING: &str = "preprocessing";
+
+/// The name of the input that takes bytes and normalises them itself.
+const BYTES: &str = "pixels";
+
+/// Writes `net` to `path`, with its normalisation inside if `embed`; returns the largest difference
+/// of its logits from `net`'s on `images`.
+///
+/// # Errors
+/// No images; a difference above 1e-4 ([`Error::Verification`], and nothing is written);
+/// `path` holds something else or cannot be written.
+pub fn write(
+    path: &Path,
+    net: &Net,
+    description: &Description,
+    embed: bool,
+    images: &[Rgb8],
+    threads: usize,
+) -> Result<f32> {
+    if images.is_empty() {
+        return Err(Error::Usage("an ONNX file is checked on images, and there are none".into()));
+    }
+    refuse_to_replace(path, |content| load(path, content.to_vec()).is_ok())?;
+    let &Description { img_size, view, .. } = description;
+    let pixels = match embed {
+        true => Pixels::Bytes { mean: view.mean, std: view.std },
+        false => Pixels::Normalised,
+    };
+    let bytes = net.onnx(img_size, pixels, &metadata(description)?);
+    let written = load(path, bytes.clone())?;
+    let image = |i: usize| Ok(images[i].clone());
+    let theirs = written.logits(images.len(), &image, threads)?;
+    let inference = Inference { net, img_size, view, threads };
+    let ours = inference.run(images.len(), &image, &|_| ())?.logits;
+    let difference = largest_difference(&ours, &theirs);
+    if difference.is_nan() || difference > TOLERANCE {
+        return Err(Error::Verification(format!(
+            "the ONNX file of {} gives other logits than the model (by {difference:.1e}, \
+             {TOLERANCE:.0e} is allowed); it was not written",
+            description.model
+        )));
+    }
+    write_atomically(path, &bytes)?;
+    Ok(difference)
+}
+
+/// NaN where the two are no numbers or not of one length.
+fn largest_difference(a: &[f32], b: &[f32]) -> f32 {
+    if a.len() != b.len() {
+        return f32::NAN;
+    }
+    let differences = a.iter().zip(b).map(|(a, b)| (a - b).abs());
+    differences.fold(0.0, |m, d| if d.is_nan() || m.is_nan() { f32::NAN } else { m.max(d) })
+}
+
+fn metadata(description: &Description) -> Result<[(&'static str, String); 3]> {
+    let failed = |e| Error::Failed(format!("cannot describe the model: {e}"));
+    let preprocessing = Preprocessing::of(description.img_size, description.view);
+    Ok([
+        (MODEL, description.model.clone()),
+        (CLASSES, serde_json::to_string(&description.classes).map_err(failed)?),
+        (PREPROCESSING, serde_json::to_string(&preprocessing).map_err(failed)?),
+    ])
+}
+
+/// An ONNX file, ready to run.
+pub struct Loaded {
+    /// What it says of itself.
+    pub description: Description,
+    model: Model,
+    /// Whether it takes bytes.
+    bytes: bool,
+}
+
+/// Reads what [`write()`] wrote.
+///
+/// # Errors
+/// No ONNX file, or one that does not say its classes and pre-processing.
+pub fn read(path: &Path) -> Result<Loaded> {
+    load(path, std::fs::read(path).map_err(|source| Error::io("read", path, source))?)
+}
+
+fn load(path: &Path, bytes: Vec<u8>) -> Result<Loaded> {
+    let unusable = |why: String| Error::Failed(format!("{} cannot be used: {why}", path.display()));
+    let model = Model::load(bytes).map_err(|e| unusable(e.to_string()))?;
+    let say = |key: &str| {
+        let value = model.metadata().get(key);
+        value.ok_or_else(|| unusable(format!("it was not exported by fewvit: it lacks `{key}`")))
+    };
+    let classes = serde_json::from_str(say(CLASSES)?).map_err(|e| unusable(e.to_string()))?;
+    let preprocessing: Preprocessing =
+        serde_json::from_str(say(PREPROCESSING)?).map_err(|e| unusable(e.to_string()))?;
+    let description = Description {
+        model: say(MODEL)?.to_owned(),
+        img_size: preprocessing.input_size[1],
+        classes,
+        view: preprocessing.view(),
+    };
+    let bytes = model.find_node(BYTES).is_some();
+    Ok(Loaded { description, model, bytes })
+}
+
+impl Loaded {
+    /// Logits `[count, classes]` of images; `image(i)` decodes one.
+    ///
+    /// # Errors
+    /// An image cannot be read, the file cannot be run.
+    pub fn logits(
+        &self,
+        count: usize,
+        image: &(dyn Fn(usize) -> Result<Rgb8> + Sync),
+        threads: usize,
+    ) -> Result<Vec<f32>> {
+        let starts: Vec<usize> = (0..count).step_by(IMAGES_AT_A_TIME).collect();
+        let parts = map_in_order(&starts, threads, |&start| {
+            let Description { img_size, view, .. } = self.description;
+            let end = (start + IMAGES_AT_A_TIME).min(count);
+            let views = (start..end)
+                .map(|i| Ok(eval_view(&image(i)?, img_size, view.crop_pct, view.interpolation)));
+            self.run(views.collect::<Result<_>>()?)
+        })?;
+        Ok(parts.concat())
+    }
+
+    /// Logits of square images of the right side.
+    fn run(&self, views: Vec<Rgb8>) -> Result<Vec<f32>> {
+        let size = self.description.img_size;
+        let failed = |e: String| Error::Failed(format!("the ONNX file cannot be run: {e}"));
+        let input = match self.bytes {
+            true => {
+                let pixels: Vec<u8> =
+                    views.iter().flat_map(|view| view.pixels.iter().copied()).collect();
+                Tensor::<u8>::from_data(&[views.len(), size, size, 3], pixels).into()
+            }
+            false => {
+                let (row, view) = (3 * size * size, self.description.view);
+                let mut pixels = vec![0.0; views.len() * row];
+                for (image, row) in views.iter().zip(pixels.chunks_mut(row)) {
+                    Mix::none(1).write_row(&image.pixels, 0, size, view.mean, view.std, row);
+                }
+                Tensor::<f32>::from_data(&[views.len(), 3, size, size], pixels).into()
+            }
+        };
+        let node = |name: &str| self.model.node_id(name).map_err(|e| failed(e.to_string()));
+        let name = if self.bytes { BYTES } else { "images" };
+        let [logits] = self
+            .model
+            .run_n(vec![(node(name)?, input)], [node("logits")?], None)
+            .map_err(|e| failed(e.to_string()))?;
+        let logits: NdTensor<f32, 2> = logits.try_into().map_err(|e| failed(format!("{e:?}")))?;
+        Ok(logits.to_vec())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::backbone::t2t_vit::{T2tVitSpec, TokenAttention};
+    use crate::backbone::{Family, NetSpec, Spec, deit::DeitSpec, pvt_v2::PvtV2Spec};
+    use crate::config::Interpolation;
+    use crate::eval::infer::EvalView;
+    use burn::tensor::Device;
+
+    const PVT: PvtV2Spec = PvtV2Spec {
+        embed_dims: [4, 8, 10, 16],
+        depths: [1, 2, 1, 1],
+        mlp_ratios: [8, 8, 4, 4],
+        linear: false,
+    };
+    const T2T: T2tVitSpec = T2tVitSpec {
+        embed_dim: 16,
+        depth: 2,
+        num_heads: 2,
+        mlp_ratio: 3,
+        token_dim: 8,
+        attention: TokenAttention::Performer,
+    };
+    const FAMILIES: [&dyn Family; 5] = [
+        &DeitSpec { embed_dim: 16, depth: 3, num_heads: 2, patch_size: 8 },
+        &PVT,
+        &PvtV2Spec { linear: true, ..PVT },
+        &T2T,
+        &T2tVitSpec { attention: TokenAttention::Transformer, ..T2T },
+    ];
+
+    fn model(family: &'static dyn Family, img_size: usize) -> (Net, Description) {
+        let spec = Spec { name: "tiny", timm_name: None, family };
+        let net = NetSpec::classifier(spec, img_size, 3).build(7, &Device::flex()).expect("a net");
+        let view = EvalView {
+            crop_pct: 0.875,
+            interpolation: Interpolation::Bicubic,
+            mean: [0.5, 0.4, 0.3],
+            std: [0.2, 0.25, 0.3],
+        };
+        let classes = ["a", "b", "\"c\""].map(str::to_owned).to_vec();
+        (net, Description { model: "tiny".to_owned(), img_size, classes, view })
+    }
+
+    fn images(count: usize) -> Vec<Rgb8> {
+        let pixels = |seed: usize| (0..90 * 80 * 3).map(move |i| (i * (7919 + seed) % 253) as u8);
+        (0..count).map(|i| Rgb8 { width: 90, height: 80, pixels: pixels(i).collect() }).collect()
+    }
+
+    #[test]
+    fn every_family_is_written_and_gives_the_same_logits_in_another_program() {
+        let folder = tempfile::tempdir().expect("a folder");
+        for (i, family) in FAMILIES.into_iter().enumerate() {
+            for (img_size, embed) in [(48, false), (64, true)] {
+                let path = folder.path().join(format!("{i}-{img_size}.onnx"));
+                let (net, description) = model(family, img_size);
+                let difference = write(&path, &net, &description, embed, &images(9), 2)
+                    .unwrap_or_else(|e| panic!("{family:?} at {img_size} px: {e}"));
+                assert!(difference < 2e-5, "{family:?} at {img_size} px: {difference}");
+                let read = read(&path).expect("what was written");
+                assert_eq!(read.description, description);
+            }
+        }
+    }
+
+    #[test]
+    fn a_file_that_gives_other_logits_is_not_written() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("model.onnx");
+        let (net, description) = model(FAMILIES[0], 48);
+        let mut lying = description.clone();
+        lying.img_size = 40;
+        let error = write(&path, &net, &lying, false, &images(1), 1);
+        assert!(error.is_err() && !path.exists());
+        let (a, b) = ([0.0, 1.0], [0.0, 1.1]);
+        assert!(largest_difference(&a, &b) > TOLERANCE);
+        assert!(largest_difference(&a, &[0.0, f32::NAN]).is_nan());
+        assert!(largest_difference(&a, &a[..1]).is_nan());
+        assert_eq!(largest_difference(&a, &a), 0.0);
+        let error = write(&path, &net, &description, false, &[], 1).expect_err("no images");
+        assert_eq!(error.exit_code(), 2);
+    }
+
+    #[test]
+    fn files_that_are_no_classifier_of_ours_are_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("model.onnx");
+        let (net, description) = model(FAMILIES[0], 48);
+        let bytes = net.onnx(48, Pixels::Normalised, &metadata(&description).expect("metadata"));
+        let bare = net.onnx(48, Pixels::Normalised, &[]);
+        for content in [&b"nothing"[..], b"", &bytes[..bytes.len() / 2], &bare] {
+            std::fs::write(&path, content).expect("written");
+            let error = read(&path).map(|_| ()).expect_err("unusable");
+            assert!(error.to_string().contains("model.onnx cannot be used"), "{error}");
+        }
+        let refused = write(&path, &net, &description, false, &images(1), 1);
+        assert_eq!(refused.expect_err("somebody's file").exit_code(), 2);
+    }
+}
