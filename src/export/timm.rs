@@ -50,7 +50,9 @@ fn config(model: &Exported) -> serde_json::Value {
     let (size, classes) = (model.img_size, model.classes);
     let mut pretrained_cfg = json!(Preprocessing::of(size, model.view));
     pretrained_cfg["num_classes"] = classes.len().into();
-    pretrained_cfg["fixed_input_size"] = true.into();
+    let model_args = model.spec.family.timm_args(size);
+    // timm builds what it calls fixed for `img_size`, an argument that PVTv2 does not have.
+    pretrained_cfg["fixed_input_size"] = model_args.get("img_size").is_some().into();
     pretrained_cfg["first_conv"] = "patch_embed.proj".into();
     pretrained_cfg["classifier"] = "head".into();
     json!({
@@ -59,7 +61,7 @@ fn config(model: &Exported) -> serde_json::Value {
         "num_classes": classes.len(),
         "num_features": model.spec.num_features(),
         "label_names": classes,
-        "model_args": model.spec.family.timm_args(size),
+        "model_args": model_args,
         "pretrained_cfg": pretrained_cfg,
     })
 }

@@ -69,7 +69,7 @@ def write_folder(folder, name, img_size):
         "pretrained_cfg": {
             "num_classes": 10,
             "input_size": [3, img_size, img_size],
-            "fixed_input_size": True,
+            "fixed_input_size": "img_size" in args,
             "crop_pct": 0.875,
             "crop_mode": "center",
             "interpolation": "bicubic",
