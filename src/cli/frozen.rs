@@ -14,7 +14,7 @@ use crate::eval::knn::knn;
 use crate::eval::metric::{Metrics, wilson};
 use crate::eval::probe::{Probe, ProbeOptions};
 use crate::report::features::{self, Named};
-use crate::run::frozen::{Hints, open};
+use crate::run::frozen::{Frozen, Hints};
 use crate::run::prepare::decode_sample;
 
 /// Features and labels of a labelled split.
@@ -92,7 +92,7 @@ pub(super) fn embed(args: &EmbedArgs) -> Result<()> {
         Some(split) => chosen(&manifest, Some(split)),
         None => manifest.samples.iter().collect(),
     };
-    let values = extract(&args.frozen, &samples)?;
+    let values = extract(&open(&args.frozen)?, &args.frozen, &samples)?;
     let files: Vec<&str> = samples.iter().map(|sample| sample.id.as_str()).collect();
     features::write(&args.out, format, &Named { files: &files, values: &values })
 }
@@ -108,10 +108,11 @@ fn splits(args: &FrozenArgs) -> Result<Splits> {
     if train.is_empty() || test.iter().all(|sample| sample.label.is_none()) {
         return Err(lacking(&args.data));
     }
+    let frozen = open(args)?;
     let labelled = |samples: Vec<&Sample>| -> Result<Labelled> {
         let labels: Option<Vec<usize>> = samples.iter().map(|sample| sample.label).collect();
         let labels = labels.ok_or_else(|| lacking(&args.data))?;
-        Ok(Labelled { features: extract(args, &samples)?, labels })
+        Ok(Labelled { features: extract(&frozen, args, &samples)?, labels })
     };
     Ok(Splits { train: labelled(train)?, test: labelled(test)?, classes: manifest.classes.len() })
 }
@@ -120,11 +121,17 @@ fn lacking(data: &Path) -> Error {
     Error::Data(format!("{} needs labelled training and test images", data.display()))
 }
 
-/// Features of the samples, `[samples, num_features]`.
-fn extract(args: &FrozenArgs, samples: &[&Sample]) -> Result<Vec<f32>> {
+/// The backbone; what there is to say of its weights goes to standard error.
+fn open(args: &FrozenArgs) -> Result<Frozen> {
     crate::run::check_device(&args.common.device)?;
     let hints = Hints { model: args.name.as_deref(), img_size: args.img_size };
-    let frozen = open(&args.model, &hints)?;
+    let frozen = crate::run::frozen::open(&args.model, &hints)?;
+    frozen.notes.iter().for_each(|note| eprintln!("note: {note}"));
+    Ok(frozen)
+}
+
+/// Features of the samples, `[samples, num_features]`.
+fn extract(frozen: &Frozen, args: &FrozenArgs, samples: &[&Sample]) -> Result<Vec<f32>> {
     let inference = Inference {
         net: &frozen.net,
         img_size: frozen.img_size,

@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 use crate::eval::infer::EvalView;
 use crate::export::timm;
 use crate::nn::{Gather, Keys, Replace};
-use crate::weights;
+use crate::weights::{self, Import};
 
 /// A backbone without heads, and how its inputs are made.
 pub struct Frozen {
@@ -21,6 +21,8 @@ pub struct Frozen {
     pub img_size: usize,
     /// How an image becomes its input.
     pub view: EvalView,
+    /// What was done with the weights of another program, for people.
+    pub notes: Vec<String>,
 }
 
 /// What the user says of weights that do not say it themselves.
@@ -31,7 +33,8 @@ pub struct Hints<'a> {
     pub img_size: Option<usize>,
 }
 
-/// Reads a run folder (its pre-trained weights, if it has any), an export folder, or a weights file.
+/// Reads a run folder (its pre-trained weights, if it has any), an export folder, or a weights file
+/// of any kind that [`weights::import()`] takes.
 ///
 /// # Errors
 /// Weights that cannot be read or do not fit, a file without `hints.model`.
@@ -42,7 +45,9 @@ pub fn open(path: &Path, hints: &Hints) -> Result<Frozen> {
         let (_, config) = folder.read_request()?;
         let size = config.pretrain.crops.first().map_or(0, |group| group.img_size);
         let size = hints.img_size.unwrap_or(size);
-        return build(&config.model.name, size, &folder.pretrained(), &config);
+        let frozen = build(&config.model.name, size, &folder.pretrained(), &config)?;
+        // That the head of pre-training is not used needs no saying.
+        return Ok(Frozen { notes: Vec::new(), ..frozen });
     }
     let defaults = Layers::new("paper")?.build()?.config;
     if path.is_dir() {
@@ -65,7 +70,7 @@ fn build(model: &str, img_size: usize, weights: &Path, config: &RunConfig) -> Re
     let spec = NetSpec { spec: Spec::find(model)?, img_size, heads: HeadSpec::default() };
     let net = spec.build(0, &Device::flex())?;
     let (specs, mut values) = (Keys::of(&net), Gather::of(&net));
-    weights::fill_backbone(&specs, &mut values, &weights::read(weights)?)?;
+    let Import { notes, .. } = weights::import(weights, &specs, &mut values)?;
     let net = Replace::values_of(net, &values, &Device::flex());
-    Ok(Frozen { net, img_size, view: EvalView::of(config) })
+    Ok(Frozen { net, img_size, view: EvalView::of(config), notes })
 }

@@ -130,14 +130,17 @@ pub fn train(
 /// Fine-tuning's first weights: the run's own pre-training, the given weights, or a fresh model.
 fn initial(context: &Context, stage: &Stage) -> Result<TrainState> {
     let mut state = stage.fresh(stage.source.seed)?;
-    let own = context.request.pretrain.then(|| context.folder.pretrained());
-    if let Some(path) = own.or_else(|| context.request.init.clone()) {
-        let weights = weights::read(&weights_of(&path)?)?;
-        weights::fill_backbone(&state.specs, &mut state.values, &weights)?;
-        // The average starts from the weights, wherever they come from.
-        state = TrainState::new(state.specs, state.values, stage.optim.ema);
+    let (specs, values) = (&state.specs, &mut state.values);
+    if context.request.pretrain {
+        weights::import_backbone(&context.folder.pretrained(), specs, values)?;
+    } else if let Some(path) = &context.request.init {
+        let seen = weights::import(&weights_of(path)?, specs, values)?;
+        seen.notes.iter().for_each(|note| context.ui.note(&format!("  note: {note}")));
+    } else {
+        return Ok(state);
     }
-    Ok(state)
+    // The average starts from the weights, wherever they come from.
+    Ok(TrainState::new(state.specs, state.values, stage.optim.ema))
 }
 
 /// The weights file that `--init` means: the file itself, or the pre-trained or exported weights of

@@ -1,14 +1,18 @@
-//! Named tensors in safetensors files, written atomically, and strict filling of a model from them.
+//! Named tensors in files: safetensors written atomically, and strict filling of a model from them;
+//! checkpoints of other programs in [`import()`].
+
+mod checkpoint;
+mod import;
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
 use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 
-use crate::backbone::resize_pos_embed;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::nn::ParamSpec;
+pub use import::{Import, import, import_backbone};
 
 /// Shape and values of a named tensor.
 pub type Named = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
@@ -41,9 +45,13 @@ pub fn open<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
 
 /// The values as f32, `None` for types that are no floats.
 pub fn floats(view: &TensorView) -> Option<Vec<f32>> {
-    let data = view.data();
+    to_f32(view.dtype(), view.data())
+}
+
+/// [`floats`] of little-endian bytes.
+fn to_f32(dtype: Dtype, data: &[u8]) -> Option<Vec<f32>> {
     let halves = || data.chunks_exact(2).map(|b| u16::from_le_bytes([b[0], b[1]]));
-    match view.dtype() {
+    match dtype {
         Dtype::F32 => Some(from_le_bytes(data).collect()),
         Dtype::BF16 => Some(halves().map(|h| f32::from_bits(u32::from(h) << 16)).collect()),
         Dtype::F16 => Some(halves().map(half_to_f32).collect()),
@@ -103,37 +111,6 @@ pub fn fill_strictly(specs: &[ParamSpec], values: &mut [f32], weights: &Named) -
             "the weights do not fit the model:\n  {}",
             problems.join("\n  ")
         ))),
-    }
-}
-
-/// Keys of what is trained on top of a backbone.
-const HEADS: [&str; 3] = ["head.", "projector.", "predictor."];
-
-/// Fills everything but what sits on top of the backbone (`head` and the MLPs of the pre-training
-/// methods), which stays freshly initialised, and resizes the position embedding to the model's img-size (recipe section 3.7).
-///
-/// # Errors
-/// As [`fill_strictly`]: the whole backbone must be there, or a run would start from half of it.
-pub fn fill_backbone(specs: &[ParamSpec], values: &mut [f32], weights: &Named) -> Result<()> {
-    let on_top = |key: &str| HEADS.iter().any(|head| key.starts_with(head));
-    let own: Vec<_> = specs.iter().filter(|spec| !on_top(&spec.key)).cloned().collect();
-    let mut weights: Named =
-        weights.iter().filter(|(k, _)| !on_top(k)).map(|(k, v)| (k.clone(), v.clone())).collect();
-    let position = own.iter().find(|spec| spec.key == "pos_embed");
-    if let (Some(spec), Some(entry)) = (position, weights.get_mut("pos_embed")) {
-        resize(spec, entry);
-    }
-    fill_strictly(&own, values, &weights)
-}
-
-/// Resizes the position embedding `[1, 1 + side^2, dim]` in `entry` to the shape of `spec`.
-fn resize(spec: &ParamSpec, entry: &mut (Vec<usize>, Vec<f32>)) {
-    let (&[_, old, dim], &[_, new, own_dim]) = (&entry.0[..], &spec.shape[..]) else { return };
-    let sides = [old, new].map(|tokens| (tokens.saturating_sub(1)).isqrt());
-    let square = sides[0] * sides[0] + 1 == old && sides[1] * sides[1] + 1 == new;
-    if square && dim == own_dim && old != new {
-        entry.1 = resize_pos_embed(&entry.1, sides[0], sides[1], dim);
-        entry.0 = spec.shape.clone();
     }
 }
 
