@@ -27,7 +27,7 @@ pub struct TraceOptions {
     pub num_classes: usize,
     /// Side of the images.
     pub img_size: usize,
-    /// safetensors under timm's keys.
+    /// Weights of backbone and head, in any file that [`weights::import()`] takes.
     pub weights: PathBuf,
     /// safetensors with `images` f32 `[B, 3, H, W]` and `targets` (i64 `[B]` or f32 `[B, K]`).
     pub batch: PathBuf,
@@ -68,8 +68,7 @@ pub fn trace(options: &TraceOptions) -> Result<()> {
     let device = Device::flex();
     let net = NetSpec::classifier(spec, options.img_size, options.num_classes).build(0, &device)?;
     let mut state = TrainState::new(Keys::of(&net), Gather::of(&net), Ema::Off);
-    let weights = weights::read(&options.weights)?;
-    weights::fill_strictly(&state.specs, &mut state.values, &weights)?;
+    weights::import(&options.weights, &state.specs, &mut state.values)?.complete()?;
     let (images, targets) = read_batch(options, &device.autodiff())?;
     refuse_to_replace(&options.out, is_trace)?;
     let traced = run(&net, &mut state, &images, &targets, options)?;
