@@ -1,7 +1,7 @@
 //! Weights made elsewhere: where in a checkpoint they are, and what their keys are called here.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::checkpoint::Checkpoint;
 use crate::backbone::resize_pos_embed;
@@ -15,8 +15,9 @@ const ON_TOP: [&str; 7] =
     ["head.", "fc.", "projector.", "predictor.", "pre_logits.", "decoder_", "mask_token"];
 
 /// Words that make one copy of a model the one to take: the average of the weights, DINO's teacher,
-/// MoCo v3's trained encoder. The original programs evaluate these.
-const PREFERRED: [&str; 3] = ["ema", "teacher", "base"];
+/// the trained encoder of MoCo (`encoder_q`) and MoCo v3 (`base_encoder`). The original programs
+/// evaluate these.
+const PREFERRED: [&str; 4] = ["ema", "teacher", "q", "base"];
 
 /// Names around a state dict are not nested deeper than this.
 const DEEPEST: usize = 8;
@@ -26,6 +27,7 @@ const DEEPEST: usize = 8;
 pub struct Import {
     /// For people.
     pub notes: Vec<String>,
+    path: PathBuf,
     /// Keys of the model's head that the file had nothing for.
     fresh: Vec<String>,
 }
@@ -38,7 +40,10 @@ impl Import {
     pub fn complete(&self) -> Result<()> {
         match self.fresh.is_empty() {
             true => Ok(()),
-            false => Err(misfit(self.fresh.iter().map(|key| format!("missing: {key}")))),
+            false => {
+                let missing = self.fresh.iter().map(|key| format!("missing: {key}"));
+                Err(misfit(&self.path, &missing.collect::<Vec<_>>()))
+            }
         }
     }
 }
@@ -89,10 +94,10 @@ pub fn import(path: &Path, specs: &[ParamSpec], values: &mut [f32]) -> Result<Im
         }
     }
     if !problems.is_empty() {
-        return Err(misfit(problems.into_iter()));
+        return Err(misfit(path, &problems));
     }
     let fresh = fill_head(&head, &file, &found, values, &mut notes)?;
-    Ok(Import { notes, fresh })
+    Ok(Import { notes, path: path.to_path_buf(), fresh })
 }
 
 /// [`import`] without the head, whatever its size: that of pre-training is for something else.
@@ -108,9 +113,9 @@ fn on_top(key: &str) -> bool {
     ON_TOP.iter().any(|start| key.starts_with(start))
 }
 
-fn misfit(problems: impl Iterator<Item = String>) -> Error {
-    let problems: Vec<_> = problems.collect();
-    Error::Failed(format!("the weights do not fit the model:\n  {}", problems.join("\n  ")))
+fn misfit(path: &Path, problems: &[String]) -> Error {
+    let problems = problems.join("\n  ");
+    Error::Failed(format!("{} does not fit the model:\n  {problems}", path.display()))
 }
 
 fn misshapen(spec: &ParamSpec, shape: &[usize]) -> String {

@@ -1,0 +1,207 @@
+//! Weights of other programs: found, renamed, converted and resized; misfits by name.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Device;
+use fewvit::backbone::deit::DeitSpec;
+use fewvit::backbone::pvt_v2::PvtV2Spec;
+use fewvit::backbone::t2t_vit::{T2tVitSpec, TokenAttention};
+use fewvit::backbone::{Family, NetSpec, Spec, resize_pos_embed};
+use fewvit::nn::{Gather, Keys, ParamSpec};
+use fewvit::weights::{self, Import, Named};
+
+// The sizes of tests/golden/{deit,backbones}.py.
+const DEIT: DeitSpec = DeitSpec { embed_dim: 16, depth: 3, num_heads: 2, patch_size: 8 };
+const PVT: PvtV2Spec = PvtV2Spec {
+    embed_dims: [4, 8, 10, 16],
+    depths: [1, 2, 1, 1],
+    mlp_ratios: [8, 8, 4, 4],
+    linear: false,
+};
+const T2T: T2tVitSpec = T2tVitSpec {
+    embed_dim: 16,
+    depth: 2,
+    num_heads: 2,
+    mlp_ratio: 3,
+    token_dim: 8,
+    attention: TokenAttention::Performer,
+};
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// The weights of a golden file under timm's keys.
+fn expected(name: &str) -> Named {
+    let all = weights::read(&golden(name)).expect("a golden file");
+    let own = |(key, value): (String, _)| Some((key.strip_prefix("param.")?.to_owned(), value));
+    all.into_iter().filter_map(own).collect()
+}
+
+/// Places and first values of a model of five classes.
+fn model(family: &'static dyn Family, img_size: usize) -> (Vec<ParamSpec>, Vec<f32>) {
+    let spec = Spec { name: "tiny", timm_name: None, family };
+    let net = NetSpec::classifier(spec, img_size, 5).build(0, &Device::flex()).expect("a net");
+    (Keys::of(&net), Gather::of(&net))
+}
+
+/// Writes tensors into a file of its own.
+fn file(folder: &tempfile::TempDir, tensors: &Named) -> PathBuf {
+    let path = folder.path().join("w.bin");
+    let (mut specs, mut values) = (Vec::new(), Vec::new());
+    for (key, (shape, tensor)) in tensors {
+        let range = values.len()..values.len() + tensor.len();
+        specs.push(ParamSpec { key: key.clone(), shape: shape.clone(), range, frozen: false });
+        values.extend(tensor);
+    }
+    weights::write(&path, &specs, &values).expect("written");
+    path
+}
+
+/// Imports tensors into a model.
+fn import(
+    tensors: &Named,
+    family: &'static dyn Family,
+    img_size: usize,
+) -> fewvit::Result<(Vec<ParamSpec>, Vec<f32>, Import)> {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (specs, mut values) = model(family, img_size);
+    let seen = weights::import(&file(&folder, tensors), &specs, &mut values)?;
+    Ok((specs, values, seen))
+}
+
+fn renamed(tensors: Named, name: impl Fn(&str) -> String) -> Named {
+    tensors.into_iter().map(|(key, value)| (name(&key), value)).collect()
+}
+
+/// Holds a checkpoint that `tests/golden/import.py` made against the weights it was made from.
+fn assert_weights(checkpoint: &str, family: &'static dyn Family, size: usize, of: &str, bits: i32) {
+    let (specs, mut values) = model(family, size);
+    let before = values.clone();
+    let seen = weights::import(&golden(checkpoint), &specs, &mut values).expect("it fits");
+    let expected = expected(of);
+    let taken = |spec: &&ParamSpec| seen.complete().is_ok() || !spec.key.starts_with("head.");
+    for spec in specs.iter().filter(taken) {
+        for (ours, theirs) in values[spec.range.clone()].iter().zip(&expected[&spec.key].1) {
+            let error = (ours - theirs).abs();
+            assert!(error <= theirs.abs() * 2f32.powi(-bits) + 1e-7, "{}: {ours}", spec.key);
+        }
+    }
+    let last = specs.last().expect("the head").range.clone();
+    assert_eq!(values[last.clone()] == before[last], seen.complete().is_err(), "{checkpoint}");
+}
+
+#[test]
+fn checkpoints_of_pytorch_hold_the_weights_they_were_made_from() {
+    assert_weights("import_zip.pth", &DEIT, 24, "deit.safetensors", 8);
+    assert_weights("import_legacy.pth", &PVT, 72, "pvt_v2.safetensors", 11);
+}
+
+#[test]
+fn a_dino_checkpoint_gives_its_teacher_and_says_so() {
+    let (specs, mut values) = model(&DEIT, 24);
+    let seen = weights::import(&golden("import_zip.pth"), &specs, &mut values).expect("it fits");
+    let notes = seen.notes.join("\n");
+    assert!(notes.contains("the weights are `teacher.backbone.`"), "{notes}");
+    assert!(notes.contains("not `student`, `teacher.head`"), "{notes}");
+    assert!(notes.contains("the head starts afresh: the file has none"), "{notes}");
+    let error = seen.complete().expect_err("no head").to_string();
+    assert!(error.contains("missing: head.weight") && error.contains("head.bias"), "{error}");
+}
+
+#[test]
+fn of_several_copies_the_one_that_the_original_programs_use_is_taken() {
+    for (good, bad) in [
+        ("state_dict_ema.", "state_dict."),
+        ("model_ema.", "model."),
+        ("teacher.backbone.", "student.module.backbone."),
+        ("state_dict.module.base_encoder.", "state_dict.module.momentum_encoder."),
+        ("state_dict.module.encoder_q.", "state_dict.module.encoder_k."),
+    ] {
+        let ours = expected("deit.safetensors");
+        let zeros = |v: &(Vec<usize>, Vec<f32>)| (v.0.clone(), vec![0.0; v.1.len()]);
+        let mut tensors: Named =
+            ours.iter().map(|(k, v)| (format!("{bad}{k}"), zeros(v))).collect();
+        tensors.extend(renamed(ours.clone(), |key| format!("{good}{key}")));
+        let (specs, values, _) = import(&tensors, &DEIT, 24).expect(good);
+        for spec in specs {
+            assert_eq!(values[spec.range], ours[&spec.key].1, "{good} {}", spec.key);
+        }
+    }
+}
+
+#[test]
+fn a_head_of_other_classes_is_replaced_and_what_is_on_top_is_named() {
+    let mut tensors = expected("deit.safetensors");
+    tensors.insert("head.weight".to_owned(), (vec![7, 16], vec![9.0; 7 * 16]));
+    tensors.insert("head.bias".to_owned(), (vec![7], vec![9.0; 7]));
+    tensors.insert("projector.0.weight".to_owned(), (vec![1], vec![0.0]));
+    let (specs, values, seen) = import(&tensors, &DEIT, 24).expect("the backbone fits");
+    let notes = seen.notes.join("\n");
+    assert!(notes.contains("afresh: head.weight is [7, 16], the model's is [5, 16]"), "{notes}");
+    assert!(notes.contains("not used: projector.0.weight"), "{notes}");
+    assert!(seen.complete().is_err());
+    let (_, before) = model(&DEIT, 24);
+    for spec in specs {
+        let same = values[spec.range.clone()] == before[spec.range.clone()];
+        assert_eq!(same, spec.key.starts_with("head."), "{}", spec.key);
+    }
+}
+
+#[test]
+fn a_position_embedding_is_resized_or_where_it_is_computed_left() {
+    let tensors = expected("deit.safetensors");
+    let (specs, values, seen) = import(&tensors, &DEIT, 40).expect("it fits");
+    let position = specs.iter().find(|spec| spec.key == "pos_embed").expect("there");
+    let resized = resize_pos_embed(&tensors["pos_embed"].1, 3, 5, 16);
+    assert_eq!(values[position.range.clone()], resized);
+    assert!(seen.notes.iter().any(|note| note.contains("from 3 x 3 to 5 x 5")), "{seen:?}");
+
+    let tensors = expected("t2t_vit.safetensors");
+    let (specs, values, seen) = import(&tensors, &T2T, 80).expect("it fits");
+    let (_, fresh) = model(&T2T, 80);
+    for spec in specs {
+        let expected = match &*spec.key {
+            "pos_embed" => &fresh[spec.range.clone()],
+            key => &tensors[key].1[..],
+        };
+        assert_eq!(&values[spec.range], expected, "{}", spec.key);
+    }
+    assert!(seen.notes.iter().any(|note| note.contains("computed for this img-size")), "{seen:?}");
+}
+
+#[test]
+fn every_misfit_of_a_backbone_is_named() {
+    let mut tensors = expected("deit.safetensors");
+    tensors.remove("blocks.1.norm2.bias");
+    tensors.insert("blocks.3.norm1.weight".to_owned(), (vec![16], vec![0.0; 16]));
+    tensors.insert("cls_token".to_owned(), (vec![16], vec![0.0; 16]));
+    tensors.insert("pos_embed".to_owned(), (vec![1, 12, 16], vec![0.0; 12 * 16]));
+    let error = import(&tensors, &DEIT, 24).expect_err("four misfits");
+    assert_eq!(error.exit_code(), 1);
+    for part in [
+        "missing: blocks.1.norm2.bias",
+        "unused: blocks.3.norm1.weight",
+        "cls_token is [16], the model's is [1, 1, 16]",
+        "pos_embed is [1, 12, 16], the model's is [1, 10, 16]",
+    ] {
+        assert!(error.to_string().contains(part), "{part:?} is not in {error}");
+    }
+}
+
+#[test]
+fn a_distilled_deit_is_refused_with_the_reason() {
+    let mut tensors = expected("deit.safetensors");
+    tensors.insert("dist_token".to_owned(), (vec![1, 1, 16], vec![0.0; 16]));
+    tensors.insert("pos_embed".to_owned(), (vec![1, 11, 16], vec![0.0; 11 * 16]));
+    let error = import(&tensors, &DEIT, 24).expect_err("another model").to_string();
+    assert!(error.contains("distilled DeiT") && error.contains("w.bin"), "{error}");
+}
+
+#[test]
+fn a_file_of_another_model_says_what_it_holds() {
+    let tensors = Named::from([("layer1.0.conv1.weight".to_owned(), (vec![1], vec![0.0]))]);
+    let error = import(&tensors, &DEIT, 24).expect_err("a ResNet").to_string();
+    assert!(error.contains("w.bin holds no weights of this model"), "{error}");
+    assert!(error.contains("layer1.0.conv1.weight"), "{error}");
+}
