@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::args::{CommonArgs, EvalArgs, ExportArgs, PredictArgs, SplitChoice};
-use crate::backbone::Spec;
+use crate::backbone::{ImgSizes, Spec};
 use crate::config::{Layers, RunConfig};
 use crate::data::Rgb8;
 use crate::data::manifest::{Manifest, Origin, Sample, Split};
@@ -167,6 +167,7 @@ pub(super) fn list(as_json: bool) -> Result<()> {
     for spec in Spec::all() {
         let giga = |size| spec.macs(size) as f64 / 1e9;
         let (name, params) = (spec.name, spec.num_params(224));
+        let ImgSizes { smallest, multiple_of } = spec.family.img_sizes();
         if as_json {
             super::print_json(&json!({
                 "name": name,
@@ -174,10 +175,16 @@ pub(super) fn list(as_json: bool) -> Result<()> {
                 "macs_112": spec.macs(112),
                 "macs_224": spec.macs(224),
                 "macs_448": spec.macs(448),
+                "img_size_min": smallest,
+                "img_size_multiple_of": multiple_of,
             }))?;
         } else {
+            let sizes = match multiple_of {
+                1 => format!("from {smallest} px"),
+                _ => format!("multiples of {multiple_of} px"),
+            };
             super::print(&format!(
-                "{name:<24} {:>5.1} M parameters, {:.2} / {:.2} / {:.2} G multiply-adds at 112 / 224 / 448 px",
+                "{name:<24} {:>5.1} M parameters, {:.2} / {:.2} / {:.2} G multiply-adds at 112 / 224 / 448 px; images {sizes}",
                 params as f64 / 1e6,
                 giga(112),
                 giga(224),
