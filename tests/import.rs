@@ -1,8 +1,11 @@
 //! Weights of other programs: found, renamed, converted and resized; misfits by name.
 
+mod common;
+
 use std::path::{Path, PathBuf};
 
 use burn::tensor::Device;
+use common::{flowers, run, stderr, tiny_run};
 use fewvit::backbone::deit::DeitSpec;
 use fewvit::backbone::pvt_v2::PvtV2Spec;
 use fewvit::backbone::t2t_vit::{T2tVitSpec, TokenAttention};
@@ -204,4 +207,32 @@ fn a_file_of_another_model_says_what_it_holds() {
     let error = import(&tensors, &DEIT, 24).expect_err("a ResNet").to_string();
     assert!(error.contains("w.bin holds no weights of this model"), "{error}");
     assert!(error.contains("layer1.0.conv1.weight"), "{error}");
+}
+
+#[test]
+fn finetuning_starts_from_a_wrapped_checkpoint_and_says_what_became_of_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (data, settings) = (flowers(folder.path(), 1), tiny_run(folder.path()));
+    let net = NetSpec::classifier(Spec::find("deit_micro_patch8_96").expect("ours"), 48, 1000);
+    let net = net.build(0, &Device::flex()).expect("a net");
+    let values = Gather::of(&net);
+    let tensor = |spec: ParamSpec| {
+        (format!("state_dict.module.{}", spec.key), (spec.shape, values[spec.range].to_vec()))
+    };
+    let weights = file(&folder, &Keys::of(&net).into_iter().map(tensor).collect());
+    let out = folder.path().join("run");
+    let [data, weights, settings, out] = [&data, &weights, &settings, &out].map(|p| p.display());
+    let line = format!(
+        "finetune {data} --model deit_micro_patch8_96 --init {weights} -c {settings} --output {out}"
+    );
+    let output = run(line.split(' '));
+    let stderr = stderr(&output);
+    assert!(output.status.success(), "{stderr}");
+    for note in [
+        "the weights are `state_dict.module.` of",
+        "pos_embed is resized from 6 x 6 to 4 x 4",
+        "the head starts afresh: head.weight is [1000, 128], the model's is [12, 128]",
+    ] {
+        assert!(stderr.contains(note), "{note:?} is not in {stderr}");
+    }
 }

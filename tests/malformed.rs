@@ -225,7 +225,7 @@ fn cut_and_damaged_files_are_refused_or_read() {
         let flipped = |n: usize| {
             let mut bytes = bytes.clone();
             let place = n * 7919 % 16_000;
-            let place = if n % 2 == 0 { place } else { bytes.len() - 1 - place };
+            let place = if n.is_multiple_of(2) { place } else { bytes.len() - 1 - place };
             bytes[place] ^= 1 << (n % 7);
             bytes
         };

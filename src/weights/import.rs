@@ -55,8 +55,8 @@ impl Import {
 /// half or double precision, under timm's or the official keys.
 ///
 /// # Errors
-/// As [`Checkpoint::open`]; missing, unused or mis-shaped keys of the backbone, each by name: a run
-/// would start from half of it.
+/// A file that holds no tensors or asks to run a program; missing, unused or mis-shaped keys of the
+/// backbone, each by name: a run would start from half of it.
 pub fn import(path: &Path, specs: &[ParamSpec], values: &mut [f32]) -> Result<Import> {
     let file = Checkpoint::open(path)?;
     let Place { inside, others } = Place::of(specs, &file, path)?;
