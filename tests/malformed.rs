@@ -122,6 +122,8 @@ fn malformed() -> Vec<(&'static str, Vec<u8>, &'static str)> {
         ("view.pth", view(4, &[1, (1 << 24) + 1, 128], &[0, 0, 0]), "more than the"),
         ("bomb.pth", zip_bomb("w/data.pkl", 64), "compressed archive"),
         ("zip.pth", zip_bomb("w/other", 1), "compressed archive"),
+        // A list of nothing, an object a byte.
+        ("many.pth", [&b"\x80\x02]("[..], &[b'N'; 5 << 20], b"e."].concat(), "too large"),
     ]
 }
 

@@ -143,7 +143,7 @@ const FINETUNE: &str = "Examples:
 pub struct FinetuneArgs {
     /// Images: DIR/CLASS/*, DIR/{train,test}/CLASS/*, a table or a .tar
     pub data: PathBuf,
-    /// Run folder or safetensors file (timm's keys) to start from
+    /// Run folder or weights to start from: safetensors, or what torch.save wrote (.pth, .pt, .bin)
     #[arg(
         long,
         value_name = "RUN|FILE",
@@ -292,7 +292,7 @@ pub struct TraceArgs {
     /// Side of the images in pixels
     #[arg(long, value_name = "PIXELS")]
     pub img_size: usize,
-    /// safetensors with the weights under timm's keys
+    /// Weights: safetensors or what torch.save wrote
     #[arg(long, value_name = "FILE")]
     pub weights: PathBuf,
     /// safetensors with `images` f32 `[B, 3, H, W]` and `targets` i64 `[B]` or f32 `[B, K]`
