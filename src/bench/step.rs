@@ -10,7 +10,7 @@ use super::limits::together;
 use super::{median, peak_rss_gb};
 use crate::backbone::{NetSpec, Spec};
 use crate::config::{Layers, RunConfig};
-use crate::data::loader::{Batch, CropBatch};
+use crate::data::loader::{Batch, CropBatch, Crops};
 use crate::data::mixing::Mix;
 use crate::error::Result;
 use crate::method::{self, Objective};
@@ -115,7 +115,7 @@ fn one(
     let (mean, std) = (config.data.mean, config.data.std);
     let input = StepInput { batch, drop_path, mean, std };
     let (_, gradient) = engine.gradients(net, &input, loss)?;
-    state.update(gradient, optim.lr, optim, &|_| false);
+    state.update(gradient, optim.lr, optim, &|_| 0);
     ops::forget_packed_weights();
     Ok(())
 }
@@ -123,7 +123,8 @@ fn one(
 /// Crops of a fixed pattern, each of a class of its own.
 fn crops(bench: &StepBench) -> Batch {
     let (rows, size) = (bench.batch_size, bench.img_size);
-    let crops = (0..rows * size * size * 3).map(|i| (i * 7919 % 251) as u8).collect();
+    let bytes = (0..rows * size * size * 3).map(|i| (i * 7919 % 251) as u8);
+    let crops = Crops::Bytes(bytes.collect());
     let samples = (0..rows).map(|row| row % CLASSES).collect();
     Batch {
         groups: vec![CropBatch { img_size: size, views: 1, crops, samples, mix: Mix::none(rows) }],

@@ -8,6 +8,7 @@ use super::bench_args::BenchCommand;
 use super::data_args::DataCommand;
 use super::flags::{RunArgs, TrainArgs};
 use super::frozen_args::{EmbedArgs, FrozenArgs, KnnArgs};
+use super::trace_args::TraceArgs;
 
 /// Vision transformers trained from scratch on a few thousand images.
 #[derive(Parser, Clone, Debug)]
@@ -277,49 +278,26 @@ const DEMO: &str = "Examples:
   fewvit demo --output runs/first --seed 1";
 
 const TRACE: &str = "Examples:
-  fewvit trace --model deit_tiny_patch16_224 --num-classes 10 --img-size 112 --weights w.safetensors --batch b.safetensors --out t.safetensors
-  fewvit trace --model deit_tiny_patch16_224 --num-classes 10 --img-size 112 --weights w.safetensors --batch b.safetensors --out t.safetensors --steps 10 --lr 1e-3 --smoothing 0.1";
+  fewvit trace --model deit_tiny_patch16_224 --num-classes 10 --img-size 112 --weights w.safetensors --batch b.safetensors --out t.safetensors --steps 10
+  fewvit trace --model deit_tiny_patch16_224 --method dino --batch views.safetensors --out t.safetensors --steps 10 --set pretrain.options.prototypes=512
 
-/// `trace`.
-#[derive(Args, Clone, Debug)]
-pub struct TraceArgs {
-    /// Model under timm's name
-    #[arg(long, value_name = "NAME")]
-    pub model: String,
-    /// Rows of the head
-    #[arg(long, value_name = "N")]
-    pub num_classes: usize,
-    /// Side of the images in pixels
-    #[arg(long, value_name = "PIXELS")]
-    pub img_size: usize,
-    /// Weights: safetensors or what torch.save wrote
-    #[arg(long, value_name = "FILE")]
-    pub weights: PathBuf,
-    /// safetensors with `images` f32 `[B, 3, H, W]` and `targets` i64 `[B]` or f32 `[B, K]`
-    #[arg(long, value_name = "FILE")]
-    pub batch: PathBuf,
-    /// safetensors to write: loss, logits, features, grad.KEY of step 0, param.KEY at the end
-    #[arg(long, value_name = "FILE")]
-    pub out: PathBuf,
-    /// Label smoothing of integer targets, PyTorch's form
-    #[arg(long, value_name = "EPS", default_value_t = 0.0)]
-    pub smoothing: f64,
-    /// Learning rate, constant
-    #[arg(long, default_value_t = 5e-4)]
-    pub lr: f64,
-    /// Decoupled weight decay of every parameter
-    #[arg(long, value_name = "WD", default_value_t = 1e-3)]
-    pub weight_decay: f64,
-    /// AdamW steps, all on the same batch
-    #[arg(long, value_name = "N", default_value_t = 1)]
-    pub steps: usize,
-    /// Precision of the matrix products
-    #[arg(long, value_name = "DTYPE", default_value = "f32")]
-    pub amp_dtype: Dtype,
-    /// Device: cpu
-    #[arg(long, default_value = "cpu")]
-    pub device: String,
-}
+Without --method: AdamW with betas (0.9, 0.999) and eps 1e-8 on all parameters. With --method: the
+optimiser and settings of the method's recipe, at a constant rate unless -c or --set say otherwise
+(pretrain.optim.lr_schedule, .warmup_epochs); every step is an epoch. No CutMix and no drop path.
+
+The batch of a method holds `views` f32 [V, B, 3, S, S], normalised, dealt out to the recipe's crop
+groups in turn (all have one size). `index` i64 [B] is the training image of each column (idmm; 0 to
+B - 1 if it is not there), `targets` i64 [B] its class (supervised, supcon).
+
+Output, KEY being timm's name or the one in the header of the method's file:
+  loss, features        without a method also logits; features and grad are those of step 0
+  grad.KEY, param.KEY   gradient of the loss; parameters after the last step
+with --method also:
+  lr                    of each step
+  init.KEY, init.teacher.KEY, init.state.KEY
+                        parameters, momentum encoder and memory (queue, centre) before the first step
+  teacher.KEY, state.KEY  the same after the last step
+  metadata `config`     all settings as TOML";
 
 /// A precision.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]

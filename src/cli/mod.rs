@@ -13,6 +13,8 @@ mod frozen_args;
 mod model;
 mod progress;
 mod recipe;
+mod trace;
+mod trace_args;
 mod train;
 mod values;
 
@@ -25,7 +27,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::error::{Error, Result};
-use args::{Cli, Command, Dtype, TraceArgs};
+use args::{Cli, Command};
 
 /// Parses the program's arguments, runs the command and returns the exit code.
 pub fn main() -> u8 {
@@ -61,7 +63,7 @@ fn run(command: Command) -> Result<()> {
         Command::Knn(args) => frozen::nearest(&args),
         Command::Probe(args) => frozen::probe(&args),
         Command::Embed(args) => frozen::embed(&args),
-        Command::Trace(args) => trace(&args),
+        Command::Trace(args) => trace::trace(&args),
         Command::Bench(command) => bench::bench(&command),
         Command::Data(command) => data::data(&command),
         Command::Recipe(command) => recipe::recipe(&command, out),
@@ -76,27 +78,6 @@ fn run(command: Command) -> Result<()> {
             doctor::print(&doctor::examine(&patient), args.json, out)
         }
     }
-}
-
-fn trace(args: &TraceArgs) -> Result<()> {
-    crate::run::check_device(&args.device)?;
-    if args.amp_dtype == Dtype::Bf16 {
-        return Err(Error::Usage(
-            "--amp-dtype bf16 is not available in this version; use f32".to_owned(),
-        ));
-    }
-    crate::train::trace::trace(&crate::train::trace::TraceOptions {
-        model: args.model.clone(),
-        num_classes: args.num_classes,
-        img_size: args.img_size,
-        weights: args.weights.clone(),
-        batch: args.batch.clone(),
-        out: args.out.clone(),
-        smoothing: args.smoothing,
-        lr: args.lr,
-        weight_decay: args.weight_decay,
-        steps: args.steps,
-    })
 }
 
 /// Prints a line of results.

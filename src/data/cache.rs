@@ -99,6 +99,11 @@ impl ImageStore {
         Ok((Self { slots, spill }, bad))
     }
 
+    /// Images that are in memory already.
+    pub fn of(images: Vec<Rgb8>) -> Self {
+        Self { slots: images.into_iter().map(Slot::Memory).collect(), spill: None }
+    }
+
     /// Number of images, unusable ones included.
     pub fn len(&self) -> usize {
         self.slots.len()

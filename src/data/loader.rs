@@ -26,12 +26,34 @@ pub struct CropBatch {
     pub img_size: usize,
     /// Crops of each image.
     pub views: usize,
-    /// `[rows, img_size, img_size, 3]`, unmixed.
-    pub crops: Vec<u8>,
+    /// The rows' pixels.
+    pub crops: Crops,
     /// Training sample of each row.
     pub samples: Vec<usize>,
     /// How rows are mixed when they are handed to the model.
     pub mix: Mix,
+}
+
+/// Pixels of the rows of a group.
+pub enum Crops {
+    /// As augmentation leaves them, `[rows, img_size, img_size, 3]`, unmixed.
+    Bytes(Vec<u8>),
+    /// As the model takes them, `[rows, 3, img_size, img_size]`: tensors from elsewhere, which are
+    /// neither normalised nor mixed any more.
+    Ready(Vec<f32>),
+}
+
+impl CropBatch {
+    /// Writes row `row` as the model sees it, normalised and mixed, to `out` `[3, s, s]`.
+    ///
+    /// # Panics
+    /// If there is no such row or `out` has another size.
+    pub fn write_row(&self, row: usize, mean: [f32; 3], std: [f32; 3], out: &mut [f32]) {
+        match &self.crops {
+            Crops::Bytes(crops) => self.mix.write_row(crops, row, self.img_size, mean, std, out),
+            Crops::Ready(values) => out.copy_from_slice(&values[row * out.len()..][..out.len()]),
+        }
+    }
 }
 
 /// Draws the mixing of a group: `(stream, epoch, rows, img_size)`.
@@ -78,10 +100,11 @@ impl BatchSource {
             let rows = samples.len() * group.count;
             let img_size = group.augment.img_size();
             let mut rng = stream(self.seed, Purpose::Mix, 0, step as u64, index as u32);
+            let pixels = views.iter().flatten().flat_map(|crop| &crop.pixels).copied();
             CropBatch {
                 img_size,
                 views: group.count,
-                crops: views.iter().flatten().flat_map(|crop| &crop.pixels).copied().collect(),
+                crops: Crops::Bytes(pixels.collect()),
                 samples: samples.repeat(group.count),
                 mix: (self.mix)(&mut rng, epoch, rows, img_size),
             }

@@ -3,7 +3,7 @@
 
 use burn::tensor::Tensor;
 
-use super::logsumexp;
+use super::{entries, logsumexp_above};
 
 /// InfoNCE in one direction: query `i` has to find key `i` among the batch's keys,
 /// `mean_i [ log sum_j exp(q_i k_j / tau) - q_i k_i / tau ]`.
@@ -15,9 +15,11 @@ use super::logsumexp;
 /// # Panics
 /// If the shapes differ.
 pub fn info_nce(queries: Tensor<2>, keys: Tensor<2>, tau: f64) -> Tensor<1> {
-    let positives = products_of_pairs(&queries, &keys) / tau;
+    assert_eq!(queries.dims(), keys.dims(), "a key for each query");
+    let [batch, _] = queries.dims();
     let logits = queries.matmul(keys.transpose()) / tau;
-    (logsumexp(logits) - positives.squeeze_dim(1)).mean()
+    let positives = entries(&logits, 0..batch);
+    logsumexp_above(logits, positives).mean()
 }
 
 /// MoCo v3's `ctr(q, k)` (Chen, Xie & He 2021, Algorithm 1): [`info_nce`] times `2 tau`, which
@@ -47,16 +49,11 @@ pub fn info_nce_with_queue(
     queue: Tensor<2>,
     tau: f64,
 ) -> Tensor<1> {
-    let positives = products_of_pairs(&queries, &keys) / tau;
+    assert_eq!(queries.dims(), keys.dims(), "a key for each query");
+    let positives = (queries.clone() * keys).sum_dim(1) / tau;
     let negatives = queries.matmul(queue.transpose()) / tau;
     let logits = Tensor::cat(vec![positives.clone(), negatives], 1);
-    (logsumexp(logits) - positives.squeeze_dim(1)).mean()
-}
-
-/// `q_i k_i`, `[batch, 1]`.
-fn products_of_pairs(queries: &Tensor<2>, keys: &Tensor<2>) -> Tensor<2> {
-    assert_eq!(queries.dims(), keys.dims(), "a key for each query");
-    (queries.clone() * keys.clone()).sum_dim(1)
+    logsumexp_above(logits, positives).mean()
 }
 
 #[cfg(test)]

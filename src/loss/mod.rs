@@ -14,7 +14,7 @@ pub mod nt_xent;
 pub mod sup_con;
 
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Bool, Device, Int, Tensor, TensorData};
+use burn::tensor::{Bool, Int, Tensor, TensorData};
 
 use crate::config::SmoothingKind;
 
@@ -74,7 +74,7 @@ pub fn mixed_cross_entropy(
     // Gathering log-probabilities subtracts the logsumexp once for each unit of target mass.
     let log_p = log_softmax(logits, 1);
     let at = |class: fn(&MixedTarget) -> usize, share: fn(&MixedTarget) -> f32| {
-        let picked = log_p.clone().gather(1, column(targets, class, &device)).squeeze_dim::<1>(1);
+        let picked = entries(&log_p, targets.iter().map(class)).squeeze_dim::<1>(1);
         let shares: Vec<f32> = targets.iter().map(share).collect();
         picked * Tensor::from_data(TensorData::new(shares, [rows]), &device)
     };
@@ -98,12 +98,23 @@ pub fn normalize(x: Tensor<2>) -> Tensor<2> {
 /// PyTorch's `F.normalize`.
 const SMALLEST_NORM: f64 = 1e-12;
 
-/// `log sum_k exp(x_k)` of each row: `[rows, columns]` to `[rows]`. Entries of negative infinity
-/// count for nothing.
-fn logsumexp(x: Tensor<2>) -> Tensor<1> {
+/// `log sum_k exp(x_k) - r` of each row of `x`, `[rows, columns]`, for each `r` of the row of
+/// `references`, `[rows, n]`; returns `[rows, n]`. Entries of negative infinity count for nothing.
+///
+/// Where `r` is the largest `x_k` itself, taken from the same matrix, a result near zero keeps its
+/// digits.
+fn logsumexp_above(x: Tensor<2>, references: Tensor<2>) -> Tensor<2> {
     // The shift cancels, so it needs no gradient.
     let max = x.clone().detach().max_dim(1);
-    ((x - max.clone()).exp().sum_dim(1).log() + max).squeeze_dim(1)
+    (x - max.clone()).exp().sum_dim(1).log() + (max - references)
+}
+
+/// Entry `columns[i]` of each row `i`, `[rows, 1]`.
+fn entries(x: &Tensor<2>, columns: impl Iterator<Item = usize>) -> Tensor<2> {
+    let columns: Vec<i64> = columns.map(|c| c as i64).collect();
+    let rows = columns.len();
+    let columns = Tensor::<2, Int>::from_data(TensorData::new(columns, [rows, 1]), &x.device());
+    x.clone().gather(1, columns)
 }
 
 /// Similarities `[rows, rows]` with negative infinity where a row meets itself.
@@ -111,15 +122,6 @@ fn without_self(similarities: Tensor<2>) -> Tensor<2> {
     let itself = Tensor::<2, Bool>::diag_mask(similarities.dims(), 0, &similarities.device());
     // burn's mask is false on the diagonal.
     similarities.mask_fill(itself.bool_not(), f64::NEG_INFINITY)
-}
-
-fn column(
-    targets: &[MixedTarget],
-    class: fn(&MixedTarget) -> usize,
-    device: &Device,
-) -> Tensor<2, Int> {
-    let classes: Vec<i64> = targets.iter().map(|t| class(t) as i64).collect();
-    Tensor::from_data(TensorData::new(classes, [targets.len(), 1]), device)
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 
-use super::{logsumexp, without_self};
+use super::{logsumexp_above, without_self};
 
 /// SupCon: every row has to find all other rows `P(a)` of its label,
 /// `L_a = tau / tau_base / max(|P(a)|, 1) *
@@ -23,9 +23,8 @@ pub fn sup_con(features: Tensor<2>, labels: &[usize], tau: f64, tau_base: f64) -
     let weights = TensorData::new(positive_weights(labels), [rows, rows]);
     let weights = Tensor::<2>::from_data(weights, &features.device());
     let similarities = features.clone().matmul(features.transpose()) / tau;
-    let normalisers = logsumexp(without_self(similarities.clone())).unsqueeze_dim::<2>(1);
-    let losses = (normalisers - similarities) * weights;
-    losses.sum() * (tau / tau_base / rows as f64)
+    let losses = logsumexp_above(without_self(similarities.clone()), similarities);
+    (losses * weights).sum() * (tau / tau_base / rows as f64)
 }
 
 /// `[rows, rows]`, `1 / |P(a)|` at the positives `P(a)` of row `a`: those of its label but itself.

@@ -98,8 +98,8 @@ impl Method for Dino {
         (self.options.prototypes as f64).ln()
     }
 
-    fn frozen(&self, key: &str, epoch: usize) -> bool {
-        key == "head.weight" && epoch < self.options.freeze_prototypes_epochs
+    fn frozen_epochs(&self, key: &str) -> usize {
+        if key == "head.weight" { self.options.freeze_prototypes_epochs } else { 0 }
     }
 }
 

@@ -83,8 +83,9 @@ impl Method for MoCoV3 {
         2.0 * 2.0 * self.options.temperature * (self.batch_size as f64).ln()
     }
 
-    fn frozen(&self, key: &str, _: usize) -> bool {
-        self.options.freeze_patch_embed && key.starts_with("patch_embed")
+    fn frozen_epochs(&self, key: &str) -> usize {
+        let frozen = self.options.freeze_patch_embed && key.starts_with("patch_embed");
+        if frozen { usize::MAX } else { 0 }
     }
 }
 

@@ -42,9 +42,9 @@ pub trait Method: Send + Sync {
         Mix::none(rows)
     }
 
-    /// Whether the parameter `key` keeps its value in `epoch`.
-    fn frozen(&self, _key: &str, _epoch: usize) -> bool {
-        false
+    /// First epochs in which the parameter `key` keeps its value; [`usize::MAX`] = always.
+    fn frozen_epochs(&self, _key: &str) -> usize {
+        0
     }
 }
 
@@ -111,13 +111,16 @@ pub struct BatchFeatures<'a> {
 
 impl BatchFeatures<'_> {
     /// The teacher, which the engine provides for methods that declare one.
-    fn teacher(&self) -> (&Net, Tensor<2>) {
+    ///
+    /// # Panics
+    /// For other methods.
+    pub fn teacher(&self) -> (&Net, Tensor<2>) {
         let (net, features) = self.teacher.as_ref().expect("declared by `BatchLoss::teacher`");
         (net, features.clone())
     }
 
     /// The rows of view `view`.
-    fn view(&self, rows: &Tensor<2>, view: usize) -> Tensor<2> {
+    pub fn view(&self, rows: &Tensor<2>, view: usize) -> Tensor<2> {
         let batch = self.samples.len();
         rows.clone().narrow(0, view * batch, batch)
     }
@@ -146,6 +149,15 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
     tensor.into_data().try_to_vec().expect("features are f32")
 }
 
+/// Classes of the training images.
+#[derive(Clone, Debug)]
+pub struct Labels {
+    /// Class of each, below `classes`.
+    pub of_samples: Vec<usize>,
+    /// Number of classes.
+    pub classes: usize,
+}
+
 /// What a method is made from.
 pub struct Setting<'a> {
     /// The stage's settings.
@@ -153,7 +165,7 @@ pub struct Setting<'a> {
     /// Training images.
     pub samples: usize,
     /// Their classes, where they have any.
-    pub labels: Option<Vec<usize>>,
+    pub labels: Option<Labels>,
     /// Width of the backbone's feature.
     pub num_features: usize,
 }
@@ -163,7 +175,7 @@ impl Setting<'_> {
     ///
     /// # Errors
     /// One is missing, unknown or of the wrong type.
-    fn options<T: DeserializeOwned>(&self) -> Result<T> {
+    pub fn options<T: DeserializeOwned>(&self) -> Result<T> {
         let name = &self.config.method;
         self.config.options.clone().try_into().map_err(|e: toml::de::Error| {
             let why = e.message().trim().to_owned();
@@ -178,7 +190,7 @@ impl Setting<'_> {
     ///
     /// # Errors
     /// The data has none.
-    fn labels(&self) -> Result<Vec<usize>> {
+    pub fn labels(&self) -> Result<Labels> {
         self.labels.clone().ok_or_else(|| {
             let name = &self.config.method;
             Error::Data(format!("{name} learns from labels, and this data has none"))
@@ -192,7 +204,8 @@ pub struct Entry {
     pub name: &'static str,
     /// For `--help` and lists.
     pub summary: &'static str,
-    build: fn(&Setting) -> Result<Arc<dyn Method>>,
+    /// Makes it, or says what it lacks.
+    pub build: fn(&Setting) -> Result<Arc<dyn Method>>,
 }
 
 /// The pre-training methods.
@@ -213,7 +226,7 @@ pub const TABLE: &[Entry] = &[
 pub fn pretraining(
     config: &RunConfig,
     samples: usize,
-    labels: Option<Vec<usize>>,
+    labels: Option<Labels>,
 ) -> Result<Arc<dyn Method>> {
     let name = &config.pretrain.method;
     let num_features = crate::backbone::Spec::find(&config.model.name)?.num_features();

@@ -42,7 +42,7 @@ struct SupCon {
 
 impl SupCon {
     fn new(setting: &Setting) -> Result<Self> {
-        let (views, labels) = (two_views(setting)?, setting.labels()?);
+        let (views, labels) = (two_views(setting)?, setting.labels()?.of_samples);
         let batch_size = setting.config.optim.batch_size.min(setting.samples);
         Ok(Self { views, options: setting.options()?, labels, batch_size })
     }

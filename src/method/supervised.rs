@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
 
-use super::{Entry, Method, Objective, RowLoss};
+use super::{Entry, Labels, Method, Objective, RowLoss};
 use crate::backbone::HeadSpec;
 use crate::config::{FinetuneConfig, LambdaRule};
 use crate::data::mixing::{Mix, finetune_mix};
@@ -19,9 +19,8 @@ pub const ENTRY: Entry = Entry {
     name: "supervised",
     summary: "cross-entropy on the labels, with the crops of pre-training",
     build: |setting| {
-        let labels = setting.labels()?;
+        let Labels { of_samples: labels, classes } = setting.labels()?;
         let optim = &setting.config.optim;
-        let classes = labels.iter().max().map_or(1, |last| last + 1);
         let (cutmix, rule) = (setting.config.cutmix, setting.config.cutmix_lambda);
         Ok(Arc::new(Supervised {
             labels,

@@ -269,7 +269,7 @@ fn batch_rows(groups: &[CropBatch]) -> usize {
 fn seen(group: &CropBatch, row: usize) -> Rgb8 {
     let size = group.img_size;
     let mut planes = vec![0.0; 3 * size * size];
-    group.mix.write_row(&group.crops, row, size, [0.0; 3], [1.0 / 255.0; 3], &mut planes);
+    group.write_row(row, [0.0; 3], [1.0 / 255.0; 3], &mut planes);
     let mut image = Rgb8::new(size, size);
     for (i, pixel) in image.pixels.chunks_exact_mut(3).enumerate() {
         for (c, value) in pixel.iter_mut().enumerate() {

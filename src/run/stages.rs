@@ -9,7 +9,7 @@ use crate::backbone::{NetSpec, Spec};
 use crate::config::{OptimConfig, RunConfig};
 use crate::data::loader::BatchSource;
 use crate::error::{Error, Result};
-use crate::method::{self, Method, supervised::Supervised};
+use crate::method::{self, Labels, Method, supervised::Supervised};
 use crate::run::prepare::Prepared;
 use crate::train::checkpoint::StageName;
 use crate::train::optim::TrainState;
@@ -33,7 +33,8 @@ pub struct Trained {
 /// An unknown model or method, an img-size that does not fit.
 pub fn pretraining<'a>(config: &'a RunConfig, data: &Prepared) -> Result<Stage<'a>> {
     let c = &config.pretrain;
-    let labels = (!data.manifest.classes.is_empty()).then(|| data.labels(&data.train));
+    let classes = data.manifest.classes.len();
+    let labels = (classes > 0).then(|| Labels { of_samples: data.labels(&data.train), classes });
     let method = method::pretraining(config, data.train.len(), labels)?;
     let net = NetSpec {
         spec: Spec::find(&config.model.name)?,

@@ -124,9 +124,9 @@ mod tests {
     use super::*;
     use crate::backbone::{NetSpec, Spec};
     use crate::config::{Layers, RunConfig, Source};
-    use crate::data::loader::CropBatch;
+    use crate::data::loader::{CropBatch, Crops};
     use crate::data::mixing::Mix;
-    use crate::method::{self, Method, Objective};
+    use crate::method::{self, Labels, Method, Objective};
     use crate::nn::{Gather, Replace};
 
     const BATCH: usize = 6;
@@ -149,7 +149,8 @@ mod tests {
         let samples: Vec<usize> = (0..BATCH).collect();
         let group = |group: &crate::data::views::ViewGroup| {
             let rows = BATCH * group.count;
-            let crops = (0..rows * 16 * 16 * 3).map(|i| (i * 7919 % 253) as u8).collect();
+            let bytes = (0..rows * 16 * 16 * 3).map(|i| (i * 7919 % 253) as u8);
+            let crops = Crops::Bytes(bytes.collect());
             let (views, samples) = (group.count, samples.repeat(group.count));
             CropBatch { img_size: 16, views, crops, samples, mix: Mix::none(rows) }
         };
@@ -176,7 +177,7 @@ mod tests {
         shift: &dyn Fn(usize) -> f32,
     ) -> (f64, Vec<f32>, State) {
         let config = config(recipe);
-        let labels = (0..BATCH).map(|i| i % 2).collect();
+        let labels = Labels { of_samples: (0..BATCH).map(|i| i % 2).collect(), classes: 2 };
         let method = method::pretraining(&config, BATCH, Some(labels)).expect(recipe);
         let Objective::Batch(loss) = method.objective() else { panic!("{recipe} is row-wise") };
         let spec = Spec::find(&config.model.name).expect("a model");

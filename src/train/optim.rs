@@ -58,20 +58,22 @@ impl TrainState {
         }
     }
 
-    /// One step with learning rate `lr` on the gradient of all parameters but the frozen ones, of
-    /// the model or, by `frozen`, of the method; counts the step.
+    /// One step with learning rate `lr` on the gradient of all parameters but those that the model
+    /// has frozen; counts the step. The parameter `key` sits out the first `late(key)` steps, and
+    /// AdamW counts its steps from then on, as PyTorch does: bias correction belongs to its moments.
     pub fn update(
         &mut self,
         gradient: &mut [f32],
         lr: f64,
         config: &OptimConfig,
-        frozen: &dyn Fn(&str) -> bool,
+        late: &dyn Fn(&str) -> usize,
     ) {
         clip(gradient, config.clip_grad);
         self.progress.step += 1;
         for i in 0..self.specs.len() {
+            let step = self.progress.step.saturating_sub(late(&self.specs[i].key));
             // Neither moved nor decayed.
-            if self.specs[i].frozen || frozen(&self.specs[i].key) {
+            if self.specs[i].frozen || step == 0 {
                 continue;
             }
             let (range, rank) = (self.specs[i].range.clone(), self.specs[i].shape.len());
@@ -88,7 +90,7 @@ impl TrainState {
                 beta2: config.beta2 as f32,
                 eps: config.eps as f32,
                 weight_decay,
-                step: self.progress.step as u32,
+                step: step as u32,
             };
             adamw_step(
                 &mut self.values[range.clone()],

@@ -166,7 +166,7 @@ pub(super) fn images(part: &MicroBatch, input: &StepInput, device: &Device) -> T
     let (group, size) = (part.group, part.group.img_size);
     let mut pixels = vec![0.0; part.rows.len() * 3 * size * size];
     for (row, out) in part.rows.clone().zip(pixels.chunks_exact_mut(3 * size * size)) {
-        group.mix.write_row(&group.crops, row, size, input.mean, input.std, out);
+        group.write_row(row, input.mean, input.std, out);
     }
     Tensor::from_data(TensorData::new(pixels, [part.rows.len(), 3, size, size]), device)
 }
@@ -184,6 +184,7 @@ fn targets(part: &MicroBatch, loss: &dyn RowLoss) -> Vec<MixedTarget> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::loader::Crops;
     use crate::data::mixing::Mix;
 
     #[test]
@@ -191,7 +192,7 @@ mod tests {
         let group = |rows: usize| CropBatch {
             img_size: 16,
             views: 1,
-            crops: Vec::new(),
+            crops: Crops::Bytes(Vec::new()),
             samples: vec![0; rows],
             mix: Mix::none(rows),
         };

@@ -155,7 +155,7 @@ impl Stage<'_> {
     /// One optimiser step on one batch.
     ///
     /// # Errors
-    /// The loss is no number.
+    /// The loss or its gradient is no number; the weights are then those from before the step.
     pub fn step(
         &self,
         template: &Net,
@@ -164,9 +164,41 @@ impl Stage<'_> {
         batch: &Batch,
     ) -> Result<StepRecord> {
         let started = Instant::now();
-        let steps_per_epoch = self.source.steps_per_epoch();
-        let step = state.progress.step;
+        let (step, steps_per_epoch) = (state.progress.step, self.source.steps_per_epoch());
+        let epoch = step / steps_per_epoch;
         let lr = schedule::lr(self.optim, step, steps_per_epoch);
+        let (loss, gradient) = self.gradient(template, engine, state, batch)?;
+        // Checked before the update, so that no checkpoint ever holds weights that are no numbers.
+        if !loss.is_finite() || !gradient.iter().all(|slope| slope.is_finite()) {
+            return Err(self.diverged(step, lr, loss));
+        }
+        let late = |key: &str| self.method.frozen_epochs(key).saturating_mul(steps_per_epoch);
+        state.update(gradient, lr, self.optim, &late);
+        if let Objective::Batch(loss) = self.method.objective() {
+            self.follow(loss, state, false);
+        }
+        ops::forget_packed_weights();
+        let seconds = started.elapsed().as_secs_f64();
+        state.progress.epoch_loss += loss;
+        state.progress.seconds += seconds;
+        let crops = batch.groups.iter().map(|group| group.samples.len()).sum();
+        Ok(StepRecord { step, epoch, loss, lr, crops, seconds })
+    }
+
+    /// The loss of the next step on `batch` and its gradient, in the order of the flat parameter
+    /// vector. What the method remembers is brought up to date, and so is a teacher that follows
+    /// before the forward pass.
+    ///
+    /// # Errors
+    /// A worker panicked.
+    pub(super) fn gradient<'e>(
+        &self,
+        template: &Net,
+        engine: &'e mut Engine,
+        state: &mut TrainState,
+        batch: &Batch,
+    ) -> Result<(f64, &'e mut [f32])> {
+        let step = state.progress.step;
         let net = Weights::new(template.clone(), &state.values, &Device::flex());
         let drop_path = DropPath {
             rate: self.optim.drop_path,
@@ -177,34 +209,19 @@ impl Stage<'_> {
         };
         let (mean, std) = (self.data.mean, self.data.std);
         let input = StepInput { batch, drop_path, mean, std };
-        let epoch = step / steps_per_epoch;
-        let (loss, gradient) = match self.method.objective() {
-            Objective::Rows(loss) => engine.gradients(&net, &input, loss)?,
-            Objective::Batch(loss) => {
-                self.follow(loss, state, true);
-                let teacher = state
-                    .teacher
-                    .as_ref()
-                    .map(|values| Replace::values_of(template.clone(), values, &Device::flex()));
-                let memory = &mut state.memory;
-                let coupling = Coupling { loss, teacher: teacher.as_ref(), memory, epoch };
-                engine.coupled_gradients(&net, &input, coupling)?
-            }
+        let loss = match self.method.objective() {
+            Objective::Rows(loss) => return engine.gradients(&net, &input, loss),
+            Objective::Batch(loss) => loss,
         };
-        if !loss.is_finite() {
-            return Err(self.diverged(step, lr));
-        }
-        let frozen = |key: &str| self.method.frozen(key, epoch);
-        state.update(gradient, lr, self.optim, &frozen);
-        if let Objective::Batch(loss) = self.method.objective() {
-            self.follow(loss, state, false);
-        }
-        ops::forget_packed_weights();
-        let seconds = started.elapsed().as_secs_f64();
-        state.progress.epoch_loss += loss;
-        state.progress.seconds += seconds;
-        let crops = batch.groups.iter().map(|group| group.samples.len()).sum();
-        Ok(StepRecord { step, epoch: step / steps_per_epoch, loss, lr, crops, seconds })
+        self.follow(loss, state, true);
+        let teacher = state
+            .teacher
+            .as_ref()
+            .map(|values| Replace::values_of(template.clone(), values, &Device::flex()));
+        let epoch = step / self.source.steps_per_epoch();
+        let memory = &mut state.memory;
+        let coupling = Coupling { loss, teacher: teacher.as_ref(), memory, epoch };
+        engine.coupled_gradients(&net, &input, coupling)
     }
 
     /// Moves the teacher towards the trained weights, if this is its time: `before` the forward
@@ -235,9 +252,10 @@ impl Stage<'_> {
         observer.epoch(&EpochRecord { epoch: last.epoch, loss, lr: last.lr }, state)
     }
 
-    fn diverged(&self, step: usize, lr: f64) -> Error {
+    fn diverged(&self, step: usize, lr: f64, loss: f64) -> Error {
+        let what = if loss.is_finite() { "gradient" } else { "loss" };
         Error::Diverged(format!(
-            "the loss of {} became infinite or not a number at step {step} (lr {lr:.2e})\n  \
+            "the {what} of {} became infinite or not a number at step {step} (lr {lr:.2e})\n  \
              the last checkpoint is kept; try a lower --lr, a longer --warmup-epochs or \
              --set {0}.optim.clip_grad=1.0",
             self.name.as_str()

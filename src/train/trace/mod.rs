@@ -1,0 +1,43 @@
+//! Training steps on tensors from a file, for checks against other frameworks: no augmentation, no
+//! drop path, the same batch in every step. [`supervised`] traces the labelled loss of a classifier
+//! with AdamW, [`method`] a whole pre-training method with its heads, teacher and memory.
+
+mod batch;
+pub mod method;
+pub mod supervised;
+
+use std::collections::HashMap;
+use std::path::Path;
+
+use burn::tensor::Tensor;
+use safetensors::tensor::SafeTensors;
+
+use crate::error::Result;
+use crate::files::write_atomically;
+use crate::nn::ParamSpec;
+use crate::weights::{Named, serialize_f32, to_le_bytes};
+
+/// Whether a file holds an earlier trace.
+fn is_trace(content: &[u8]) -> bool {
+    let file = SafeTensors::deserialize(content);
+    file.is_ok_and(|file| ["loss", "features"].iter().all(|key| file.tensor(key).is_ok()))
+}
+
+/// Adds the parts of a flat vector as `PREFIX` and the parameter's key.
+fn insert_all(out: &mut Named, prefix: &str, specs: &[ParamSpec], values: &[f32]) {
+    for spec in specs {
+        let tensor = (spec.shape.clone(), values[spec.range.clone()].to_vec());
+        out.insert(format!("{prefix}{}", spec.key), tensor);
+    }
+}
+
+fn matrix(tensor: Tensor<2>) -> (Vec<usize>, Vec<f32>) {
+    let shape = tensor.dims().to_vec();
+    (shape, tensor.into_data().try_to_vec().expect("f32"))
+}
+
+fn write(path: &Path, out: Named, header: Option<HashMap<String, String>>) -> Result<()> {
+    let tensors: Vec<_> =
+        out.into_iter().map(|(key, (shape, v))| (key, to_le_bytes(&v), shape)).collect();
+    write_atomically(path, &serialize_f32(&tensors, header)?)
+}

@@ -1,0 +1,106 @@
+//! Against tiny models of PyTorch.
+
+use std::path::Path;
+
+use super::*;
+use crate::backbone::t2t_vit::{T2tVitSpec, TokenAttention};
+use crate::backbone::{Family, deit::DeitSpec, pvt_v2::PvtV2Spec};
+
+/// Holds a tiny model against a file that `tests/golden/{deit,backbones}.py` made.
+fn assert_same_as_in_pytorch(file: &str, family: &'static dyn Family) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
+    let golden = weights::read(&folder.join(file)).expect("the golden file");
+    let (shape, pixels) = golden["images"].clone();
+    let (batch, img_size) = (shape[0], shape[3]);
+    let spec = Spec { name: "tiny", timm_name: None, family };
+    let net = NetSpec::classifier(spec, img_size, 5);
+    let template = net.build(0, &Device::flex()).expect("a net");
+    let start = golden
+        .iter()
+        .filter_map(|(key, value)| Some((key.strip_prefix("param.")?.to_owned(), value.clone())));
+    let start: weights::Named = start.collect();
+    let device = Device::flex().autodiff();
+    let images = TensorData::new(pixels, [batch, 3, img_size, img_size]);
+    let images = Tensor::from_data(images, &device);
+    let hard = |&class: &usize| MixedTarget { a: class, b: class, lambda: 1.0 };
+    let soft = TensorData::new(golden["soft"].1.clone(), [batch, 5]);
+    let kinds = [
+        ("classes", Targets::Classes([4, 0, 2][..batch].iter().map(hard).collect())),
+        ("soft", Targets::Distributions(Box::new(Tensor::from_data(soft, &device)))),
+    ];
+    for (kind, targets) in kinds {
+        let mut state = TrainState::new(Keys::of(&template), Gather::of(&template), Ema::Off);
+        weights::fill_strictly(&state.specs, &mut state.values, &start).expect("same keys");
+        let traced = run(&template, &mut state, &images, &targets, &options()).expect("a run");
+        // Measured: logits 3e-7, gradients 1e-6 of their largest, losses 3e-7.
+        assert_close(&matrix(traced.logits).1, &golden["logits"].1, 1e-5, "logits");
+        assert_close(&matrix(traced.features).1, &golden["features"].1, 1e-5, "features");
+        assert_close(&traced.losses, &golden[&format!("losses.{kind}")].1, 1e-5, kind);
+        for spec in &state.specs {
+            let key = format!("grad.{kind}.{}", spec.key);
+            if spec.frozen {
+                assert_eq!(state.values[spec.range.clone()], start[&spec.key].1, "{key}");
+            }
+            if let Some((_, gradient)) = golden.get(&key) {
+                assert_close(&traced.gradient[spec.range.clone()], gradient, 1e-4, &key);
+            }
+        }
+    }
+    let gradients = golden.keys().filter(|key| key.starts_with("grad.classes.")).count();
+    assert!(gradients > 30, "{file} has gradients");
+}
+
+#[test]
+fn a_deit_of_timm_gives_the_same_logits_gradients_and_ten_losses() {
+    let tiny = &DeitSpec { embed_dim: 16, depth: 3, num_heads: 2, patch_size: 8 };
+    assert_same_as_in_pytorch("deit.safetensors", tiny);
+}
+
+#[test]
+fn so_does_a_pvt_v2_of_timm() {
+    const TINY: PvtV2Spec = PvtV2Spec {
+        embed_dims: [4, 8, 10, 16],
+        depths: [1, 2, 1, 1],
+        mlp_ratios: [8, 8, 4, 4],
+        linear: false,
+    };
+    assert_same_as_in_pytorch("pvt_v2.safetensors", &TINY);
+    assert_same_as_in_pytorch("pvt_v2_li.safetensors", &PvtV2Spec { linear: true, ..TINY });
+}
+
+#[test]
+fn so_does_a_t2t_vit() {
+    const TINY: T2tVitSpec = T2tVitSpec {
+        embed_dim: 16,
+        depth: 2,
+        num_heads: 2,
+        mlp_ratio: 3,
+        token_dim: 8,
+        attention: TokenAttention::Performer,
+    };
+    const SOFTMAX: T2tVitSpec = T2tVitSpec { attention: TokenAttention::Transformer, ..TINY };
+    assert_same_as_in_pytorch("t2t_vit.safetensors", &TINY);
+    assert_same_as_in_pytorch("t2t_vit_t.safetensors", &SOFTMAX);
+}
+
+fn options() -> TraceOptions {
+    TraceOptions {
+        model: String::new(),
+        num_classes: 5,
+        img_size: 24,
+        weights: PathBuf::new(),
+        batch: PathBuf::new(),
+        out: PathBuf::new(),
+        smoothing: 0.1,
+        lr: 1e-3,
+        weight_decay: 0.05,
+        steps: 10,
+    }
+}
+
+fn assert_close(a: &[f32], b: &[f32], tolerance: f32, what: &str) {
+    assert_eq!(a.len(), b.len(), "{what}");
+    let largest = b.iter().fold(1e-4f32, |m, v| m.max(v.abs()));
+    let difference = a.iter().zip(b).fold(0f32, |m, (x, y)| m.max((x - y).abs()));
+    assert!(difference <= tolerance * largest, "{what}: {difference} of {largest}");
+}

@@ -1,0 +1,177 @@
+//! A new pre-training method is one file and one line of `TABLE`: this file has nothing but the
+//! public interface, and the engine trains it.
+
+use std::sync::Arc;
+
+use burn::tensor::{Device, Tensor};
+use fewvit::backbone::{HeadSpec, NetSpec, Spec};
+use fewvit::config::{Layers, RunConfig, Source};
+use fewvit::data::Rgb8;
+use fewvit::data::cache::ImageStore;
+use fewvit::data::loader::BatchSource;
+use fewvit::data::mixing::Mix;
+use fewvit::data::views::ViewPlan;
+use fewvit::loss::normalize;
+use fewvit::method::{
+    BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State, StateTensor,
+};
+use fewvit::train::checkpoint::StageName;
+use fewvit::train::optim::TrainState;
+use fewvit::train::parallel::Engine;
+use fewvit::train::stage::Stage;
+
+// What a file in src/method would hold.
+
+/// The line of `TABLE`.
+const ENTRY: Entry = Entry {
+    name: "toy",
+    summary: "alignment and uniformity on the sphere (Wang & Isola 2020), counting its steps",
+    build: |setting| Ok(Arc::new(Toy::new(setting)?)),
+};
+
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Options {
+    /// Weight of uniformity.
+    spread: f64,
+}
+
+struct Toy {
+    views: ViewPlan,
+    options: Options,
+}
+
+impl Toy {
+    fn new(setting: &Setting) -> fewvit::Result<Self> {
+        Ok(Self { views: ViewPlan::pretrain(setting.config), options: setting.options()? })
+    }
+}
+
+impl Method for Toy {
+    fn views(&self) -> &ViewPlan {
+        &self.views
+    }
+
+    fn heads(&self) -> HeadSpec {
+        HeadSpec::default()
+    }
+
+    fn objective(&self) -> Objective<'_> {
+        Objective::Batch(self)
+    }
+
+    /// All features equal.
+    fn chance(&self) -> f64 {
+        0.0
+    }
+}
+
+impl BatchLoss for Toy {
+    fn state(&self, _: u64) -> State {
+        State::from([("steps".to_owned(), StateTensor { shape: vec![1], values: vec![0.0] })])
+    }
+
+    fn loss(&self, batch: BatchFeatures, state: &mut State) -> Tensor<1> {
+        if let Some(steps) = state.get_mut("steps") {
+            steps.values[0] += 1.0;
+        }
+        let [a, b] = [0, 1].map(|view| normalize(batch.view(&batch.features, view)));
+        let apart = (a.clone() - b).square().sum_dim(1).mean();
+        // |x - y|^2 = 2 - 2 x y.
+        let potential = (a.clone().matmul(a.transpose()) * 4.0 - 4.0).exp().mean().log();
+        apart + potential * self.options.spread
+    }
+}
+
+// What trains it.
+
+const IMAGES: usize = 12;
+
+fn config(options: &str) -> RunConfig {
+    let mut layers = Layers::new("simclr").expect("a recipe");
+    for setting in [
+        "model.name=deit_micro_patch8_96",
+        "pretrain.crops=[{ count = 2, img_size = 16, scale = [0.5, 1.0] }]",
+        "pretrain.optim.epochs=20",
+        "pretrain.optim.batch_size=6",
+        "pretrain.optim.warmup_epochs=1",
+    ] {
+        layers.set(setting, Source::Flag("--set")).expect(setting);
+    }
+    let mut config = layers.build().expect("a configuration").config;
+    config.pretrain.options = options.parse().expect("TOML");
+    config
+}
+
+/// Plain colours, which two views of an image share.
+fn images() -> Vec<Rgb8> {
+    let colour = |i: usize| [i * 20, 255 - i * 20, i * 67 % 256].map(|c| c as u8);
+    let image = |i| Rgb8 { width: 20, height: 20, pixels: colour(i).repeat(400) };
+    (0..IMAGES).map(image).collect()
+}
+
+fn stage(config: &RunConfig, workers: usize) -> fewvit::Result<Stage<'_>> {
+    let pretrain = &config.pretrain;
+    let spec = Spec::find(&config.model.name)?;
+    let num_features = spec.num_features();
+    let setting = Setting { config: pretrain, samples: IMAGES, labels: None, num_features };
+    let method = (ENTRY.build)(&setting)?;
+    let source = BatchSource {
+        images: Arc::new(ImageStore::of(images())),
+        views: Arc::new(method.views().clone()),
+        mix: Arc::new(|_, _, rows, _| Mix::none(rows)),
+        seed: 4,
+        batch_size: pretrain.optim.batch_size,
+        threads: 1,
+    };
+    Ok(Stage {
+        name: StageName::Pretrain,
+        net: NetSpec { spec, img_size: 16, heads: method.heads() },
+        method,
+        source,
+        optim: &pretrain.optim,
+        data: &config.data,
+        workers,
+        micro_batch: 3,
+    })
+}
+
+/// The losses of all steps and the state after them.
+fn trained(workers: usize) -> (Vec<f64>, TrainState) {
+    let config = config("spread = 0.5");
+    let stage = stage(&config, workers).expect("a stage");
+    let template = stage.net.build(0, &Device::flex()).expect("a net");
+    let mut state = stage.fresh(4).expect("a state");
+    let mut engine = Engine::new(workers, stage.micro_batch, state.values.len());
+    let mut losses = Vec::new();
+    for batch in stage.source.prefetch(0, stage.total_steps()) {
+        let batch = batch.expect("a batch");
+        losses.push(stage.step(&template, &mut engine, &mut state, &batch).expect("a step").loss);
+    }
+    (losses, state)
+}
+
+#[test]
+fn it_learns_and_its_state_is_kept() {
+    let (losses, state) = trained(2);
+    let mean = |part: &[f64]| part.iter().sum::<f64>() / part.len() as f64;
+    let (first, last) = (mean(&losses[..4]), mean(&losses[36..]));
+    assert!(last < first - 0.1, "{first} to {last}: {losses:?}");
+    assert_eq!(state.memory["steps"].values, [40.0]);
+}
+
+#[test]
+fn workers_change_nothing_but_rounding() {
+    let ((one, _), (two, _)) = (trained(1), trained(2));
+    let apart = one.iter().zip(&two).fold(0f64, |m, (a, b)| m.max((a - b).abs()));
+    assert!(apart < 1e-2, "{apart}");
+    assert!((one[1] - two[1]).abs() < 1e-5);
+}
+
+#[test]
+fn an_option_that_it_does_not_have_is_named() {
+    let config = config("spraed = 0.5");
+    let error = stage(&config, 1).err().expect("a misspelt option");
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.to_string().contains("spraed"), "{error}");
+}
