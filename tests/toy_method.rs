@@ -2,6 +2,8 @@
 //! public interface, and the engine trains it.
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
 
 use burn::tensor::{Device, Tensor};
 use fewvit::backbone::{HeadSpec, NetSpec, Spec};
@@ -15,10 +17,10 @@ use fewvit::loss::normalize;
 use fewvit::method::{
     BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State, StateTensor,
 };
-use fewvit::train::checkpoint::StageName;
+use fewvit::train::checkpoint::{self, StageName};
 use fewvit::train::optim::TrainState;
 use fewvit::train::parallel::Engine;
-use fewvit::train::stage::Stage;
+use fewvit::train::stage::{Checkpoints, EpochRecord, Observer, Stage, StepRecord};
 
 // What a file in src/method would hold.
 
@@ -34,6 +36,10 @@ const ENTRY: Entry = Entry {
 struct Options {
     /// Weight of uniformity.
     spread: f64,
+    /// What becomes no number in step `breaks_at`: `loss`, or only its `gradient`.
+    breaks: String,
+    /// See `breaks`.
+    breaks_at: usize,
 }
 
 struct Toy {
@@ -79,7 +85,15 @@ impl BatchLoss for Toy {
         let apart = (a.clone() - b).square().sum_dim(1).mean();
         // |x - y|^2 = 2 - 2 x y.
         let potential = (a.clone().matmul(a.transpose()) * 4.0 - 4.0).exp().mean().log();
-        apart + potential * self.options.spread
+        let loss = apart + potential * self.options.spread;
+        match self.options.breaks.as_str() {
+            "loss" if batch.step == self.options.breaks_at => loss * f32::NAN,
+            // The root of zero has an infinite slope.
+            "gradient" if batch.step == self.options.breaks_at => {
+                loss + (batch.features * 0.0).sqrt().sum()
+            }
+            _ => loss,
+        }
     }
 }
 
@@ -136,9 +150,11 @@ fn stage(config: &RunConfig, workers: usize) -> fewvit::Result<Stage<'_>> {
     })
 }
 
+const SOUND: &str = "spread = 0.5\nbreaks = \"\"\nbreaks_at = 0";
+
 /// The losses of all steps and the state after them.
 fn trained(workers: usize) -> (Vec<f64>, TrainState) {
-    let config = config("spread = 0.5");
+    let config = config(SOUND);
     let stage = stage(&config, workers).expect("a stage");
     let template = stage.net.build(0, &Device::flex()).expect("a net");
     let mut state = stage.fresh(4).expect("a state");
@@ -168,9 +184,45 @@ fn workers_change_nothing_but_rounding() {
     assert!((one[1] - two[1]).abs() < 1e-5);
 }
 
+/// Hears of a run and says nothing.
+struct Silent;
+
+impl Observer for Silent {
+    fn step(&mut self, _: &StepRecord) -> fewvit::Result<()> {
+        Ok(())
+    }
+
+    fn epoch(&mut self, _: &EpochRecord, _: &TrainState) -> fewvit::Result<()> {
+        Ok(())
+    }
+}
+
+#[test]
+fn a_run_that_diverges_keeps_its_last_good_checkpoint() {
+    let folder = tempfile::tempdir().expect("a folder");
+    for breaks in ["loss", "gradient"] {
+        let path = folder.path().join(format!("{breaks}.safetensors"));
+        let options = format!("spread = 0.5\nbreaks = \"{breaks}\"\nbreaks_at = 7");
+        let config = config(&options);
+        let stage = stage(&config, 2).expect("a stage");
+        let interrupted = AtomicBool::new(false);
+        let checkpoints =
+            Checkpoints { path: &path, every: Duration::ZERO, interrupted: &interrupted };
+        let fresh = stage.fresh(4).expect("a state");
+        let error = stage.run(fresh, &checkpoints, &mut Silent).expect_err("no number");
+        assert_eq!(error.exit_code(), 5);
+        let text = error.to_string();
+        assert!(text.contains(&format!("the {breaks} of pretrain")), "{text}");
+        assert!(text.contains("step 7") && text.contains("lower --lr"), "{text}");
+        let (_, state) = checkpoint::load(&path).expect("readable").expect("there");
+        assert_eq!(state.progress.step, 7);
+        assert!(state.values.iter().chain(&state.m).chain(&state.v).all(|v| v.is_finite()));
+    }
+}
+
 #[test]
 fn an_option_that_it_does_not_have_is_named() {
-    let config = config("spraed = 0.5");
+    let config = config(&SOUND.replace("spread", "spraed"));
     let error = stage(&config, 1).err().expect("a misspelt option");
     assert_eq!(error.exit_code(), 2);
     assert!(error.to_string().contains("spraed"), "{error}");

@@ -44,11 +44,13 @@ pub struct Limits {
     /// Share of the chance loss above which nothing has been learned: the mean over an epoch
     /// wobbles by less than a hundredth, and learning moves it by more.
     pub chance_share: f64,
+    /// Multiple of the chance loss above which training runs away: guessing would be better.
+    pub runaway: f64,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { min_std: 0.1, min_rank_share: 0.05, min_rank: 1.5, chance_share: 0.99 }
+        Self { min_std: 0.1, min_rank_share: 0.05, min_rank: 1.5, chance_share: 0.99, runaway: 1.1 }
     }
 }
 
@@ -95,11 +97,19 @@ impl Health {
                 self.effective_rank, self.full_rank
             ));
         }
+        if loss > limits.runaway * chance {
+            return Some(format!(
+                "The loss, {loss:.3}, is above that of guessing ({chance:.3}): training runs away. \
+                 Start again with a lower --lr or a longer --warmup-epochs; a temperature far below \
+                 the recipe's does it, too."
+            ));
+        }
         at_chance.then(|| {
             format!(
-                "The loss, {loss:.3}, is still that of guessing ({chance:.3}): the model has not \
-                 learned anything yet. Raise --lr (SGD needs far more than AdamW) or --epochs, and \
-                 look at `fewvit data preview`: two views of an image must still show one thing."
+                "The loss, {loss:.3}, is that of guessing ({chance:.3}): the model has not learned \
+                 anything yet. Raise --lr (SGD needs far more than AdamW) or --epochs, or lower \
+                 --lr if the loss was lower before, and look at `fewvit data preview`: two views of \
+                 an image must still show one thing."
             )
         })
     }
@@ -111,8 +121,8 @@ impl Health {
         );
         match at_chance {
             true => format!(
-                "{spread}, and the loss, {loss:.3}, is that of guessing ({chance:.3}). Start again \
-                 with a lower --lr or a longer --warmup-epochs; with DINO also lower the teacher's \
+                "{spread}, and the loss, {loss:.3}, is no better than guessing ({chance:.3}). Start \
+                 again with a lower --lr or a longer --warmup-epochs; with DINO also lower the teacher's \
                  temperature, which sharpens its targets."
             ),
             false => format!(

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::{
     BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State, StateTensor, Teacher,
-    values,
+    positive, shares, values,
 };
 use crate::backbone::{HeadSpec, Net};
 use crate::data::views::ViewPlan;
@@ -67,8 +67,21 @@ impl Dino {
                  --crops 2x112@0.4-1,4x112@0.05-0.4"
                     .to_owned(),
             )),
-            _ => Ok(Self { views, options: setting.options()? }),
+            _ => Ok(Self { views, options: Self::checked(setting.options()?)? }),
         }
+    }
+
+    fn checked(options: Options) -> Result<Options> {
+        let o = &options;
+        positive(&[
+            ("student_temperature", o.student_temperature),
+            ("teacher_temperature_start", o.teacher_temperature_start),
+            ("teacher_temperature", o.teacher_temperature),
+            ("bottleneck", o.bottleneck as f64),
+            ("prototypes", o.prototypes as f64),
+        ])?;
+        shares(&[("momentum", o.momentum), ("centre_momentum", o.centre_momentum)])?;
+        Ok(options)
     }
 }
 

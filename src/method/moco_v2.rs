@@ -13,11 +13,11 @@ use serde::Deserialize;
 use super::simclr::{projection, two_views};
 use super::{
     BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State, StateTensor, Teacher,
-    values,
+    positive, shares, values,
 };
 use crate::backbone::HeadSpec;
 use crate::data::views::ViewPlan;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::loss::{info_nce::info_nce_with_queue, normalize};
 use crate::rng::{Purpose, stream};
 
@@ -49,12 +49,10 @@ struct MoCoV2 {
 impl MoCoV2 {
     fn new(setting: &Setting) -> Result<Self> {
         let (views, options) = (two_views(setting)?, setting.options::<Options>()?);
-        match options.dim > 0 && options.queue > 0 {
-            true => Ok(Self { views, options }),
-            false => Err(Error::Usage(
-                "pretrain.options: dim and queue must be at least 1 for moco-v2".to_owned(),
-            )),
-        }
+        let Options { temperature, dim, queue, momentum } = options;
+        positive(&[("temperature", temperature), ("dim", dim as f64), ("queue", queue as f64)])?;
+        shares(&[("momentum", momentum)])?;
+        Ok(Self { views, options })
     }
 }
 

@@ -11,7 +11,9 @@ use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use super::simclr::two_views;
-use super::{BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State, Teacher};
+use super::{
+    BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State, Teacher, positive, shares,
+};
 use crate::backbone::HeadSpec;
 use crate::data::views::ViewPlan;
 use crate::error::Result;
@@ -49,8 +51,11 @@ struct MoCoV3 {
 
 impl MoCoV3 {
     fn new(setting: &Setting) -> Result<Self> {
+        let (views, options) = (two_views(setting)?, setting.options::<Options>()?);
+        positive(&[("temperature", options.temperature), ("dim", options.dim as f64)])?;
+        shares(&[("momentum", options.momentum)])?;
         let batch_size = setting.config.optim.batch_size.min(setting.samples);
-        Ok(Self { views: two_views(setting)?, options: setting.options()?, batch_size })
+        Ok(Self { views, options, batch_size })
     }
 
     fn mlp(&self, layers: usize) -> MlpSpec {

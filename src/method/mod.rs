@@ -198,6 +198,31 @@ impl Setting<'_> {
     }
 }
 
+/// Checks options that must be more than 0, by name.
+///
+/// # Errors
+/// The first one that is not.
+pub fn positive(options: &[(&str, f64)]) -> Result<()> {
+    check(options, "more than 0", |value| value > 0.0 && value.is_finite())
+}
+
+/// Checks options that must be from 0 to 1, by name.
+///
+/// # Errors
+/// The first one that is not.
+pub fn shares(options: &[(&str, f64)]) -> Result<()> {
+    check(options, "0 to 1", |value| (0.0..=1.0).contains(&value))
+}
+
+fn check(options: &[(&str, f64)], must: &str, good: impl Fn(f64) -> bool) -> Result<()> {
+    match options.iter().find(|(_, value)| !good(*value)) {
+        Some((name, value)) => {
+            Err(Error::Usage(format!("pretrain.options: {name} is {value:?}, must be {must}")))
+        }
+        None => Ok(()),
+    }
+}
+
 /// A pre-training method's name, one line on it, and how it is made.
 pub struct Entry {
     /// `--method NAME`.

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
-use super::{BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State};
+use super::{BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State, positive};
 use crate::backbone::HeadSpec;
 use crate::data::views::ViewPlan;
 use crate::error::{Error, Result};
@@ -39,9 +39,10 @@ struct SimClr {
 
 impl SimClr {
     fn new(setting: &Setting) -> Result<Self> {
-        let views = two_views(setting)?;
+        let (views, options) = (two_views(setting)?, setting.options::<Options>()?);
+        positive(&[("temperature", options.temperature)])?;
         let batch_size = setting.config.optim.batch_size.min(setting.samples);
-        Ok(Self { views, options: setting.options()?, batch_size })
+        Ok(Self { views, options, batch_size })
     }
 }
 

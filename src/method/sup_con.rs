@@ -9,7 +9,7 @@ use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use super::simclr::{projection, two_views};
-use super::{BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State};
+use super::{BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State, positive};
 use crate::backbone::HeadSpec;
 use crate::data::views::ViewPlan;
 use crate::error::Result;
@@ -43,8 +43,11 @@ struct SupCon {
 impl SupCon {
     fn new(setting: &Setting) -> Result<Self> {
         let (views, labels) = (two_views(setting)?, setting.labels()?.of_samples);
+        let options: Options = setting.options()?;
+        let Options { temperature, base_temperature, .. } = options;
+        positive(&[("temperature", temperature), ("base_temperature", base_temperature)])?;
         let batch_size = setting.config.optim.batch_size.min(setting.samples);
-        Ok(Self { views, options: setting.options()?, labels, batch_size })
+        Ok(Self { views, options, labels, batch_size })
     }
 }
 

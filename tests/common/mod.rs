@@ -17,6 +17,7 @@ pub fn run<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Outp
 }
 
 /// Renders a tiny set of flowers: 12 species, `train` + 1 images of 32 px each.
+#[allow(dead_code)]
 pub fn flowers(folder: &Path, train: usize) -> PathBuf {
     let out = folder.join("flowers");
     fewvit::data::synth::write(&out, 0, 32, train, 1, |_, _| ()).expect("rendered");

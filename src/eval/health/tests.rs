@@ -90,6 +90,11 @@ fn the_rank_survives_every_degenerate_matrix() {
         (axes(3)[..6].to_vec(), 3),
         ([axes(64), axes(64), axes(64)].concat(), 64),
         ([vec![1.0; 200], vec![-1.0; 200]].concat(), 200),
+        (vec![0.0; 6400], 64),
+        (vec![1e-38; 6400], 64),
+        (vec![f32::MAX; 6400], 64),
+        // Equal but for rounding.
+        (random(100, 64).iter().map(|v| 1.0 + 1e-7 * v).collect(), 64),
     ] {
         let rank = effective_rank(&normalised(&features, dim), dim);
         assert!((0.999..=64.001).contains(&rank), "{rank}");
@@ -112,7 +117,8 @@ fn each_trouble_is_named_with_its_remedy() {
         let text = health.warning(loss, 5.5, &limits).expect("a warning");
         words.iter().for_each(|word| assert!(text.contains(word), "{word:?} is not in {text:?}"));
     };
-    says(&healthy, 5.48, &["5.480", "guessing (5.500)", "--lr", "data preview"]);
+    says(&healthy, 5.48, &["5.480", "guessing (5.500)", "Raise --lr", "data preview"]);
+    says(&healthy, 75.4, &["75.400", "above", "guessing (5.500)", "lower --lr", "temperature"]);
     says(&healthy, f64::NAN, &["diverged", "--warmup-epochs"]);
     // A common direction far longer than what tells the images apart.
     let point: Vec<f32> = random(300, 48).iter().map(|v| 20.0 + v).collect();
@@ -123,6 +129,9 @@ fn each_trouble_is_named_with_its_remedy() {
     let circle = random(300, 2);
     let circle: Vec<f32> = circle.chunks(2).flat_map(|xy| xy.repeat(24)).collect();
     says(&Health::of(&circle, None, 48), 2.0, &["Partial collapse", "2.0 of 48", "--batch-size"]);
-    let broken = Health { std: f64::NAN, ..healthy };
-    says(&broken, 2.0, &["diverged"]);
+    for broken in [f32::NAN, f32::INFINITY] {
+        let mut features = random(300, 48);
+        features[100] = broken;
+        says(&Health::of(&features, None, 48), 2.0, &["diverged"]);
+    }
 }

@@ -10,7 +10,7 @@ use crate::config::{Layers, Source};
 use crate::method::StateTensor;
 
 const TINY: DeitSpec = DeitSpec { embed_dim: 16, depth: 1, num_heads: 2, patch_size: 8 };
-const BATCH: usize = 4;
+const BATCH: usize = 8;
 const IMG_SIZE: usize = 16;
 const STEPS: usize = 10;
 
@@ -21,8 +21,8 @@ fn given(views: usize) -> Given {
         img_size: IMG_SIZE,
         views,
         values: values.map(|v| v / 64.0 - 2.0).collect(),
-        samples: vec![3, 1, 6, 0],
-        targets: Some(vec![0, 2, 0, 1]),
+        samples: vec![3, 1, 6, 0, 8, 2, 5, 4],
+        targets: Some(vec![0, 2, 0, 1, 3, 1, 2, 0]),
     }
 }
 
@@ -89,7 +89,7 @@ fn ten_steps_of_every_method_are_those_of_pytorch() {
         for (key, (shape, expected)) in theirs.filter_map(|(k, v)| Some((k.strip_prefix('.')?, v)))
         {
             let tolerance = match key.split('.').next() {
-                Some("loss") => 1e-5,
+                Some("loss") => 2e-5,
                 Some("grad") => 1e-4,
                 // AdamW divides by gradients that are nearly zero.
                 Some("param" | "teacher" | "state") => 1e-3,
