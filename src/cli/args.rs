@@ -277,11 +277,7 @@ const DEMO: &str = "Examples:
   fewvit demo
   fewvit demo --output runs/first --seed 1";
 
-const TRACE: &str = "Examples:
-  fewvit trace --model deit_tiny_patch16_224 --num-classes 10 --img-size 112 --weights w.safetensors --batch b.safetensors --out t.safetensors --steps 10
-  fewvit trace --model deit_tiny_patch16_224 --method dino --batch views.safetensors --out t.safetensors --steps 10 --set pretrain.options.prototypes=512
-
-Without --method: AdamW with betas (0.9, 0.999) and eps 1e-8 on all parameters. With --method: the
+const TRACE: &str = "Without --method: AdamW with betas (0.9, 0.999) and eps 1e-8 on all parameters. With --method: the
 optimiser and settings of the method's recipe, at a constant rate unless -c or --set say otherwise
 (pretrain.optim.lr_schedule, .warmup_epochs); every step is an epoch. No CutMix and no drop path.
 
@@ -297,7 +293,11 @@ with --method also:
   init.KEY, init.teacher.KEY, init.state.KEY
                         parameters, momentum encoder and memory (queue, centre) before the first step
   teacher.KEY, state.KEY  the same after the last step
-  metadata `config`     all settings as TOML";
+  metadata `config`     all settings as TOML
+
+Examples:
+  fewvit trace --model deit_tiny_patch16_224 --num-classes 10 --img-size 112 --weights w.safetensors --batch b.safetensors --out t.safetensors --steps 10
+  fewvit trace --model deit_tiny_patch16_224 --method dino --batch views.safetensors --out t.safetensors --steps 10 --set pretrain.options.prototypes=512";
 
 /// A precision.
 #[derive(ValueEnum, Clone, Copy, Debug, PartialEq, Eq)]
