@@ -7,10 +7,10 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::batch::BatchFile;
-use super::{insert_all, is_trace, matrix};
 use burn::tensor::{Device, Tensor, TensorData};
 
+use super::batch::BatchFile;
+use super::{insert_all, is_trace, matrix};
 use crate::backbone::{HeadSpec, Net, NetSpec, Spec};
 use crate::config::{CropGroup, RunConfig, to_toml};
 use crate::data::Rgb8;
