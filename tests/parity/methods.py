@@ -34,9 +34,9 @@ CASES = {
     "supervised": (2, ["--method", "supervised", "--num-classes", "5"], []),
     "simclr": (2, ["--method", "simclr"], []),
     "simclr-plain": (2, ["--method", "simclr"], ["pretrain.options.dim=0"]),
-    "simclr-sgd": (2, ["--method", "simclr", "--recipe", "paper-simclr", "--lr", "0.1"], []),
+    "simclr-sgd": (2, ["--method", "simclr", "--recipe", "paper-simclr", "--lr", "0.02"], []),
     "supcon": (2, ["--method", "supcon"], []),
-    "supcon-sgd": (2, ["--method", "supcon", "--recipe", "paper-supcon", "--lr", "0.1"], []),
+    "supcon-sgd": (2, ["--method", "supcon", "--recipe", "paper-supcon", "--lr", "0.02"], []),
     "moco-v2": (2, ["--method", "moco-v2"], ["pretrain.options.queue=20"]),
     "moco-v2-sgd": (
         2,
