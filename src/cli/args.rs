@@ -286,14 +286,11 @@ groups in turn (all have one size). `index` i64 [B] is the training image of eac
 B - 1 if it is not there), `targets` i64 [B] its class (supervised, supcon).
 
 Output, KEY being timm's name or the one in the header of the method's file:
-  loss, features        without a method also logits; features and grad are those of step 0
-  grad.KEY, param.KEY   gradient of the loss; parameters after the last step
-with --method also:
-  lr                    of each step
-  init.KEY, init.teacher.KEY, init.state.KEY
-                        parameters, momentum encoder and memory (queue, centre) before the first step
-  teacher.KEY, state.KEY  the same after the last step
-  metadata `config`     all settings as TOML
+- loss of each step, features and grad.KEY (of the loss) of step 0, param.KEY after the last step;
+- without a method also logits of step 0;
+- with one also lr of each step; init.KEY, init.teacher.KEY and init.state.KEY: parameters, momentum
+encoder and memory (queue, centre) before the first step; teacher.KEY and state.KEY after the last;
+all settings as TOML in the metadata under `config`.
 
 Examples:
   fewvit trace --model deit_tiny_patch16_224 --num-classes 10 --img-size 112 --weights w.safetensors --batch b.safetensors --out t.safetensors --steps 10
