@@ -13,10 +13,10 @@
 //! Every kernel runs on the thread that calls it: the training loop puts one worker on each core,
 //! and each worker its own crops through its own kernels. All matrices are row-major `f32`.
 //!
-//! Each kernel is written once and compiled for AVX-512, AVX2 with FMA, and whatever the
-//! compilation target guarantees. The best that the machine has is used; `FEWVIT_SIMD=avx512`,
-//! `avx2` or `scalar`, read once, asks for another one. Results are the same in every run on one
-//! level and differ in rounding between levels.
+//! Each kernel is written once and compiled for AVX-512 and AVX2 with FMA on x86-64, for NEON on
+//! aarch64, and for whatever the compilation target guarantees. The best that the machine has is
+//! used; `FEWVIT_SIMD=avx512`, `avx2`, `neon` or `scalar`, read once, asks for another one. Results
+//! are the same in every run on one level and differ in rounding between levels.
 
 pub mod adamw;
 pub mod attention;
@@ -37,8 +37,8 @@ pub use gemm::{Epilogue, PackedB, matmul, matmul_transposed_a};
 pub use limits::{fma_limit, memory_bandwidth};
 pub use norm::{layer_norm_backward, layer_norm_forward};
 
-/// The instruction set in use: `"avx512"`, `"avx2"` or `"scalar"`. What `FEWVIT_SIMD` asks for and
-/// the machine lacks is not used.
+/// The instruction set in use: `"avx512"`, `"avx2"`, `"neon"` or `"scalar"`. What `FEWVIT_SIMD` asks
+/// for and the machine lacks is not used.
 pub fn simd_level() -> &'static str {
     simd::Level::current().name()
 }

@@ -17,6 +17,8 @@ use std::sync::OnceLock;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod portable;
 
 /// Floats in a row of a packed panel: a multiple of twice the lanes of every vector type.
@@ -28,6 +30,9 @@ pub(crate) const PANEL: usize = 32;
 pub(crate) enum Level {
     /// What the compilation target guarantees: SSE2 on x86-64, NEON on aarch64.
     Scalar,
+    /// NEON, part of every aarch64.
+    #[cfg(target_arch = "aarch64")]
+    Neon,
     /// AVX2 and FMA.
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -41,6 +46,8 @@ impl Level {
     pub(crate) fn available() -> Vec<Self> {
         const ALL: &[Level] = &[
             Level::Scalar,
+            #[cfg(target_arch = "aarch64")]
+            Level::Neon,
             #[cfg(target_arch = "x86_64")]
             Level::Avx2,
             #[cfg(target_arch = "x86_64")]
@@ -53,6 +60,8 @@ impl Level {
     fn is_present(self) -> bool {
         match self {
             Self::Scalar => true,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => true,
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma"),
             #[cfg(target_arch = "x86_64")]
@@ -81,6 +90,8 @@ impl Level {
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => "neon",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
@@ -92,6 +103,8 @@ impl Level {
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         match self {
             Self::Scalar => portable::Portable::call(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon => neon::Neon::call(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => avx2::Avx2::call(kernel),
             #[cfg(target_arch = "x86_64")]

@@ -118,3 +118,9 @@ fn the_level_in_use_is_one_of_those_available() {
     assert!(Level::available().contains(&Level::current()));
     assert!(Level::available().is_sorted());
 }
+
+#[cfg(target_arch = "aarch64")]
+#[test]
+fn every_aarch64_has_neon() {
+    assert_eq!(Level::available(), [Level::Scalar, Level::Neon]);
+}
