@@ -36,7 +36,7 @@ pub struct Finding {
 /// What to look at.
 #[derive(Clone, Copy, Debug)]
 pub struct Patient<'a> {
-    /// Instruction set of the kernels: `avx512`, `avx2` or `scalar`.
+    /// Instruction set of the kernels: `avx512`, `avx2`, `neon` or `scalar`.
     pub simd: &'a str,
     /// A data set that should be readable.
     pub data: Option<&'a Path>,
@@ -127,7 +127,7 @@ fn simd(level: &str) -> Finding {
         "scalar" => warn(
             "simd",
             level.to_owned(),
-            "kernels run without vector instructions, many times slower: use a CPU with AVX2, and unset FEWVIT_SIMD",
+            "kernels run without vector instructions, many times slower: unset FEWVIT_SIMD, and use a CPU with AVX2 or NEON",
         ),
         level => ok("simd", level.to_owned()),
     }
