@@ -4,6 +4,7 @@
 //! Heads: `projector.layers.I.*`, `head.weight` `[prototypes, bottleneck]`, whose rows count by
 //! their direction only. State: `centre` `[prototypes]`. The teacher lies under `teacher.<key>`.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
@@ -149,8 +150,8 @@ fn logits(net: &Net, features: Tensor<2>) -> Tensor<2> {
 }
 
 impl Teacher for Dino {
-    fn views(&self) -> usize {
-        TEACHER_VIEWS
+    fn views(&self) -> Range<usize> {
+        0..TEACHER_VIEWS
     }
 
     fn momentum(&self, step: usize, total_steps: usize) -> f64 {

@@ -4,6 +4,7 @@
 //! Heads: `projector.layers.I.*`. State: `queue` `[length, dim]`, unit rows; `queue_at` `[1]`, the
 //! row that the next key replaces. The momentum encoder lies under `teacher.<key>`.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor};
@@ -93,11 +94,15 @@ impl BatchLoss for MoCoV2 {
         Some(self)
     }
 
+    fn student_views(&self) -> usize {
+        1
+    }
+
     fn loss(&self, batch: BatchFeatures, state: &mut State) -> Tensor<1> {
         let (teacher, features) = batch.teacher();
         // The first view asks; the second, seen by the teacher, answers.
         let queries = normalize(batch.net.projected(batch.view(&batch.features, 0)));
-        let keys = normalize(teacher.projected(batch.view(&features, 1)));
+        let keys = normalize(teacher.projected(features));
         let queue = state["queue"].tensor(&queries.device());
         let keys_with = Tensor::from_inner(keys.clone());
         let loss = info_nce_with_queue(queries, keys_with, queue, self.options.temperature);
@@ -119,8 +124,8 @@ fn enqueue(state: &mut State, keys: &[f32], dim: usize) {
 }
 
 impl Teacher for MoCoV2 {
-    fn views(&self) -> usize {
-        2
+    fn views(&self) -> Range<usize> {
+        1..2
     }
 
     fn momentum(&self, _: usize, _: usize) -> f64 {

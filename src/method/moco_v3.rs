@@ -5,6 +5,7 @@
 //! `predictor.norms.I.*`. No state besides; the momentum encoder lies under `teacher.<key>` (its
 //! predictor is not used).
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::Tensor;
@@ -116,8 +117,8 @@ impl BatchLoss for MoCoV3 {
 }
 
 impl Teacher for MoCoV3 {
-    fn views(&self) -> usize {
-        2
+    fn views(&self) -> Range<usize> {
+        0..2
     }
 
     fn momentum(&self, step: usize, total_steps: usize) -> f64 {

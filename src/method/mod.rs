@@ -9,6 +9,7 @@ pub mod sup_con;
 pub mod supervised;
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
@@ -77,14 +78,20 @@ pub trait BatchLoss: Sync {
         None
     }
 
+    /// The first views of every sample that pass through the trained model; the others are only the
+    /// teacher's.
+    fn student_views(&self) -> usize {
+        usize::MAX
+    }
+
     /// The loss, `[1]`; `state` is brought up to date for the next step.
     fn loss(&self, batch: BatchFeatures, state: &mut State) -> Tensor<1>;
 }
 
 /// A copy of the model whose weights follow the trained ones: `t = m t + (1 - m) s`.
 pub trait Teacher: Sync {
-    /// Its first views, of every sample, are passed through the teacher.
-    fn views(&self) -> usize;
+    /// The views of every sample that pass through the teacher.
+    fn views(&self) -> Range<usize>;
 
     /// `m` at a step of `total_steps`.
     fn momentum(&self, step: usize, total_steps: usize) -> f64;
@@ -97,7 +104,7 @@ pub trait Teacher: Sync {
 pub struct BatchFeatures<'a> {
     /// The model, with gradients; only its heads are called.
     pub net: &'a Net,
-    /// Backbone features of all views, `[views * batch, num_features]`, with gradients.
+    /// Backbone features of the student's views, `[views * batch, num_features]`, with gradients.
     pub features: Tensor<2>,
     /// The teacher and its features of its views, `[teacher_views * batch, num_features]`.
     pub teacher: Option<(&'a Net, Tensor<2>)>,
@@ -119,7 +126,7 @@ impl BatchFeatures<'_> {
         (net, features.clone())
     }
 
-    /// The rows of view `view`.
+    /// The rows of view `view`, counted from the first that `rows` has.
     pub fn view(&self, rows: &Tensor<2>, view: usize) -> Tensor<2> {
         let batch = self.samples.len();
         rows.clone().narrow(0, view * batch, batch)

@@ -6,6 +6,8 @@
 //! all graphs, but no more memory than a row-wise loss, at any batch size. Features, and so the loss,
 //! do not depend on the number of workers.
 
+use std::ops::Range;
+
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::parallel::{Engine, MicroBatch, StepInput, images, split};
@@ -40,11 +42,15 @@ impl Engine {
     ) -> Result<(f64, &mut [f32])> {
         let samples = samples(input.batch);
         let width = net.module.num_features();
-        let student = self.features(&net.module, input, usize::MAX, &input.drop_path)?;
+        let rows = |views: Range<usize>| {
+            views.start * samples.len()..views.end.saturating_mul(samples.len())
+        };
+        let asked = rows(0..coupling.loss.student_views());
+        let student = self.features(&net.module, input, asked.clone(), &input.drop_path)?;
         let teacher = coupling.teacher.zip(coupling.loss.teacher());
         let taught = match teacher {
             Some((net, teacher)) => {
-                let rows = teacher.views() * samples.len();
+                let rows = rows(teacher.views());
                 Some((net, self.features(net, input, rows, &DropPath::OFF)?))
             }
             None => None,
@@ -67,37 +73,40 @@ impl Engine {
             };
             coupling.loss.loss(batch, coupling.memory)
         });
-        self.backward(net, input, &slopes)?;
+        self.backward(net, input, asked, &slopes)?;
         let total = self.total();
         total.iter_mut().zip(&heads).for_each(|(t, h)| *t += h);
         Ok((loss, total))
     }
 
-    /// Features of the batch's first `limit` rows, `[rows, num_features]`, without gradients.
+    /// Features of the batch's `rows`, `[rows, num_features]`, without gradients.
     fn features(
         &mut self,
         net: &Net,
         input: &StepInput,
-        limit: usize,
+        rows: Range<usize>,
         drop_path: &DropPath,
     ) -> Result<Vec<f32>> {
-        let mut parts = split(input.batch, self.micro_batch, self.workers.len());
-        parts.retain(|part| part.first_row() < limit);
+        let parts = split(input.batch, rows, self.micro_batch, self.workers.len());
         let parts = self.each(&parts, |part, _| {
             let drop_path = DropPath { first_row: part.first_row(), ..drop_path.clone() };
             let features = net.features(images(part, input, &Device::flex()), &drop_path);
             features.into_data().try_to_vec::<f32>().unwrap_or_default()
         })?;
-        let mut values = parts.concat();
-        values.truncate(limit.saturating_mul(net.num_features()));
-        Ok(values)
+        Ok(parts.concat())
     }
 
-    /// Adds to the workers' sums the gradients that flow from the features' `slopes`
-    /// (`[rows, num_features]`) through the backbone.
-    fn backward(&mut self, net: &Weights<Net>, input: &StepInput, slopes: &[f32]) -> Result<()> {
+    /// Adds to the workers' sums the gradients that flow from the `slopes` of the features of `rows`,
+    /// which begin at 0 (`[rows, num_features]`), through the backbone.
+    fn backward(
+        &mut self,
+        net: &Weights<Net>,
+        input: &StepInput,
+        rows: Range<usize>,
+        slopes: &[f32],
+    ) -> Result<()> {
         let width = net.module.num_features();
-        let parts = split(input.batch, self.micro_batch, self.workers.len());
+        let parts = split(input.batch, rows, self.micro_batch, self.workers.len());
         self.clear();
         self.each(&parts, |part: &MicroBatch, sum| {
             let device = Device::flex().autodiff();

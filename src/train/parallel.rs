@@ -5,6 +5,8 @@
 //! batch statistics, so this equals one big batch, and it is bit-equal for a given number of workers
 //! and micro-batch.
 
+use std::ops::Range;
+
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::backbone::Net;
@@ -74,7 +76,7 @@ impl Engine {
         input: &StepInput,
         loss: &dyn RowLoss,
     ) -> Result<(f64, &mut [f32])> {
-        let parts = split(input.batch, self.micro_batch, self.workers.len());
+        let parts = split(input.batch, 0..usize::MAX, self.micro_batch, self.workers.len());
         self.clear();
         let losses = self.each(&parts, |part, sum| backward(net, input, part, loss, sum))?;
         Ok((losses.iter().sum(), self.total()))
@@ -127,18 +129,27 @@ pub fn micro_batch(img_size: usize) -> usize {
     (8 * 112 * 112 / (img_size * img_size).max(1)).clamp(1, 64)
 }
 
-/// Cuts each group into equal micro-batches of at most `micro_batch` rows, as many for each worker.
-pub(super) fn split(batch: &Batch, micro_batch: usize, workers: usize) -> Vec<MicroBatch<'_>> {
+/// Cuts the `wanted` rows of each group into equal micro-batches of at most `micro_batch` rows, as
+/// many for each worker; rows count through all groups.
+pub(super) fn split(
+    batch: &Batch,
+    wanted: Range<usize>,
+    micro_batch: usize,
+    workers: usize,
+) -> Vec<MicroBatch<'_>> {
     let mut parts = Vec::new();
     let mut group_start = 0;
     for group in &batch.groups {
-        let rows = group.samples.len();
+        let group_rows = group.samples.len();
+        let in_group = |row: usize| row.saturating_sub(group_start).min(group_rows);
+        let (start, end) = (in_group(wanted.start), in_group(wanted.end));
+        let rows = end.saturating_sub(start);
         let count = rows.div_ceil(micro_batch).next_multiple_of(workers).min(rows);
         for i in 0..count {
-            let rows = rows * i / count..rows * (i + 1) / count;
+            let rows = start + rows * i / count..start + rows * (i + 1) / count;
             parts.push(MicroBatch { group, rows, group_start });
         }
-        group_start += rows;
+        group_start += group_rows;
     }
     parts
 }
@@ -198,7 +209,7 @@ mod tests {
         };
         let batch = Batch { groups: vec![group(64), group(1), group(130)] };
         for (micro_batch, workers) in [(49, 2), (16, 3), (1000, 1), (1, 4)] {
-            let parts = split(&batch, micro_batch, workers);
+            let parts = split(&batch, 0..usize::MAX, micro_batch, workers);
             let mut shares = vec![0; workers];
             let mut seen = Vec::new();
             for (i, part) in parts.iter().enumerate() {
@@ -209,6 +220,14 @@ mod tests {
             assert_eq!(seen, (0..195).collect::<Vec<_>>());
             let spread = shares.iter().max().expect("workers") - shares.iter().min().expect("one");
             assert!(spread <= 10, "{micro_batch} {workers}: {shares:?}");
+            for wanted in [3..64, 60..70, 65..195, 64..64] {
+                let parts = split(&batch, wanted.clone(), micro_batch, workers);
+                let rows = |part: &MicroBatch| part.first_row()..part.first_row() + part.rows.len();
+                assert_eq!(
+                    parts.iter().flat_map(rows).collect::<Vec<_>>(),
+                    wanted.collect::<Vec<_>>()
+                );
+            }
         }
     }
 }
