@@ -22,8 +22,8 @@ pub struct TraceArgs {
     /// Side of the images in pixels [default with --method: that of the views]
     #[arg(long, value_name = "PIXELS", required_unless_present = "method")]
     pub img_size: Option<usize>,
-    /// safetensors with the weights under timm's keys; with --method drawn from --seed if not given,
-    /// as are heads that the file lacks
+    /// Weights: safetensors or what torch.save wrote; with --method safetensors alone, under timm's
+    /// keys, and drawn from --seed if not given, as are heads that the file lacks
     #[arg(long, value_name = "FILE", required_unless_present = "method")]
     pub weights: Option<PathBuf>,
     /// safetensors with `images` f32 `[B, 3, H, W]` and `targets` i64 `[B]` or f32 `[B, K]`; with

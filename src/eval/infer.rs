@@ -37,6 +37,41 @@ impl EvalView {
             std: config.data.std,
         }
     }
+
+    /// The part of an image that the model sees, `img_size` pixels along each side.
+    fn crop(&self, image: &Rgb8, img_size: usize) -> Rgb8 {
+        eval_view(image, img_size, self.crop_pct, self.interpolation)
+    }
+
+    /// Square images of `img_size` pixels as input, `[images, 3, img_size, img_size]`.
+    pub fn normalised(&self, images: &[Rgb8], img_size: usize) -> Vec<f32> {
+        let row = 3 * img_size * img_size;
+        let mut pixels = vec![0.0; images.len() * row];
+        for (image, row) in images.iter().zip(pixels.chunks_mut(row)) {
+            Mix::none(1).write_row(&image.pixels, 0, img_size, self.mean, self.std, row);
+        }
+        pixels
+    }
+
+    /// What `work` makes of the views of `count` images, a few images at a time on each of `threads`,
+    /// in order; `image(i)` decodes one.
+    ///
+    /// # Errors
+    /// An image cannot be read; those of `work`.
+    pub fn of_images<T: Send>(
+        &self,
+        img_size: usize,
+        (count, threads): (usize, usize),
+        image: &(dyn Fn(usize) -> Result<Rgb8> + Sync),
+        work: impl Fn(Vec<Rgb8>) -> Result<T> + Sync,
+    ) -> Result<Vec<T>> {
+        let starts: Vec<usize> = (0..count).step_by(IMAGES_AT_A_TIME).collect();
+        map_in_order(&starts, threads, |&start| {
+            let end = (start + IMAGES_AT_A_TIME).min(count);
+            let views = (start..end).map(|i| Ok(self.crop(&image(i)?, img_size)));
+            work(views.collect::<Result<_>>()?)
+        })
+    }
 }
 
 /// A model and how its inputs are made.
@@ -72,11 +107,9 @@ impl Inference<'_> {
         image: &(dyn Fn(usize) -> Result<Rgb8> + Sync),
         done: &(dyn Fn(usize) + Sync),
     ) -> Result<Outputs> {
-        let starts: Vec<usize> = (0..count).step_by(IMAGES_AT_A_TIME).collect();
-        let parts = map_in_order(&starts, self.threads, |&start| {
-            let end = (start + IMAGES_AT_A_TIME).min(count);
-            let part = self.forward((start..end).map(image))?;
-            done(end - start);
+        let parts = self.view.of_images(self.img_size, (count, self.threads), image, |views| {
+            let part = self.forward(&views);
+            done(views.len());
             Ok(part)
         })?;
         let mut all = Outputs::default();
@@ -87,23 +120,15 @@ impl Inference<'_> {
         Ok(all)
     }
 
-    fn forward(&self, images: impl Iterator<Item = Result<Rgb8>>) -> Result<Outputs> {
+    fn forward(&self, views: &[Rgb8]) -> Outputs {
         let size = self.img_size;
-        let mut pixels = Vec::new();
-        for image in images {
-            let EvalView { crop_pct, interpolation, mean, std } = self.view;
-            let view = eval_view(&image?, size, crop_pct, interpolation);
-            let start = pixels.len();
-            pixels.resize(start + 3 * size * size, 0.0);
-            Mix::none(1).write_row(&view.pixels, 0, size, mean, std, &mut pixels[start..]);
-        }
-        let rows = pixels.len() / (3 * size * size);
-        let data = TensorData::new(pixels, [rows, 3, size, size]);
+        let pixels = self.view.normalised(views, size);
+        let data = TensorData::new(pixels, [views.len(), 3, size, size]);
         let images = Tensor::from_data(data, &Device::flex());
         let features = self.net.features(images, &DropPath::OFF);
         let logits = self.net.logits(features.clone());
         let values =
             |t: Tensor<2>| t.into_data().try_to_vec().expect("features and logits are f32");
-        Ok(Outputs { features: values(features), logits: values(logits) })
+        Outputs { features: values(features), logits: values(logits) }
     }
 }

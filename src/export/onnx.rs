@@ -10,9 +10,6 @@ use rten_tensor::{NdTensor, Tensor};
 use super::{Description, Preprocessing};
 use crate::backbone::Net;
 use crate::data::Rgb8;
-use crate::data::augment::eval_view;
-use crate::data::mixing::Mix;
-use crate::data::parallel::map_in_order;
 use crate::error::{Error, Result};
 use crate::eval::infer::Inference;
 use crate::files::{refuse_to_replace, write_atomically};
@@ -20,8 +17,6 @@ use crate::graph::Pixels;
 
 /// Largest difference of a logit between the file and the model it was made from.
 const TOLERANCE: f32 = 1e-4;
-/// Images a thread passes through the file at a time.
-const IMAGES_AT_A_TIME: usize = 8;
 
 /// Keys of what the file says of itself.
 const MODEL: &str = "fewvit_model";
@@ -139,19 +134,13 @@ impl Loaded {
         image: &(dyn Fn(usize) -> Result<Rgb8> + Sync),
         threads: usize,
     ) -> Result<Vec<f32>> {
-        let starts: Vec<usize> = (0..count).step_by(IMAGES_AT_A_TIME).collect();
-        let parts = map_in_order(&starts, threads, |&start| {
-            let Description { img_size, view, .. } = self.description;
-            let end = (start + IMAGES_AT_A_TIME).min(count);
-            let views = (start..end)
-                .map(|i| Ok(eval_view(&image(i)?, img_size, view.crop_pct, view.interpolation)));
-            self.run(views.collect::<Result<_>>()?)
-        })?;
+        let Description { img_size, view, .. } = self.description;
+        let parts = view.of_images(img_size, (count, threads), image, |views| self.run(&views))?;
         Ok(parts.concat())
     }
 
     /// Logits of square images of the right side.
-    fn run(&self, views: Vec<Rgb8>) -> Result<Vec<f32>> {
+    fn run(&self, views: &[Rgb8]) -> Result<Vec<f32>> {
         let size = self.description.img_size;
         let failed = |e: String| Error::Failed(format!("the ONNX file cannot be run: {e}"));
         let input = match self.bytes {
@@ -161,11 +150,7 @@ impl Loaded {
                 Tensor::<u8>::from_data(&[views.len(), size, size, 3], pixels).into()
             }
             false => {
-                let (row, view) = (3 * size * size, self.description.view);
-                let mut pixels = vec![0.0; views.len() * row];
-                for (image, row) in views.iter().zip(pixels.chunks_mut(row)) {
-                    Mix::none(1).write_row(&image.pixels, 0, size, view.mean, view.std, row);
-                }
+                let pixels = self.description.view.normalised(views, size);
                 Tensor::<f32>::from_data(&[views.len(), 3, size, size], pixels).into()
             }
         };

@@ -44,9 +44,11 @@ pub struct Summary {
 
 pub(super) fn finish(context: &Context, trained: &Trained) -> Result<Summary> {
     let mut facts = facts(context, trained)?;
+    let finished = trained.stage == StageName::Finetune;
+    let net = finished.then(|| final_net(trained)).transpose()?;
     let mut correct = Vec::new();
-    if trained.stage == StageName::Finetune {
-        let predictions = evaluate(context, trained, &mut facts)?;
+    if let Some(net) = &net {
+        let predictions = evaluate(context, trained, net, &mut facts)?;
         correct = predictions.iter().map(|p| p.correct == Some(true)).collect();
         let exported = timm::Exported {
             spec: trained.net.spec,
@@ -62,8 +64,8 @@ pub(super) fn finish(context: &Context, trained: &Trained) -> Result<Summary> {
     }
     context.folder.write_json("report.json", &facts)?;
     report::write(context.folder.root(), &facts)?;
-    if trained.stage == StageName::Finetune {
-        export_onnx(context, trained)?;
+    if let Some(net) = &net {
+        export_onnx(context, trained, net)?;
     }
     Ok(Summary {
         run: context.folder.root().display().to_string(),
@@ -87,7 +89,7 @@ fn final_net(trained: &Trained) -> Result<Net> {
 }
 
 /// Writes `export/model.onnx`, checked on held-out images.
-fn export_onnx(context: &Context, trained: &Trained) -> Result<()> {
+fn export_onnx(context: &Context, trained: &Trained, net: &Net) -> Result<()> {
     let data = context.data;
     let description = Description {
         model: trained.net.spec.name.to_owned(),
@@ -98,20 +100,19 @@ fn export_onnx(context: &Context, trained: &Trained) -> Result<()> {
     let some = data.held_out.iter().chain(&data.train).take(CHECKED_IMAGES);
     let images: Vec<_> = some.map(|&i| data.decode(i)).collect::<Result<_>>()?;
     let path = context.folder.export().join("model.onnx");
-    let (net, threads) = (final_net(trained)?, context.threads);
-    onnx::write(&path, &net, &description, false, &images, threads).map(|_| ())
+    onnx::write(&path, net, &description, false, &images, context.threads).map(|_| ())
 }
 
 /// Measures on the held-out images; fills in the metrics and the worst mistakes.
 fn evaluate(
     context: &Context,
     trained: &Trained,
+    net: &Net,
     facts: &mut ReportData,
 ) -> Result<Vec<Prediction>> {
     let data = context.data;
-    let net = final_net(trained)?;
     let inference = Inference {
-        net: &net,
+        net,
         img_size: trained.net.img_size,
         view: EvalView::of(context.config),
         threads: context.threads,
