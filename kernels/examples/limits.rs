@@ -2,46 +2,55 @@
 //! `FEWVIT_SIMD=avx2 cargo run --release -p fewvit-kernels --example limits`
 
 use fewvit_kernels::{
-    AttentionShape, Epilogue, PackedB, Qkv, attention_backward, attention_forward, fma_limit,
-    matmul, matmul_transposed_a, memory_bandwidth, simd_level,
+    AttentionShape, Epilogue, PackedB, Precision, Qkv, attention_backward, attention_forward,
+    has_bf16, matmul, matmul_transposed_a, memory_bandwidth, multiply_add_limit, simd_level,
 };
 use std::time::Instant;
 
 fn main() {
-    let limit = fma_limit();
-    println!("{}: {limit:.1} GFLOP/s, {:.1} GB/s", simd_level(), memory_bandwidth());
+    println!("{}: {:.1} GB/s", simd_level(), memory_bandwidth());
+    measure(Precision::F32);
+    if has_bf16() {
+        measure(Precision::Bf16);
+    }
+}
+
+fn measure(precision: Precision) {
+    let limit = multiply_add_limit(precision);
+    println!("\n{precision:?}: {limit:.1} GFLOP/s");
     println!(
         "{:<28}{:>16}{:>16}{:>16}",
         "rows: in x out", "forward", "input gradient", "weight gradient"
     );
     for rows in [400, 800] {
         for (inputs, outputs) in [(192, 576), (192, 192), (192, 768), (768, 192)] {
-            products(rows, inputs, outputs, limit);
+            products(precision, rows, [inputs, outputs], limit);
         }
     }
     println!("{:<28}{:>16}{:>16}", "attention", "forward", "backward");
     for (batch, tokens) in [(8, 50), (2, 197)] {
-        attention(batch, tokens, limit);
+        attention(precision, batch, tokens, limit);
     }
 }
 
-fn products(rows: usize, inputs: usize, outputs: usize, limit: f64) {
+fn products(precision: Precision, rows: usize, [inputs, outputs]: [usize; 2], limit: f64) {
     let flops = (2 * rows * inputs * outputs) as f64;
     let weight = values(inputs * outputs);
     let (x, dy) = (values(rows * inputs), values(rows * outputs));
     let bias = values(outputs);
     let mut y = vec![0.0; rows * outputs];
-    let w = PackedB::pack_transposed(&weight, inputs, outputs);
+    let w = PackedB::pack_transposed(precision, &weight, inputs, outputs);
     let forward = gflops(flops, || matmul(rows, &x, &w, &mut y, Epilogue::Bias(&bias)));
     let mut dx = vec![0.0; rows * inputs];
-    let w = PackedB::pack(&weight, outputs, inputs);
+    let w = PackedB::pack(precision, &weight, outputs, inputs);
     let input = gflops(flops, || matmul(rows, &dy, &w, &mut dx, Epilogue::Store));
     let (mut dw, mut db) = (vec![0.0; inputs * outputs], vec![0.0; outputs]);
-    let weights = gflops(flops, || matmul_transposed_a(rows, &dy, &x, &mut dw, Some(&mut db)));
+    let weights =
+        gflops(flops, || matmul_transposed_a(precision, rows, &dy, &x, &mut dw, Some(&mut db)));
     print_row(&format!("{rows}: {inputs} x {outputs}"), &[forward, input, weights], limit);
     if outputs == 4 * inputs {
         let mut derivative = vec![0.0; rows * outputs];
-        let w = PackedB::pack_transposed(&weight, inputs, outputs);
+        let w = PackedB::pack_transposed(precision, &weight, inputs, outputs);
         let gelu = gflops(flops, || {
             let epilogue = Epilogue::BiasGelu { bias: &bias, derivative: &mut derivative };
             matmul(rows, &x, &w, &mut y, epilogue);
@@ -50,10 +59,10 @@ fn products(rows: usize, inputs: usize, outputs: usize, limit: f64) {
     }
 }
 
-fn attention(batch: usize, tokens: usize, limit: f64) {
+fn attention(precision: Precision, batch: usize, tokens: usize, limit: f64) {
     let (heads, head_dim) = (3, 64);
     let (queries, keys, scale) = (tokens, tokens, 0.125);
-    let shape = AttentionShape { batch, queries, keys, heads, head_dim, scale };
+    let shape = AttentionShape { batch, queries, keys, heads, head_dim, scale, precision };
     let flops = (4 * batch * heads * tokens * tokens * head_dim) as f64;
     let (qkv, dout) = (values(batch * tokens * 576), values(batch * tokens * 192));
     let mut out = dout.clone();

@@ -5,7 +5,7 @@
 //! taken one after the other, and long sequences in blocks of query rows whose scores fit the
 //! second-level cache.
 
-use crate::gemm::{Epilogue, Left, PackedB, Product, check_len};
+use crate::gemm::{Epilogue, Left, PackedB, Precision, block, check_len, product};
 use crate::simd::{Kernel, Level, Simd, exp};
 use std::cell::RefCell;
 use std::ops::Range;
@@ -28,6 +28,8 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Factor of the scores before the softmax, usually `1 / sqrt(head_dim)`.
     pub scale: f32,
+    /// Of the products; the softmax is f32.
+    pub precision: Precision,
 }
 
 /// Queries, keys and values, or their gradients: where they lie.
@@ -191,14 +193,14 @@ pub(crate) fn attention_forward_at(
 ) {
     qkv.check(shape);
     shape.check(out, probs.as_ref().map(|p| p.len()));
-    let &AttentionShape { keys: tokens, head_dim, scale, .. } = shape;
+    let &AttentionShape { keys: tokens, head_dim, scale, precision, .. } = shape;
     SCRATCH.with_borrow_mut(|scratch| {
         let Scratch { first: keys, second: values, scores } = scratch;
         for head in shape.all_heads() {
             let (k, stride) = qkv.part(shape, Part::Key, head);
-            keys.fill_transposed(level, k, stride, head_dim, tokens);
+            keys.fill_transposed(level, precision, k, stride, [head_dim, tokens]);
             let (v, stride) = qkv.part(shape, Part::Value, head);
-            values.fill(v, stride, tokens, head_dim);
+            values.fill(level, precision, v, stride, [tokens, head_dim]);
             let (query, stride) = qkv.part(shape, Part::Query, head);
             for rows in shape.row_blocks() {
                 let p = match &mut probs {
@@ -209,11 +211,11 @@ pub(crate) fn attention_forward_at(
                     None => block(scores, rows.len() * tokens),
                 };
                 let query = Left::rows(&query[rows.start * stride..], stride);
-                product(level, rows.len(), query, keys, p, tokens, Epilogue::Store);
+                product(level, rows.len(), query, keys, (p, tokens), Epilogue::Store);
                 level.run(Softmax { scores: p, tokens, scale });
                 let out = &mut out[shape.out(head) + rows.start * shape.dim()..];
                 let p = Left::rows(p, tokens);
-                product(level, rows.len(), p, values, out, shape.dim(), Epilogue::Store);
+                product(level, rows.len(), p, values, (out, shape.dim()), Epilogue::Store);
             }
         }
     });
@@ -271,13 +273,13 @@ impl HeadBackward<'_> {
     /// What a block of query rows contributes. With S the scores and P their softmax:
     /// dV = P^T dO, dP = dO V^T, dS = P (dP - rowsum(P dP)) scale, dQ = dS K, dK = dS^T Q.
     fn rows(&self, rows: Range<usize>, scratch: &mut Scratch, dqkv: &mut Qkv<&mut [f32]>) {
-        let &AttentionShape { keys: tokens, head_dim, scale, .. } = self.shape;
+        let &AttentionShape { keys: tokens, head_dim, scale, precision, .. } = self.shape;
         let dim = self.shape.dim();
         let part = |part| self.qkv.part(self.shape, part, self.head);
         let mut multiply = |m, a, b: &PackedB, to: Part, epilogue| {
             let (c, stride) = dqkv.part_mut(self.shape, to, self.head);
             let start = if to == Part::Query { rows.start * stride } else { 0 };
-            product(self.level, m, a, b, &mut c[start..], stride, epilogue);
+            product(self.level, m, a, b, (&mut c[start..], stride), epilogue);
         };
         // Keys and values receive from every block of rows.
         let sum = || {
@@ -288,44 +290,29 @@ impl HeadBackward<'_> {
         let dout = &self.dout[rows.start * dim..];
         let ds = block(scores, p.len());
 
-        by_rows.fill(dout, dim, rows.len(), head_dim);
+        by_rows.fill(self.level, precision, dout, dim, [rows.len(), head_dim]);
         multiply(tokens, Left::transposed(p, tokens), by_rows, Part::Value, sum());
 
         let (values, stride) = part(Part::Value);
-        by_tokens.fill_transposed(self.level, values, stride, head_dim, tokens);
+        by_tokens.fill_transposed(self.level, precision, values, stride, [head_dim, tokens]);
         let dout = Left::rows(dout, dim);
-        product(self.level, rows.len(), dout, by_tokens, ds, tokens, Epilogue::Store);
+        product(self.level, rows.len(), dout, by_tokens, (ds, tokens), Epilogue::Store);
         self.level.run(SoftmaxBackward { probs: p, gradient: ds, tokens, scale });
 
         let (keys, stride) = part(Part::Key);
-        by_tokens.fill(keys, stride, tokens, head_dim);
+        by_tokens.fill(self.level, precision, keys, stride, [tokens, head_dim]);
         multiply(rows.len(), Left::rows(ds, tokens), by_tokens, Part::Query, Epilogue::Store);
 
         let (queries, stride) = part(Part::Query);
-        by_rows.fill(&queries[rows.start * stride..], stride, rows.len(), head_dim);
+        by_rows.fill(
+            self.level,
+            precision,
+            &queries[rows.start * stride..],
+            stride,
+            [rows.len(), head_dim],
+        );
         multiply(tokens, Left::transposed(ds, tokens), by_rows, Part::Key, sum());
     }
-}
-
-/// C = A B for parts of larger matrices.
-fn product(
-    level: Level,
-    m: usize,
-    a: Left,
-    b: &PackedB,
-    c: &mut [f32],
-    c_stride: usize,
-    epilogue: Epilogue,
-) {
-    level.run(Product { m, a, b, c, c_stride, epilogue });
-}
-
-/// The first `len` values of a buffer that grows on demand.
-fn block(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
-    if buffer.len() < len {
-        buffer.resize(len, 0.0);
-    }
-    &mut buffer[..len]
 }
 
 /// Rows of `tokens` scores become softmax(scores * scale).

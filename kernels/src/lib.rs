@@ -8,14 +8,15 @@
 //! | [`depthwise`] | 3 x 3 convolutions of single channels, with GELU | [`depthwise_gelu_forward`] | [`depthwise_backward`] |
 //! | [`gelu`] | exact GELU and its derivative | [`gelu_forward`] | [`Epilogue::Multiply`] |
 //! | [`adamw`] | one pass of AdamW | [`adamw_step`] | |
-//! | [`limits`] | what this thread could reach at best | [`fma_limit`], [`memory_bandwidth`] | |
+//! | [`limits`] | what this thread could reach at best | [`multiply_add_limit`], [`memory_bandwidth`] | |
 //!
 //! Every kernel runs on the thread that calls it: the training loop puts one worker on each core,
-//! and each worker its own crops through its own kernels. All matrices are row-major `f32`.
+//! and each worker its own crops through its own kernels. All matrices are row-major `f32`; products
+//! may round their factors to bf16 on the way in ([`Precision`]).
 //!
 //! Each kernel is written once and compiled for AVX-512 and AVX2 with FMA on x86-64, for NEON on
 //! aarch64, and for whatever the compilation target guarantees. The best that the machine has is
-//! used; `FEWVIT_SIMD=avx512`, `avx2`, `neon` or `scalar`, read once, asks for another one. Results
+//! used; `FEWVIT_SIMD=avx512bf16`, `avx512`, `avx2`, `neon` or `scalar`, read once, asks for another one. Results
 //! are the same in every run on one level and differ in rounding between levels.
 
 pub mod adamw;
@@ -33,11 +34,16 @@ pub use adamw::{AdamW, adamw_step};
 pub use attention::{AttentionShape, Qkv, attention_backward, attention_forward};
 pub use depthwise::{MapShape, depthwise_backward, depthwise_gelu_forward};
 pub use gelu::gelu_forward;
-pub use gemm::{Epilogue, PackedB, matmul, matmul_transposed_a};
-pub use limits::{fma_limit, memory_bandwidth};
+pub use gemm::{Epilogue, PackedB, Precision, matmul, matmul_transposed_a};
+pub use limits::{memory_bandwidth, multiply_add_limit};
 pub use norm::{layer_norm_backward, layer_norm_forward};
 
-/// The instruction set in use: `"avx512"`, `"avx2"`, `"neon"` or `"scalar"`. What `FEWVIT_SIMD` asks
+/// Whether the instruction set in use multiplies bf16, which makes [`Precision::Bf16`] fast.
+pub fn has_bf16() -> bool {
+    simd::Level::current().has_bf16()
+}
+
+/// The instruction set in use: `"avx512bf16"`, `"avx512"`, `"avx2"`, `"neon"` or `"scalar"`. What `FEWVIT_SIMD` asks
 /// for and the machine lacks is not used.
 pub fn simd_level() -> &'static str {
     simd::Level::current().name()

@@ -1,5 +1,6 @@
 //! What one thread of this machine can reach at best, to judge the kernels by.
 
+use crate::gemm::Precision;
 use crate::simd::{Kernel, Level, Simd};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -7,25 +8,32 @@ use std::time::{Duration, Instant};
 /// How long each measurement repeats; the best repetition counts.
 const DURATION: Duration = Duration::from_millis(70);
 
-/// Fused multiply-adds on registers alone, at the instruction set in use: GFLOP/s of this thread,
-/// two operations for each multiply-add. Takes 0.2 s. Where the level has no fused instruction
-/// (`scalar` on x86-64), latency limits this measurement and kernels can exceed it.
-pub fn fma_limit() -> f64 {
+/// Multiply-adds on registers alone, at the instruction set in use: GFLOP/s of this thread, two
+/// operations for each multiply-add. Takes 0.2 s. Where the level has no fused instruction (`scalar`
+/// on x86-64), latency limits this measurement and kernels can exceed it.
+pub fn multiply_add_limit(precision: Precision) -> f64 {
     // Enough independent chains to hide the latency, few enough for the registers: which number
     // that is depends on the processor.
-    mul_adds::<8>().max(mul_adds::<12>()).max(mul_adds::<16>())
+    match precision {
+        Precision::F32 => {
+            chains::<8, false>().max(chains::<12, false>()).max(chains::<16, false>())
+        }
+        Precision::Bf16 => chains::<8, true>().max(chains::<12, true>()).max(chains::<16, true>()),
+    }
 }
 
-fn mul_adds<const CHAINS: usize>() -> f64 {
-    let rounds = 100_000;
+fn chains<const CHAINS: usize, const PAIRS: bool>() -> f64 {
+    // Emulated products of pairs are a hundred times slower.
+    let rounds = if PAIRS && !Level::current().has_bf16() { 1000 } else { 100_000 };
     let mut lanes = 0;
     let seconds = best(|| {
-        let kernel = MulAdds::<CHAINS> { rounds, factor: black_box(0.999) };
+        let kernel = MulAdds::<CHAINS, PAIRS> { rounds, factor: black_box(0.999) };
         let (sum, vector) = Level::current().run(kernel);
         black_box(sum);
         lanes = vector;
     });
-    (2 * rounds * CHAINS * lanes) as f64 / seconds / 1e9
+    let operations = if PAIRS { 4 } else { 2 };
+    (operations * rounds * CHAINS * lanes) as f64 / seconds / 1e9
 }
 
 /// Reading a buffer of 256 MiB, beyond the caches of most machines: GB/s of this thread. Takes
@@ -50,22 +58,26 @@ fn best(mut repeat: impl FnMut()) -> f64 {
     shortest
 }
 
-struct MulAdds<const CHAINS: usize> {
+struct MulAdds<const CHAINS: usize, const PAIRS: bool> {
     rounds: usize,
     factor: f32,
 }
 
-impl<const CHAINS: usize> Kernel for MulAdds<CHAINS> {
+impl<const CHAINS: usize, const PAIRS: bool> Kernel for MulAdds<CHAINS, PAIRS> {
     /// The sum of the chains, so that they are computed, and the lanes of a vector.
     type Output = (f32, usize);
 
     #[inline(always)]
     fn run<S: Simd>(self) -> (f32, usize) {
         let (factor, term) = (S::splat(self.factor), S::splat(1.0 - self.factor));
+        let (factors, terms) = (S::pairs(factor, factor), S::pairs(term, term));
         let mut chains = [S::splat(1.0); CHAINS];
         for _ in 0..self.rounds {
             for chain in &mut chains {
-                *chain = chain.mul_add(factor, term);
+                *chain = match PAIRS {
+                    false => chain.mul_add(factor, term),
+                    true => chain.add_products(factors, terms),
+                };
             }
         }
         (chains.into_iter().map(S::sum).sum(), S::LANES)
@@ -96,7 +108,8 @@ mod tests {
     #[test]
     fn limits_are_of_this_world() {
         // From a slow emulator to 64 lanes at 6 GHz.
-        assert!((0.01..1000.0).contains(&fma_limit()));
+        assert!((0.01..1000.0).contains(&multiply_add_limit(Precision::F32)));
+        assert!((0.01..2000.0).contains(&multiply_add_limit(Precision::Bf16)));
         assert!((0.01..1000.0).contains(&memory_bandwidth()));
     }
 }

@@ -36,6 +36,22 @@ pub(crate) fn assert_close(x: &[f32], exact: &[f64], tolerance: f64) {
     }
 }
 
+/// `|x - exact| / |exact|` in Euclidean length.
+pub(crate) fn relative_error(x: &[f32], exact: &[f64]) -> f64 {
+    assert_eq!(x.len(), exact.len());
+    let difference = x.iter().zip(exact).map(|(&x, e)| (f64::from(x) - e).powi(2)).sum::<f64>();
+    (difference / exact.iter().map(|e| e * e).sum::<f64>()).sqrt()
+}
+
+/// The nearest number of 8 significant bits, the even one of two.
+pub(crate) fn bf16(x: f32) -> f32 {
+    if x == 0.0 || !x.is_finite() {
+        return x;
+    }
+    let unit = 2f64.powf(f64::from(x.abs()).log2().floor() - 7.0);
+    ((f64::from(x) / unit).round_ties_even() * unit) as f32
+}
+
 /// C `[m, n]` = A `[m, k]` B `[k, n]`.
 pub(crate) fn matmul(m: usize, k: usize, n: usize, a: &[f32], b: &[f32]) -> Vec<f64> {
     let mut c = vec![0.0; m * n];
@@ -172,7 +188,7 @@ pub(crate) struct Attention {
 
 /// Attention and its gradient, straight from the formulas, for queries and keys of two projections.
 pub(crate) fn attention(s: &AttentionShape, q: &[f32], kv: &[f32], dout: &[f32]) -> Attention {
-    let &AttentionShape { batch, queries, keys, heads, head_dim, scale } = s;
+    let &AttentionShape { batch, queries, keys, heads, head_dim, scale, .. } = s;
     let dim = heads * head_dim;
     let (dq, dkv) = (vec![0.0; q.len()], vec![0.0; kv.len()]);
     let mut y = Attention { out: vec![0.0; dout.len()], probs: vec![], dq, dkv };

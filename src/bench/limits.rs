@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use fewvit_kernels::{fma_limit, memory_bandwidth, simd_level};
+use fewvit_kernels::{Precision, has_bf16, memory_bandwidth, multiply_add_limit, simd_level};
 
 /// What the machine reaches at best.
 #[derive(Clone, Debug, Serialize)]
@@ -15,6 +15,10 @@ pub struct Limits {
     pub f32_gflops_one: f64,
     /// Of all threads together.
     pub f32_gflops_all: f64,
+    /// bf16 multiply-adds of one thread, where the processor has them.
+    pub bf16_gflops_one: Option<f64>,
+    /// Of all threads together.
+    pub bf16_gflops_all: Option<f64>,
     /// Reading from memory, one thread.
     pub gb_per_s_one: f64,
     /// All threads together.
@@ -26,17 +30,24 @@ pub fn limits(threads: usize) -> Limits {
     Limits {
         simd: simd_level(),
         threads,
-        f32_gflops_one: fma_limit(),
-        f32_gflops_all: together(threads, fma_limit),
+        f32_gflops_one: multiply_add_limit(Precision::F32),
+        f32_gflops_all: multiply_adds(threads, Precision::F32),
+        bf16_gflops_one: has_bf16().then(|| multiply_add_limit(Precision::Bf16)),
+        bf16_gflops_all: has_bf16().then(|| multiply_adds(threads, Precision::Bf16)),
         gb_per_s_one: memory_bandwidth(),
         gb_per_s_all: together(threads, memory_bandwidth),
     }
 }
 
+/// Multiply-adds of `threads` threads together, GFLOP/s.
+pub(super) fn multiply_adds(threads: usize, precision: Precision) -> f64 {
+    together(threads, || multiply_add_limit(precision))
+}
+
 /// The sum of what `measure` gives on each of `threads` threads at the same time.
-pub(super) fn together(threads: usize, measure: fn() -> f64) -> f64 {
+fn together(threads: usize, measure: impl Fn() -> f64 + Sync) -> f64 {
     std::thread::scope(|scope| {
-        let handles: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(measure)).collect();
+        let handles: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(&measure)).collect();
         handles.into_iter().map(|handle| handle.join().unwrap_or(0.0)).sum()
     })
 }

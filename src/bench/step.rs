@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
-use fewvit_kernels::fma_limit;
+use fewvit_kernels::Precision;
 use serde::Serialize;
 
-use super::limits::together;
+use super::limits::multiply_adds;
 use super::{median, peak_rss_gb};
 use crate::backbone::{NetSpec, Spec};
 use crate::config::{Layers, RunConfig};
@@ -36,6 +36,8 @@ pub struct StepBench {
     pub threads: usize,
     /// Crops a worker passes through the model at a time; 0 = by img-size.
     pub micro_batch: usize,
+    /// Of the backbone's products.
+    pub precision: Precision,
     /// How long to measure.
     pub duration: Duration,
 }
@@ -47,7 +49,8 @@ pub struct StepSpeed {
     pub crops_per_s: f64,
     /// Matrix-product operations of the ordinary algorithm, so that exact savings count as speed.
     pub model_gflops: f64,
-    /// `model_gflops` against the multiply-add limit of all threads, measured before and after.
+    /// `model_gflops` against the multiply-add limit of all threads in the same precision, measured
+    /// before and after.
     pub fraction_of_peak: f64,
     /// Median duration of a step.
     pub step_ms_median: f64,
@@ -71,13 +74,13 @@ pub fn step(bench: &StepBench) -> Result<StepSpeed> {
     };
     let mut engine = Engine::new(bench.threads, rows, state.values.len());
     let batch = crops(bench);
-    let before = together(bench.threads, fma_limit);
+    let before = multiply_adds(bench.threads, bench.precision);
     let (mut times, mut started) = (Vec::new(), Instant::now());
     // The first step makes the buffers that the others use again.
     for i in 0.. {
         let begin = Instant::now();
         let net = Weights::new(template.clone(), &state.values, &Device::flex());
-        one(&mut engine, &net, &batch, &config, &mut state)?;
+        one(&mut engine, &net, (&batch, bench.precision), &config, &mut state)?;
         match i {
             0 => started = Instant::now(),
             _ => times.push(begin.elapsed().as_secs_f64()),
@@ -86,7 +89,7 @@ pub fn step(bench: &StepBench) -> Result<StepSpeed> {
             break;
         }
     }
-    let limit = before.max(together(bench.threads, fma_limit));
+    let limit = before.max(multiply_adds(bench.threads, bench.precision));
     let seconds = median(times);
     let crops_per_s = bench.batch_size as f64 / seconds;
     let model_gflops = crops_per_s * spec.train_flops(bench.img_size) as f64 / 1e9;
@@ -103,7 +106,7 @@ pub fn step(bench: &StepBench) -> Result<StepSpeed> {
 fn one(
     engine: &mut Engine,
     net: &Weights<crate::backbone::Net>,
-    batch: &Batch,
+    (batch, precision): (&Batch, Precision),
     config: &RunConfig,
     state: &mut TrainState,
 ) -> Result<()> {
@@ -113,7 +116,7 @@ fn one(
     let (step, rate) = (state.progress.step as u32, optim.drop_path);
     let drop_path = DropPath { rate, seed: 1, step, first_row: 0, training: true };
     let (mean, std) = (config.data.mean, config.data.std);
-    let input = StepInput { batch, drop_path, mean, std };
+    let input = StepInput { batch, drop_path, mean, std, precision };
     let (_, gradient) = engine.gradients(net, &input, loss)?;
     state.update(gradient, optim.lr, optim, &|_| 0);
     ops::forget_packed_weights();

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use fewvit_kernels::Precision;
 
 use super::bench_args::BenchCommand;
 use super::data_args::DataCommand;
@@ -301,8 +302,26 @@ Examples:
 pub enum Dtype {
     /// 32-bit.
     F32,
-    /// 16-bit with an 8-bit exponent.
+    /// 16-bit with an 8-bit exponent, sums in f32.
     Bf16,
+}
+
+impl Dtype {
+    /// As in a recipe.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
+    /// That of the kernels.
+    pub fn precision(self) -> Precision {
+        match self {
+            Self::F32 => Precision::F32,
+            Self::Bf16 => Precision::Bf16,
+        }
+    }
 }
 
 const DATA: &str = "Examples:

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use fewvit_kernels::{has_bf16, simd_level};
+
 use super::args::Dtype;
 use super::bench_args::{BenchCommand, LimitsArgs, PipelineArgs, StepArgs};
 use super::flags::Job;
@@ -26,17 +28,20 @@ fn limits(args: &LimitsArgs) -> Result<()> {
     if args.json {
         return super::print_json(&l);
     }
+    let bf16 = l.bf16_gflops_one.zip(l.bf16_gflops_all);
+    let bf16 = bf16.map_or(String::new(), |(one, all)| format!(", {one:.0} and {all:.0} in bf16"));
     super::print(&format!(
-        "{}: f32 multiply-add {:.0} GFLOP/s on one core, {:.0} on {}; memory {:.0} and {:.0} GB/s",
-        l.simd, l.f32_gflops_one, l.f32_gflops_all, l.threads, l.gb_per_s_one, l.gb_per_s_all
+        "{}: multiply-add {:.0} GFLOP/s in f32 on one core, {:.0} on {}{}; memory {:.0} and {:.0} GB/s",
+        l.simd, l.f32_gflops_one, l.f32_gflops_all, l.threads, bf16, l.gb_per_s_one, l.gb_per_s_all
     ))
 }
 
 fn step(args: &StepArgs) -> Result<()> {
-    if args.amp_dtype == Dtype::Bf16 {
-        return Err(Error::Usage(
-            "--amp-dtype bf16 is not available in this version; use f32".to_owned(),
-        ));
+    if args.amp_dtype == Dtype::Bf16 && !has_bf16() {
+        return Err(Error::Usage(format!(
+            "--amp-dtype bf16: this processor ({}) does not multiply bf16, training would use f32",
+            simd_level()
+        )));
     }
     let speed = bench::step(&StepBench {
         model: args.model.clone(),
@@ -44,6 +49,7 @@ fn step(args: &StepArgs) -> Result<()> {
         batch_size: args.batch_size.max(1),
         threads: run::threads_or_all(args.threads),
         micro_batch: args.micro_batch,
+        precision: args.amp_dtype.precision(),
         duration: seconds(args.seconds)?,
     })?;
     if args.json {

@@ -2,7 +2,6 @@
 
 use toml::Value;
 
-use super::args::Dtype;
 use super::trace_args::TraceArgs;
 use crate::config::{Layers, RunConfig, Source, recipe};
 use crate::error::{Error, Result};
@@ -12,11 +11,6 @@ use crate::train::trace::supervised::{self, TraceOptions};
 
 pub(super) fn trace(args: &TraceArgs) -> Result<()> {
     run::check_device(&args.device)?;
-    if args.amp_dtype == Dtype::Bf16 {
-        return Err(Error::Usage(
-            "--amp-dtype bf16 is not available in this version; use f32".to_owned(),
-        ));
-    }
     if args.steps == 0 {
         return Err(Error::Usage("--steps 0 leaves nothing to trace".to_owned()));
     }
@@ -42,6 +36,7 @@ pub(super) fn trace(args: &TraceArgs) -> Result<()> {
                 lr: args.lr.unwrap_or(5e-4),
                 weight_decay: args.weight_decay.unwrap_or(1e-3),
                 steps: args.steps,
+                precision: args.amp_dtype.precision(),
             })
         }
         _ => Err(Error::Usage(
@@ -67,6 +62,7 @@ fn settings(args: &TraceArgs, method: &str) -> Result<RunConfig> {
     let whole = |n: u64| Value::Integer(i64::try_from(n).unwrap_or(i64::MAX));
     for (flag, key, value) in [
         ("--model", "model.name", Some(args.model.clone().into())),
+        ("--amp-dtype", "amp_dtype", Some(args.amp_dtype.name().into())),
         ("--seed", "seed", own.seed.map(whole)),
         ("--threads", "threads", own.threads.map(|n| whole(n as u64))),
         ("--lr", "pretrain.optim.lr", args.lr.map(Value::Float)),

@@ -49,9 +49,11 @@ pub struct RunConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AmpDtype {
+    /// `bf16` where the processor multiplies it, else `f32`.
+    Auto,
     /// 32-bit.
     F32,
-    /// 16-bit with an 8-bit exponent, sums in f32.
+    /// 16-bit with an 8-bit exponent, sums in f32; `f32` where the processor cannot multiply it.
     Bf16,
 }
 

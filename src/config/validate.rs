@@ -1,6 +1,6 @@
 //! Ranges of the settings, in words.
 
-use super::{AmpDtype, AugmentConfig, CropGroup, OptimConfig, RunConfig};
+use super::{AugmentConfig, CropGroup, OptimConfig, RunConfig};
 use crate::error::{Error, Result};
 
 /// Patch size of every backbone; sides of images are multiples of it.
@@ -85,13 +85,6 @@ impl Checks {
 
     fn run(&mut self, config: &RunConfig) {
         self.section = "";
-        let f32_only = config.amp_dtype == AmpDtype::F32;
-        self.require(
-            f32_only,
-            "amp_dtype",
-            &"bf16",
-            "f32: the kernels of this fewvit have no bf16",
-        );
         self.count("threads", config.threads, 0, 4096);
         self.count("micro_batch", config.micro_batch, 0, 4096);
         self.at_least_0("time_budget", config.time_budget, 1e6);

@@ -11,8 +11,8 @@ use fewvit_kernels::{
 };
 
 use super::buffers::Buffer;
-use super::packed;
 use super::storage::{contiguous, dims2, slice};
+use super::{packed, precision};
 
 /// The operations on a backend's primitives.
 #[backend_extension(Autodiff, Flex)]
@@ -180,7 +180,13 @@ pub(super) fn linear_gelu_forward(
 fn product(x: &FlexTensor, weight: &FlexTensor, epilogue: Epilogue) -> FlexTensor {
     let ([rows, _], [out, _]) = (dims2(x), dims2(weight));
     let mut y = Buffer::stale(rows * out);
-    matmul(rows, slice(x), packed::for_forward(weight).get(), &mut y, epilogue);
+    matmul(
+        rows,
+        slice(x),
+        packed::for_forward(weight, precision::current()).get(),
+        &mut y,
+        epilogue,
+    );
     y.into_tensor([rows, out])
 }
 
@@ -213,7 +219,8 @@ pub(super) fn attention_shape(
     let (batch, keys) = (shape[0], shape[1]);
     let queries = apart.map_or(keys, |q| q.layout().shape()[1]);
     let head_dim = shape[2] / parts / heads;
-    AttentionShape { batch, queries, keys, heads, head_dim, scale: (head_dim as f32).powf(-0.5) }
+    let scale = (head_dim as f32).powf(-0.5);
+    AttentionShape { batch, queries, keys, heads, head_dim, scale, precision: precision::current() }
 }
 
 /// The output `[batch, queries, heads * head_dim]`; `probs` as the kernel's.

@@ -6,7 +6,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Autodiff, Flex, tensor::FloatTensor};
 use burn_flex::FlexTensor;
 use fewvit_kernels::{
-    AttentionShape, Epilogue, Qkv, attention_backward, layer_norm_backward, matmul,
+    AttentionShape, Epilogue, Precision, Qkv, attention_backward, layer_norm_backward, matmul,
     matmul_transposed_a,
 };
 
@@ -16,8 +16,8 @@ use super::fused::{
     FusedOps, NormSaved, attend, attention_shape, linear_forward, linear_gelu_forward,
     linear_residual_forward, norm_forward,
 };
-use super::packed;
 use super::storage::{contiguous, dims2, slice};
+use super::{packed, precision};
 
 /// Nodes that the gradient of an operation's inputs flows to.
 macro_rules! parents {
@@ -33,20 +33,26 @@ struct LinearInputs {
     x: FlexTensor,
     weight: FlexTensor,
     bias: FlexTensor,
+    /// Of the forward and so of the backward.
+    precision: Precision,
 }
 
 impl LinearInputs {
+    fn new(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> Self {
+        Self { x, weight, bias, precision: precision::current() }
+    }
+
     fn register(&self, dy: &[f32], parents: [Option<Parent>; 3], grads: &mut Gradients) {
         let [rows, inner] = dims2(&self.x);
         let [x, weight, bias] = parents;
         if let Some(parent) = x {
             let mut dx = Buffer::stale(rows * inner);
-            let weight = packed::for_backward(&self.weight);
+            let weight = packed::for_backward(&self.weight, self.precision);
             matmul(rows, dy, weight.get(), &mut dx, Epilogue::Store);
             grads.register::<Flex>(parent.id, dx.into_tensor([rows, inner]));
         }
         add_gradients([&self.weight, &self.bias], [weight, bias], grads, |[dw, db]| {
-            matmul_transposed_a(rows, dy, slice(&self.x), dw, Some(db));
+            matmul_transposed_a(self.precision, rows, dy, slice(&self.x), dw, Some(db));
         });
     }
 }
@@ -206,7 +212,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         let [x, weight, bias] = [x, weight, bias].map(contiguous);
         let y = linear_forward(&x, &weight, &bias);
         match Linear.prepare::<C>([xn, wn, bn]).compute_bound().stateful() {
-            OpsKind::Tracked(node) => node.finish(LinearInputs { x, weight, bias }, y),
+            OpsKind::Tracked(node) => node.finish(LinearInputs::new(x, weight, bias), y),
             OpsKind::UnTracked(node) => node.finish(y),
         }
     }
@@ -222,7 +228,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         let (y, derivative) = linear_gelu_forward(&x, &weight, &bias);
         match LinearGelu.prepare::<C>([xn, wn, bn]).compute_bound().stateful() {
             OpsKind::Tracked(node) => {
-                node.finish((LinearInputs { x, weight, bias }, derivative), y)
+                node.finish((LinearInputs::new(x, weight, bias), derivative), y)
             }
             OpsKind::UnTracked(node) => node.finish(y),
         }
@@ -240,7 +246,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         let [x, weight, bias, residual] = [x, weight, bias, residual].map(contiguous);
         let y = linear_residual_forward(&x, &weight, &bias, &residual, factors.as_deref());
         match LinearResidual.prepare::<C>([xn, wn, bn, rn]).compute_bound().stateful() {
-            OpsKind::Tracked(node) => node.finish((LinearInputs { x, weight, bias }, factors), y),
+            OpsKind::Tracked(node) => node.finish((LinearInputs::new(x, weight, bias), factors), y),
             OpsKind::UnTracked(node) => node.finish(y),
         }
     }

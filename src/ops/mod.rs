@@ -14,6 +14,7 @@ mod flat;
 pub mod fused;
 mod fused_nodes;
 mod packed;
+mod precision;
 mod storage;
 
 use burn::tensor::{Device, Tensor};
@@ -22,6 +23,7 @@ pub use buffers::BufferPool;
 pub use conv::{Windows, conv2d, unfold};
 pub use flat::FlatMemory;
 pub use packed::forget_packed_weights;
+pub use precision::autocast;
 
 /// `x W^T + b`.
 ///

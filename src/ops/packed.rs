@@ -7,13 +7,13 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use burn_flex::FlexTensor;
-use fewvit_kernels::PackedB;
+use fewvit_kernels::{PackedB, Precision};
 
 use super::storage::{dims2, slice};
 
 type Entry = (FlexTensor, Arc<OnceLock<PackedB>>);
-/// Address of the weight's first element, its sides, and whether it is packed transposed.
-type Key = (usize, [usize; 2], bool);
+/// Address of the weight's first element, its sides, its precision and whether it is packed transposed.
+type Key = (usize, [usize; 2], Precision, bool);
 
 fn cache() -> &'static Mutex<HashMap<Key, Entry>> {
     static CACHE: OnceLock<Mutex<HashMap<Key, Entry>>> = OnceLock::new();
@@ -36,25 +36,26 @@ impl Shared {
 }
 
 /// `weight` (`[out, in]`) packed as the right-hand side of `x W^T`.
-pub(super) fn for_forward(weight: &FlexTensor) -> Shared {
-    shared(weight, true, |w, [n, k]| PackedB::pack_transposed(w, k, n))
+pub(super) fn for_forward(weight: &FlexTensor, precision: Precision) -> Shared {
+    let key = (precision, true);
+    shared(weight, key, |w, [n, k]| PackedB::pack_transposed(precision, w, k, n))
 }
 
 /// `weight` (`[out, in]`) packed as the right-hand side of `dy W`.
-pub(super) fn for_backward(weight: &FlexTensor) -> Shared {
-    shared(weight, false, |w, [k, n]| PackedB::pack(w, k, n))
+pub(super) fn for_backward(weight: &FlexTensor, precision: Precision) -> Shared {
+    shared(weight, (precision, false), |w, [k, n]| PackedB::pack(precision, w, k, n))
 }
 
 fn shared(
     weight: &FlexTensor,
-    transposed: bool,
-    pack: fn(&[f32], [usize; 2]) -> PackedB,
+    (precision, transposed): (Precision, bool),
+    pack: impl FnOnce(&[f32], [usize; 2]) -> PackedB,
 ) -> Shared {
     let values = slice(weight);
     let cell = {
         let mut cache = cache().lock().unwrap_or_else(PoisonError::into_inner);
         let entry = cache
-            .entry((values.as_ptr() as usize, dims2(weight), transposed))
+            .entry((values.as_ptr() as usize, dims2(weight), precision, transposed))
             .or_insert_with(|| (weight.clone(), Arc::default()));
         entry.1.clone()
     };

@@ -1,9 +1,10 @@
 //! Fused against composed, value and gradient, on Flex, over odd sizes.
 
 use burn::tensor::{Device, Gradients, Tensor, TensorData, module, ops::ConvOptions};
+use fewvit_kernels::Precision;
 use rand::RngExt as _;
 
-use super::{FlatMemory, Windows, composed, depthwise, fused};
+use super::{FlatMemory, Windows, autocast, composed, depthwise, fused};
 use crate::rng::{Purpose, stream};
 
 /// Standard normals on the autodiff device, tracked.
@@ -242,4 +243,36 @@ fn depthwise_convolutions() {
             assert_close(&a[i], &b[i], &format!("depthwise {what} {height}x{width}x{channels}"));
         }
     }
+}
+
+/// `|a - b| / |b|` in Euclidean length.
+fn relative_error(a: &[f32], b: &[f32]) -> f32 {
+    let length = |x: &mut dyn Iterator<Item = f32>| x.map(|v| v * v).sum::<f32>().sqrt();
+    length(&mut a.iter().zip(b).map(|(a, b)| a - b)) / length(&mut b.iter().copied())
+}
+
+/// Rounding to bf16 errs by up to 2^-9 a factor; an operation that did not round would be far better.
+fn assert_bf16(a: &[f32], b: &[f32], what: &str) {
+    let error = relative_error(a, b);
+    assert!((1e-4..1e-2).contains(&error), "{what}: {error}");
+}
+
+#[test]
+fn autocast_rounds_products_to_bf16_forward_and_backward() {
+    let run = |precision| {
+        let [x, w] = [random([40, 64], 1), random([192, 64], 2)];
+        let b = random([192], 3);
+        // The backward runs outside of autocast.
+        let y = autocast(precision, || {
+            let qkv = fused::linear(x.clone(), w.clone(), b.clone()).reshape([2, 20, 192]);
+            fused::attention(qkv, 2)
+        });
+        let g = weighted_sum(y.clone()).backward();
+        [values(y), values(x.grad(&g).expect("dx")), values(w.grad(&g).expect("dw"))]
+    };
+    let (f32, bf16) = (run(Precision::F32), run(Precision::Bf16));
+    for (i, what) in ["y", "dx", "dw"].iter().enumerate() {
+        assert_bf16(&bf16[i], &f32[i], what);
+    }
+    assert_eq!(run(Precision::F32), f32, "autocast ends");
 }

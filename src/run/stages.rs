@@ -78,7 +78,8 @@ fn stage<'a>(
         0 => parallel::micro_batch(net.img_size),
         n => n,
     };
-    Stage { name, net, method, source, optim, data: &config.data, workers, micro_batch }
+    let precision = parallel::precision(config.amp_dtype);
+    Stage { name, net, method, source, optim, data: &config.data, workers, micro_batch, precision }
 }
 
 /// Each stage has streams of its own.

@@ -10,7 +10,7 @@ use std::ops::Range;
 
 use burn::tensor::{Device, Tensor, TensorData};
 
-use super::parallel::{Engine, MicroBatch, StepInput, images, split};
+use super::parallel::{Engine, MicroBatch, StepInput, split};
 use crate::backbone::Net;
 use crate::data::loader::Batch;
 use crate::error::Result;
@@ -89,8 +89,7 @@ impl Engine {
     ) -> Result<Vec<f32>> {
         let parts = split(input.batch, rows, self.micro_batch, self.workers.len());
         let parts = self.each(&parts, |part, _| {
-            let drop_path = DropPath { first_row: part.first_row(), ..drop_path.clone() };
-            let features = net.features(images(part, input, &Device::flex()), &drop_path);
+            let features = input.features(net, part, drop_path, &Device::flex());
             features.into_data().try_to_vec::<f32>().unwrap_or_default()
         })?;
         Ok(parts.concat())
@@ -111,11 +110,11 @@ impl Engine {
         self.each(&parts, |part: &MicroBatch, sum| {
             let device = Device::flex().autodiff();
             let (first, rows) = (part.first_row(), part.rows.len());
-            let drop_path = DropPath { first_row: first, ..input.drop_path.clone() };
             let slopes = slopes[first * width..(first + rows) * width].to_vec();
             let slopes = Tensor::from_data(TensorData::new(slopes, [rows, width]), &device);
-            let images = images(part, input, &device);
-            net.add_gradients(sum, |net| (net.features(images, &drop_path) * slopes).sum());
+            net.add_gradients(sum, |net| {
+                (input.features(net, part, &input.drop_path, &device) * slopes).sum()
+            });
         })?;
         Ok(())
     }
@@ -130,6 +129,8 @@ fn samples(batch: &Batch) -> &[usize] {
 
 #[cfg(test)]
 mod tests {
+    use fewvit_kernels::Precision;
+
     use super::*;
     use crate::backbone::{NetSpec, Spec};
     use crate::config::{Layers, RunConfig, Source};
@@ -201,7 +202,8 @@ mod tests {
         let teacher = loss.teacher().map(|_| Replace::values_of(net, &apart, &device));
         let drop_path = DropPath { rate: 0.3, seed: 5, step: 4, first_row: 0, training: true };
         let batch = batch(&*method);
-        let input = StepInput { batch: &batch, drop_path, mean: [0.5; 3], std: [0.25; 3] };
+        let (mean, std, precision) = ([0.5; 3], [0.25; 3], Precision::F32);
+        let input = StepInput { batch: &batch, drop_path, mean, std, precision };
         let mut memory = loss.state(1);
         let mut engine = Engine::new(workers, micro_batch, weights.len());
         let coupling = Coupling { loss, teacher: teacher.as_ref(), memory: &mut memory, epoch: 1 };

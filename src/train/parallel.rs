@@ -8,14 +8,16 @@
 use std::ops::Range;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use fewvit_kernels::{Precision, has_bf16};
 
 use crate::backbone::Net;
+use crate::config::AmpDtype;
 use crate::data::loader::{Batch, CropBatch};
 use crate::error::{Error, Result};
 use crate::loss::{MixedTarget, mixed_cross_entropy};
 use crate::method::RowLoss;
 use crate::nn::{DropPath, Weights};
-use crate::ops::BufferPool;
+use crate::ops::{self, BufferPool};
 
 /// Worker threads with what they keep from step to step.
 pub struct Engine {
@@ -40,6 +42,23 @@ pub struct StepInput<'a> {
     pub mean: [f32; 3],
     /// Input normalisation.
     pub std: [f32; 3],
+    /// Of the backbone's products; heads are f32.
+    pub precision: Precision,
+}
+
+impl StepInput<'_> {
+    /// Features of a micro-batch, `[rows, num_features]`, on a device with or without autodiff.
+    pub(super) fn features(
+        &self,
+        net: &Net,
+        part: &MicroBatch,
+        drop_path: &DropPath,
+        device: &Device,
+    ) -> Tensor<2> {
+        let images = images(part, self, device);
+        let drop_path = DropPath { first_row: part.first_row(), ..drop_path.clone() };
+        ops::autocast(self.precision, || net.features(images, &drop_path))
+    }
 }
 
 /// Rows of one group that pass through the model together.
@@ -129,6 +148,14 @@ pub fn micro_batch(img_size: usize) -> usize {
     (8 * 112 * 112 / (img_size * img_size).max(1)).clamp(1, 64)
 }
 
+/// What `amp_dtype` means on this machine: bf16 only where the processor multiplies it.
+pub fn precision(amp_dtype: AmpDtype) -> Precision {
+    match amp_dtype {
+        AmpDtype::Bf16 | AmpDtype::Auto if has_bf16() => Precision::Bf16,
+        AmpDtype::Bf16 | AmpDtype::Auto | AmpDtype::F32 => Precision::F32,
+    }
+}
+
 /// Cuts the `wanted` rows of each group into equal micro-batches of at most `micro_batch` rows, as
 /// many for each worker; rows count through all groups.
 pub(super) fn split(
@@ -162,18 +189,17 @@ fn backward(
     loss: &dyn RowLoss,
     sum: &mut Vec<f32>,
 ) -> f64 {
-    let images = images(part, input, &Device::flex().autodiff());
-    let drop_path = DropPath { first_row: part.first_row(), ..input.drop_path.clone() };
     let targets = targets(part, loss);
     net.add_gradients(sum, |net| {
-        let logits = net.logits(net.features(images, &drop_path));
+        let device = Device::flex().autodiff();
+        let logits = net.logits(input.features(net, part, &input.drop_path, &device));
         let losses = mixed_cross_entropy(logits, &targets, loss.smoothing());
         losses.sum() / part.group.samples.len() as f64
     })
 }
 
 /// The micro-batch's mixed and normalised pixels, `[rows, 3, img_size, img_size]`.
-pub(super) fn images(part: &MicroBatch, input: &StepInput, device: &Device) -> Tensor<4> {
+fn images(part: &MicroBatch, input: &StepInput, device: &Device) -> Tensor<4> {
     let (group, size) = (part.group, part.group.img_size);
     let mut pixels = vec![0.0; part.rows.len() * 3 * size * size];
     for (row, out) in part.rows.clone().zip(pixels.chunks_exact_mut(3 * size * size)) {

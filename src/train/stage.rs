@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use burn::tensor::Device;
+use fewvit_kernels::Precision;
 
 use super::checkpoint::{self, StageName};
 use super::coupled::Coupling;
@@ -38,6 +39,8 @@ pub struct Stage<'a> {
     pub workers: usize,
     /// Rows a worker passes through the model at a time.
     pub micro_batch: usize,
+    /// Of the backbone's products.
+    pub precision: Precision,
 }
 
 /// What was seen in one step.
@@ -207,8 +210,8 @@ impl Stage<'_> {
             first_row: 0,
             training: true,
         };
-        let (mean, std) = (self.data.mean, self.data.std);
-        let input = StepInput { batch, drop_path, mean, std };
+        let (mean, std, precision) = (self.data.mean, self.data.std, self.precision);
+        let input = StepInput { batch, drop_path, mean, std, precision };
         let loss = match self.method.objective() {
             Objective::Rows(loss) => return engine.gradients(&net, &input, loss),
             Objective::Batch(loss) => loss,

@@ -20,7 +20,8 @@ fn matches_f64_at_every_level() {
         (1, 300, 300, 1, 16),
     ] {
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let shape = AttentionShape { batch, queries, keys, heads, head_dim, scale };
+        let precision = Precision::F32;
+        let shape = AttentionShape { batch, queries, keys, heads, head_dim, scale, precision };
         let mut random = Generator::new(keys as u64);
         let dim = heads * head_dim;
         let (q, dout) =
@@ -57,9 +58,41 @@ fn matches_f64_at_every_level() {
     }
 }
 
+/// Rounded to bf16, every product errs by up to 2^-8 and the softmax passes it on.
+#[test]
+fn bf16_is_close_to_f64_at_every_level() {
+    let (batch, queries, keys, heads, head_dim) = (1, 37, 50, 2, 65);
+    let (scale, precision) = (1.0 / (head_dim as f32).sqrt(), Precision::Bf16);
+    let shape = AttentionShape { batch, queries, keys, heads, head_dim, scale, precision };
+    let mut random = Generator::new(7);
+    let (q, dout) =
+        (random.normal(queries * heads * head_dim), random.normal(queries * heads * head_dim));
+    let kv = random.normal(2 * keys * heads * head_dim);
+    let exact = reference::attention(&shape, &q, &kv, &dout);
+    for level in Level::available() {
+        let split = Qkv::Split { q: &q[..], kv: &kv[..] };
+        let (mut out, mut probs) = (vec![9.0; q.len()], vec![9.0; exact.probs.len()]);
+        attention_forward_at(level, &shape, split, &mut out, Some(&mut probs));
+        let (mut dq, mut dkv) = (vec![9.0; q.len()], vec![9.0; kv.len()]);
+        let gradient = Qkv::Split { q: &mut dq[..], kv: &mut dkv[..] };
+        attention_backward_at(level, &shape, &dout, split, &probs, gradient);
+        for (x, exact) in [(&out, &exact.out), (&dq, &exact.dq), (&dkv, &exact.dkv)] {
+            let error = reference::relative_error(x, exact);
+            assert!(error < 1e-2, "{level:?}: {error}");
+            // A wrong pair somewhere would be worse, f32 everywhere better.
+            assert!(error > 1e-4, "{level:?}: {error} is too good for bf16");
+        }
+    }
+}
+
+fn three_scalars(precision: Precision) -> AttentionShape {
+    let (batch, queries, keys, heads, head_dim, scale) = (1, 3, 3, 1, 1, 1.0);
+    AttentionShape { batch, queries, keys, heads, head_dim, scale, precision }
+}
+
 #[test]
 fn large_scores_do_not_overflow_and_not_a_number_shows() {
-    let shape = AttentionShape { batch: 1, queries: 3, keys: 3, heads: 1, head_dim: 1, scale: 1.0 };
+    let shape = three_scalars(Precision::F32);
     // Query 1000 against keys -3, -1, -2: all scores are far below zero, the second wins.
     let qkv = [1000.0, -3.0, 1.0, 1000.0, -1.0, 2.0, 1000.0, -2.0, 3.0];
     for level in Level::available() {
@@ -76,6 +109,6 @@ fn large_scores_do_not_overflow_and_not_a_number_shows() {
 #[test]
 #[should_panic(expected = "the probabilities: 8 values where 9 are needed")]
 fn short_probs_are_refused() {
-    let shape = AttentionShape { batch: 1, queries: 3, keys: 3, heads: 1, head_dim: 1, scale: 1.0 };
+    let shape = three_scalars(Precision::F32);
     attention_forward(&shape, Qkv::Joint(&[0.0; 9][..]), &mut [0.0; 3], Some(&mut [0.0; 8]));
 }

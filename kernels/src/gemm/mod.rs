@@ -4,20 +4,66 @@
 //! factor is read where it lies: activations are used once or twice, and packing them would cost
 //! more than it saves. Rows are taken in blocks small enough to stay in the second-level cache
 //! while panel after panel goes through the first.
+//!
+//! In bf16 both factors are rounded to pairs of neighbouring terms ([`pairs`]), the left one block
+//! by block; a pair takes the place of one f32 and everything else stays as it is.
 
 use crate::gelu::gelu;
 use crate::simd::{Kernel, Level, PANEL, Simd};
+use std::cell::RefCell;
+use std::ops::Range;
 use tile::{Combine, Strip};
 
 mod pack;
+mod pairs;
 mod tile;
 pub use pack::PackedB;
 use pack::PanelRow;
+use pairs::{PairColumns, pair_rows};
+
+/// How exactly the factors of a product enter it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum Precision {
+    /// As they are.
+    #[default]
+    F32,
+    /// Rounded to bf16, 8 significant bits; products and sums are f32. Twice as fast where
+    /// [`crate::has_bf16`], very slow elsewhere.
+    Bf16,
+}
+
+impl Precision {
+    /// Terms of a sum that are multiplied at a time.
+    const fn terms(self) -> usize {
+        match self {
+            Self::F32 => 1,
+            Self::Bf16 => 2,
+        }
+    }
+
+    /// f32 or pairs that `k` terms of a sum fill.
+    const fn cells(self, k: usize) -> usize {
+        k.div_ceil(self.terms())
+    }
+}
+
+thread_local! {
+    /// A block of the left factor as pairs.
+    static LEFT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+}
+
+/// The first `len` values of a buffer that grows on demand.
+pub(crate) fn block(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    if buffer.len() < len {
+        buffer.resize(len, 0.0);
+    }
+    &mut buffer[..len]
+}
 
 /// Rows of the left factor that go through all panels before the next rows.
 const ROW_BLOCK: usize = 100;
-/// Rows of a weight gradient's operands that are summed in registers: their packed panel (50 KiB)
-/// streams from the first- and second-level cache.
+/// Rows, or pairs of rows, of a weight gradient's operands that are summed in registers: their packed
+/// panel (32 KiB) stays in the first-level cache.
 const SUM_BLOCK: usize = 256;
 
 /// What [`matmul`] does with the product before it is stored, while it is still in registers or in
@@ -52,8 +98,8 @@ pub enum Epilogue<'a> {
     Multiply(&'a [f32]),
 }
 
-/// C = A B with an [`Epilogue`]. `a` is `[m, k]`, `b` packs `[k, n]`, `c` is `[m, n]`, all
-/// row-major.
+/// C = A B with an [`Epilogue`], in the precision that `b` is packed in. `a` is `[m, k]`, `b` packs
+/// `[k, n]`, `c` is `[m, n]`, all row-major.
 ///
 /// # Panics
 /// If a slice has not the length that `m` and `b` imply.
@@ -72,8 +118,19 @@ pub(crate) fn matmul_at(
     let (k, n) = (b.k(), b.n());
     check_len("the left factor", a, m * k);
     check_len("the output", c, m * n);
-    let a = Left::rows(a, k);
-    level.run(Product { m, a, b, c, c_stride: n, epilogue });
+    product(level, m, Left::rows(a, k), b, (c, n), epilogue);
+}
+
+/// C = A B for parts of larger matrices; the rows of `c` are the given distance apart.
+pub(crate) fn product(
+    level: Level,
+    m: usize,
+    a: Left,
+    b: &PackedB,
+    (c, c_stride): (&mut [f32], usize),
+    epilogue: Epilogue,
+) {
+    LEFT.with_borrow_mut(|pairs| level.run(Product { m, a, b, c, c_stride, epilogue, pairs }));
 }
 
 /// C = C + A^T B, the gradient of a weight stored `[out, in]`: `a` is the gradient of the layer's
@@ -84,17 +141,19 @@ pub(crate) fn matmul_at(
 /// If `rows` is 0 or does not divide the lengths of `a` and `b`, or if `c` or `column_sums` has not
 /// the length that follows.
 pub fn matmul_transposed_a(
+    precision: Precision,
     rows: usize,
     a: &[f32],
     b: &[f32],
     c: &mut [f32],
     column_sums: Option<&mut [f32]>,
 ) {
-    matmul_transposed_a_at(Level::current(), rows, a, b, c, column_sums);
+    matmul_transposed_a_at(Level::current(), precision, rows, a, b, c, column_sums);
 }
 
 pub(crate) fn matmul_transposed_a_at(
     level: Level,
+    precision: Precision,
     rows: usize,
     a: &[f32],
     b: &[f32],
@@ -111,7 +170,9 @@ pub(crate) fn matmul_transposed_a_at(
     if let Some(sums) = &column_sums {
         check_len("the column sums", sums, m);
     }
-    level.run(WeightGradient { rows, m, n, a, b, c, column_sums });
+    LEFT.with_borrow_mut(|pairs| {
+        level.run(WeightGradient { precision, rows, m, n, a, b, c, column_sums, pairs });
+    });
 }
 
 /// Panics with both numbers unless `x` holds `expected` values.
@@ -142,13 +203,15 @@ impl<'a> Left<'a> {
 
 /// A product into a matrix whose rows lie `c_stride` apart. The matrices inside the epilogue are
 /// laid out like `c`.
-pub(crate) struct Product<'a> {
-    pub m: usize,
-    pub a: Left<'a>,
-    pub b: &'a PackedB,
-    pub c: &'a mut [f32],
-    pub c_stride: usize,
-    pub epilogue: Epilogue<'a>,
+struct Product<'a> {
+    m: usize,
+    a: Left<'a>,
+    b: &'a PackedB,
+    c: &'a mut [f32],
+    c_stride: usize,
+    epilogue: Epilogue<'a>,
+    /// Room for pairs of `a`.
+    pairs: &'a mut Vec<f32>,
 }
 
 impl Kernel for Product<'_> {
@@ -157,19 +220,19 @@ impl Kernel for Product<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self) {
         self.check();
-        let (k, n) = (self.b.k(), self.b.n());
+        let (k, n) = (self.b.precision().cells(self.b.k()), self.b.n());
         let blocks = self.m.div_ceil(ROW_BLOCK);
         for block in 0..blocks {
             let rows = self.m * block / blocks..self.m * (block + 1) / blocks;
+            let (a, a_stride) = self.left::<S>(rows.clone());
             for first in (0..n).step_by(PANEL) {
                 let columns = PANEL.min(n - first);
                 let offset = rows.start * self.c_stride + first;
-                let a_offset = rows.start * if self.a.transposed { 1 } else { self.a.stride };
                 let (bias, combine, fetch) = self.ending(first, rows.start, offset);
                 let strip = Strip {
                     k,
-                    a: self.a.data.as_ptr().wrapping_add(a_offset),
-                    a_stride: self.a.stride,
+                    a,
+                    a_stride,
                     b: self.b.panel(first / PANEL),
                     c: self.c[offset..].as_mut_ptr(),
                     c_stride: self.c_stride,
@@ -178,13 +241,14 @@ impl Kernel for Product<'_> {
                     combine,
                     fetch,
                 };
-                // SAFETY: `check` has compared every slice with the rows and columns in use, and
-                // `c` is borrowed exclusively.
+                // SAFETY: `check` has compared every slice with the rows and columns in use, `left`
+                // returns as many rows and terms, and `c` is borrowed exclusively.
                 unsafe {
-                    if self.a.transposed {
-                        strip.run::<S, true>(rows.len());
-                    } else {
-                        strip.run::<S, false>(rows.len());
+                    match (self.a.transposed, self.b.precision()) {
+                        (false, Precision::F32) => strip.run::<S, false, false>(rows.len()),
+                        (false, Precision::Bf16) => strip.run::<S, false, true>(rows.len()),
+                        (true, Precision::F32) => strip.run::<S, true, false>(rows.len()),
+                        (true, Precision::Bf16) => strip.run::<S, true, true>(rows.len()),
                     }
                 }
                 if let Epilogue::BiasGelu { derivative, .. } = &mut self.epilogue {
@@ -200,6 +264,32 @@ impl Kernel for Product<'_> {
 }
 
 impl Product<'_> {
+    /// Where `rows` of the left factor begin and how far apart its rows, or if it is transposed its
+    /// columns, lie; in bf16 after they have been made pairs.
+    #[inline(always)]
+    fn left<S: Simd>(&mut self, rows: Range<usize>) -> (*const f32, usize) {
+        let Left { data, stride, transposed } = self.a;
+        let start = rows.start * if transposed { 1 } else { stride };
+        if self.b.precision() == Precision::F32 || rows.is_empty() {
+            return (data.as_ptr().wrapping_add(start), stride);
+        }
+        let (from, k) = (&data[start..], self.b.k());
+        let cells = Precision::Bf16.cells(k);
+        let to = block(self.pairs, rows.len() * cells);
+        match transposed {
+            false => {
+                PairColumns { from, stride, columns: k, to }.run::<S>();
+                (to.as_ptr(), cells)
+            }
+            true => {
+                for (i, to) in to.chunks_exact_mut(rows.len()).enumerate() {
+                    pair_rows::<S>(from, stride, 2 * i..k, to);
+                }
+                (to.as_ptr(), rows.len())
+            }
+        }
+    }
+
     /// Panics unless every slice covers the matrix it stands for.
     fn check(&self) {
         let (m, k, n) = (self.m, self.b.k(), self.b.n());
@@ -269,6 +359,7 @@ fn gelu_in_place<S: Simd>(x: &mut [f32], derivative: &mut [f32]) {
 }
 
 struct WeightGradient<'a> {
+    precision: Precision,
     rows: usize,
     m: usize,
     n: usize,
@@ -276,47 +367,74 @@ struct WeightGradient<'a> {
     b: &'a [f32],
     c: &'a mut [f32],
     column_sums: Option<&'a mut [f32]>,
+    /// Room for pairs of `a`.
+    pairs: &'a mut Vec<f32>,
 }
 
 impl Kernel for WeightGradient<'_> {
     type Output = ();
 
     #[inline(always)]
-    fn run<S: Simd>(self) {
-        let Self { rows, m, n, a, b, c, column_sums } = self;
+    fn run<S: Simd>(mut self) {
         let mut panel = [PanelRow::ZERO; SUM_BLOCK];
-        let blocks = rows.div_ceil(SUM_BLOCK);
+        let (rows, cells) = (self.rows, self.precision.cells(self.rows));
+        let blocks = cells.div_ceil(SUM_BLOCK);
         for block in 0..blocks {
-            let (start, end) = (rows * block / blocks, rows * (block + 1) / blocks);
-            for first in (0..n).step_by(PANEL) {
-                let columns = PANEL.min(n - first);
-                for (to, row) in panel.iter_mut().zip(start..end) {
-                    to.copy_from(&b[row * n + first..][..columns]);
-                }
-                let strip = Strip {
-                    k: end - start,
-                    a: a[start * m..].as_ptr(),
-                    a_stride: m,
-                    b: panel.as_ptr().cast(),
-                    c: c.as_mut_ptr().wrapping_add(first),
-                    c_stride: n,
-                    columns,
-                    bias: std::ptr::null(),
-                    combine: Combine::Add,
-                    fetch: c.as_ptr().wrapping_add(first),
-                };
-                // SAFETY: `a` holds [rows, m] and `c` [m, n] values, as the caller has checked; the
-                // panel holds `end - start` rows; `c` is borrowed exclusively.
-                unsafe { strip.run::<S, true>(m) };
+            let cells = cells * block / blocks..cells * (block + 1) / blocks;
+            let terms = self.precision.terms();
+            let rows = terms * cells.start..rows.min(terms * cells.end);
+            match self.precision {
+                Precision::F32 => self.add::<S, false>(rows, &mut panel[..cells.len()]),
+                Precision::Bf16 => self.add::<S, true>(rows, &mut panel[..cells.len()]),
             }
         }
-        if let Some(sums) = column_sums {
-            for row in a.chunks_exact(m.max(1)) {
-                for piece in S::pieces(m) {
+        if let Some(sums) = self.column_sums {
+            for row in self.a.chunks_exact(self.m.max(1)) {
+                for piece in S::pieces(self.m) {
                     let sum = S::load(&sums[piece.clone()]) + S::load(&row[piece.clone()]);
                     sum.store(&mut sums[piece]);
                 }
             }
+        }
+    }
+}
+
+impl WeightGradient<'_> {
+    /// Adds the products of `rows`; `panel` is room for 32 columns of `b`.
+    #[inline(always)]
+    fn add<S: Simd, const PAIRS: bool>(&mut self, rows: Range<usize>, panel: &mut [PanelRow]) {
+        let Self { m, n, a, b, .. } = *self;
+        let mut left = a[rows.start * m..].as_ptr();
+        if PAIRS {
+            let to = block(self.pairs, panel.len() * m);
+            for (i, to) in to.chunks_exact_mut(m.max(1)).enumerate() {
+                pair_rows::<S>(a, m, rows.start + 2 * i..rows.end, to);
+            }
+            left = to.as_ptr();
+        }
+        for first in (0..n).step_by(PANEL) {
+            let columns = PANEL.min(n - first);
+            for (i, to) in panel.iter_mut().enumerate() {
+                match PAIRS {
+                    false => to.copy_from(&b[(rows.start + i) * n + first..][..columns]),
+                    true => to.pair::<S>(&b[first..], n, rows.start + 2 * i..rows.end, columns),
+                }
+            }
+            let strip = Strip {
+                k: panel.len(),
+                a: left,
+                a_stride: m,
+                b: panel.as_ptr().cast(),
+                c: self.c.as_mut_ptr().wrapping_add(first),
+                c_stride: n,
+                columns,
+                bias: std::ptr::null(),
+                combine: Combine::Add,
+                fetch: self.c.as_ptr().wrapping_add(first),
+            };
+            // SAFETY: `left` holds [panel.len(), m] and `c` [m, n] values, as the caller has checked;
+            // `c` is borrowed exclusively.
+            unsafe { strip.run::<S, true, PAIRS>(m) };
         }
     }
 }

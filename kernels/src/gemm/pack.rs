@@ -1,7 +1,9 @@
 //! The right factor of a product, rearranged for the microkernel.
 
-use crate::gemm::check_len;
+use super::pairs::{PairColumns, pair_rows};
+use super::{Precision, block, check_len};
 use crate::simd::{Kernel, Level, PANEL, Simd};
+use std::ops::Range;
 
 /// One row of a panel, two cache lines.
 #[derive(Clone, Copy)]
@@ -21,16 +23,31 @@ impl PanelRow {
             self.0[row.len()..].fill(0.0);
         }
     }
+
+    /// Pairs of the first two of `rows`, see [`pair_rows`]; the rest becomes zero.
+    #[inline(always)]
+    pub fn pair<S: Simd>(
+        &mut self,
+        from: &[f32],
+        stride: usize,
+        rows: Range<usize>,
+        columns: usize,
+    ) {
+        let (to, rest) = self.0.split_at_mut(columns);
+        pair_rows::<S>(from, stride, rows, to);
+        rest.fill(0.0);
+    }
 }
 
 /// The right factor `[k, n]` of a product in panels of 32 columns, the last one padded with zeros.
 /// The layout is the same for every instruction set. Packing again reuses the memory.
 #[derive(Clone, Default)]
 pub struct PackedB {
-    /// Panel after panel, `k` rows each.
+    /// Panel after panel, `k` rows each, in bf16 half as many of pairs.
     rows: Vec<PanelRow>,
     k: usize,
     n: usize,
+    precision: Precision,
 }
 
 impl PackedB {
@@ -38,9 +55,10 @@ impl PackedB {
     ///
     /// # Panics
     /// If `b` has not k times n values.
-    pub fn pack(b: &[f32], k: usize, n: usize) -> Self {
-        let mut packed = Self::default();
-        packed.repack(b, k, n);
+    pub fn pack(precision: Precision, b: &[f32], k: usize, n: usize) -> Self {
+        check_len("the matrix to pack", b, k * n);
+        let mut packed = Self { precision, ..Self::default() };
+        packed.fill(Level::current(), precision, b, n, [k, n]);
         packed
     }
 
@@ -48,28 +66,11 @@ impl PackedB {
     ///
     /// # Panics
     /// If `bt` has not n times k values.
-    pub fn pack_transposed(bt: &[f32], k: usize, n: usize) -> Self {
-        let mut packed = Self::default();
-        packed.repack_transposed(bt, k, n);
-        packed
-    }
-
-    /// [`Self::pack`] into the memory of `self`.
-    ///
-    /// # Panics
-    /// If `b` has not k times n values.
-    pub fn repack(&mut self, b: &[f32], k: usize, n: usize) {
-        check_len("the matrix to pack", b, k * n);
-        self.fill(b, n, k, n);
-    }
-
-    /// [`Self::pack_transposed`] into the memory of `self`.
-    ///
-    /// # Panics
-    /// If `bt` has not n times k values.
-    pub fn repack_transposed(&mut self, bt: &[f32], k: usize, n: usize) {
+    pub fn pack_transposed(precision: Precision, bt: &[f32], k: usize, n: usize) -> Self {
         check_len("the matrix to pack", bt, k * n);
-        self.fill_transposed(Level::current(), bt, k, k, n);
+        let mut packed = Self::default();
+        packed.fill_transposed(Level::current(), precision, bt, k, [k, n]);
+        packed
     }
 
     /// Rows of the factor: terms of each sum.
@@ -82,43 +83,89 @@ impl PackedB {
         self.n
     }
 
-    /// Packs `[k, n]` whose rows lie `stride` apart.
-    pub(crate) fn fill(&mut self, b: &[f32], stride: usize, k: usize, n: usize) {
-        self.resize(k, n);
-        for (p, panel) in self.rows.chunks_exact_mut(k.max(1)).enumerate() {
-            let first = p * PANEL;
-            let columns = PANEL.min(n - first);
-            for (i, row) in panel.iter_mut().enumerate() {
-                row.copy_from(&b[i * stride + first..][..columns]);
-            }
-        }
+    /// What the factor is rounded to.
+    pub fn precision(&self) -> Precision {
+        self.precision
+    }
+
+    /// Packs `[k, n]` whose rows lie `stride` apart, into the memory in use so far.
+    pub(crate) fn fill(
+        &mut self,
+        level: Level,
+        precision: Precision,
+        b: &[f32],
+        stride: usize,
+        [k, n]: [usize; 2],
+    ) {
+        self.resize(precision, k, n);
+        level.run(Fill { precision, b, stride, k, n, rows: &mut self.rows });
     }
 
     /// Packs the transpose of `[n, k]` whose rows lie `stride` apart.
     pub(crate) fn fill_transposed(
         &mut self,
         level: Level,
+        precision: Precision,
         bt: &[f32],
         stride: usize,
-        k: usize,
-        n: usize,
+        [k, n]: [usize; 2],
     ) {
-        self.resize(k, n);
-        for (p, panel) in self.rows.chunks_exact_mut(k.max(1)).enumerate() {
+        self.resize(precision, k, n);
+        let cells = precision.cells(k);
+        let mut pairs = Vec::new();
+        for (p, panel) in self.rows.chunks_exact_mut(cells.max(1)).enumerate() {
             let first = p * PANEL;
             let columns = PANEL.min(n - first);
-            level.run(Transpose { bt: &bt[first * stride..], stride, columns, panel });
+            let from = &bt[first * stride..];
+            let transpose = match precision {
+                Precision::F32 => Transpose { bt: from, stride, columns, panel },
+                Precision::Bf16 => {
+                    let to = block(&mut pairs, columns * cells);
+                    level.run(PairColumns { from, stride, columns: k, to: &mut *to });
+                    Transpose { bt: to, stride: cells, columns, panel }
+                }
+            };
+            level.run(transpose);
         }
     }
 
-    /// Pointer to the `k` rows of a panel.
+    /// Pointer to the rows of a panel.
     pub(super) fn panel(&self, index: usize) -> *const f32 {
-        self.rows[index * self.k..].as_ptr().cast()
+        self.rows[index * self.precision.cells(self.k)..].as_ptr().cast()
     }
 
-    fn resize(&mut self, k: usize, n: usize) {
-        (self.k, self.n) = (k, n);
-        self.rows.resize(k * n.div_ceil(PANEL), PanelRow::ZERO);
+    fn resize(&mut self, precision: Precision, k: usize, n: usize) {
+        (self.precision, self.k, self.n) = (precision, k, n);
+        self.rows.resize(precision.cells(k) * n.div_ceil(PANEL), PanelRow::ZERO);
+    }
+}
+
+/// Fills all panels from rows.
+struct Fill<'a> {
+    precision: Precision,
+    b: &'a [f32],
+    stride: usize,
+    k: usize,
+    n: usize,
+    rows: &'a mut [PanelRow],
+}
+
+impl Kernel for Fill<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { precision, b, stride, k, n, rows } = self;
+        for (p, panel) in rows.chunks_exact_mut(precision.cells(k).max(1)).enumerate() {
+            let first = p * PANEL;
+            let columns = PANEL.min(n - first);
+            for (i, row) in panel.iter_mut().enumerate() {
+                match precision {
+                    Precision::F32 => row.copy_from(&b[i * stride + first..][..columns]),
+                    Precision::Bf16 => row.pair::<S>(&b[first..], stride, 2 * i..k, columns),
+                }
+            }
+        }
     }
 }
 

@@ -24,6 +24,21 @@ fn random_matrices(m: usize, k: usize, n: usize) -> (Vec<f32>, Vec<f32>, Vec<f32
     (random.normal(m * k), random.normal(k * n), random.normal(m * n))
 }
 
+const PRECISIONS: [Precision; 2] = [Precision::F32, Precision::Bf16];
+
+/// Every combination that this machine can run.
+fn levels_and_precisions() -> impl Iterator<Item = (Level, Precision)> {
+    Level::available().into_iter().flat_map(|level| PRECISIONS.map(|precision| (level, precision)))
+}
+
+/// What enters a product of this precision.
+fn entering(precision: Precision, x: &[f32]) -> Vec<f32> {
+    match precision {
+        Precision::F32 => x.to_vec(),
+        Precision::Bf16 => x.iter().copied().map(reference::bf16).collect(),
+    }
+}
+
 /// Tolerance of a sum of k products of normal values.
 fn tolerance(k: usize) -> f64 {
     1e-6 * (k as f64).sqrt().max(1.0)
@@ -32,43 +47,50 @@ fn tolerance(k: usize) -> f64 {
 #[test]
 fn every_epilogue_matches_f64_at_every_level() {
     for (m, k, n) in SHAPES {
-        let (a, b, old) = random_matrices(m, k, n);
-        let product = reference::matmul(m, k, n, &a, &b);
-        let packed = PackedB::pack(&b, k, n);
-        let bias = Generator::new(2).normal(n);
-        let with_bias: Vec<f64> =
-            product.iter().enumerate().map(|(i, p)| p + f64::from(bias[i % n])).collect();
-        let combined = |f: fn(f64, f64) -> f64| -> Vec<f64> {
-            product.iter().zip(&old).map(|(&p, &old)| f(p, f64::from(old))).collect()
-        };
-        let drawn = Generator::new(3).normal(m);
-        for level in Level::available() {
-            let run = |start: &[f32], epilogue| {
-                let mut c = start.to_vec();
-                matmul_at(level, m, &a, &packed, &mut c, epilogue);
-                c
-            };
-            let tolerance = tolerance(k);
-            assert_close(&run(&old, Epilogue::Store), &product, tolerance);
-            assert_close(&run(&old, Epilogue::Accumulate), &combined(|p, c| p + c), tolerance);
-            assert_close(&run(&old, Epilogue::Bias(&bias)), &with_bias, tolerance);
-            let multiplied = combined(|p, d| p * d);
-            assert_close(&run(&old, Epilogue::Multiply(&old)), &multiplied, 5.0 * tolerance);
-            for factors in [None, Some(&drawn[..])] {
-                let factor = |row: usize| factors.map_or(1.0, |f| f64::from(f[row]));
-                let values = with_bias.iter().zip(&old).enumerate();
-                let expected: Vec<f64> =
-                    values.map(|(i, (y, r))| f64::from(*r) + factor(i / n) * y).collect();
-                let epilogue = Epilogue::Residual { bias: &bias, residual: &old, factors };
-                assert_close(&run(&vec![9.0; m * n], epilogue), &expected, 5.0 * tolerance);
-            }
-            let mut derivative = vec![9.0; m * n];
-            let gelu = Epilogue::BiasGelu { bias: &bias, derivative: &mut derivative };
-            let (value, slope): (Vec<f64>, Vec<f64>) =
-                with_bias.iter().map(|&u| reference::gelu(u)).unzip();
-            assert_close(&run(&old, gelu), &value, 2.0 * tolerance);
-            assert_close(&derivative, &slope, 2.0 * tolerance);
+        for precision in PRECISIONS {
+            epilogues_match_f64(precision, [m, k, n]);
         }
+    }
+}
+
+fn epilogues_match_f64(precision: Precision, [m, k, n]: [usize; 3]) {
+    let (a, b, old) = random_matrices(m, k, n);
+    let [rounded_a, rounded_b] = [&a, &b].map(|x| entering(precision, x));
+    let product = reference::matmul(m, k, n, &rounded_a, &rounded_b);
+    let packed = PackedB::pack(precision, &b, k, n);
+    let bias = Generator::new(2).normal(n);
+    let with_bias: Vec<f64> =
+        product.iter().enumerate().map(|(i, p)| p + f64::from(bias[i % n])).collect();
+    let combined = |f: fn(f64, f64) -> f64| -> Vec<f64> {
+        product.iter().zip(&old).map(|(&p, &old)| f(p, f64::from(old))).collect()
+    };
+    let drawn = Generator::new(3).normal(m);
+    for level in Level::available() {
+        let run = |start: &[f32], epilogue| {
+            let mut c = start.to_vec();
+            matmul_at(level, m, &a, &packed, &mut c, epilogue);
+            c
+        };
+        let tolerance = tolerance(k);
+        assert_close(&run(&old, Epilogue::Store), &product, tolerance);
+        assert_close(&run(&old, Epilogue::Accumulate), &combined(|p, c| p + c), tolerance);
+        assert_close(&run(&old, Epilogue::Bias(&bias)), &with_bias, tolerance);
+        let multiplied = combined(|p, d| p * d);
+        assert_close(&run(&old, Epilogue::Multiply(&old)), &multiplied, 5.0 * tolerance);
+        for factors in [None, Some(&drawn[..])] {
+            let factor = |row: usize| factors.map_or(1.0, |f| f64::from(f[row]));
+            let values = with_bias.iter().zip(&old).enumerate();
+            let expected: Vec<f64> =
+                values.map(|(i, (y, r))| f64::from(*r) + factor(i / n) * y).collect();
+            let epilogue = Epilogue::Residual { bias: &bias, residual: &old, factors };
+            assert_close(&run(&vec![9.0; m * n], epilogue), &expected, 5.0 * tolerance);
+        }
+        let mut derivative = vec![9.0; m * n];
+        let gelu = Epilogue::BiasGelu { bias: &bias, derivative: &mut derivative };
+        let (value, slope): (Vec<f64>, Vec<f64>) =
+            with_bias.iter().map(|&u| reference::gelu(u)).unzip();
+        assert_close(&run(&old, gelu), &value, 2.0 * tolerance);
+        assert_close(&derivative, &slope, 2.0 * tolerance);
     }
 }
 
@@ -76,36 +98,41 @@ fn every_epilogue_matches_f64_at_every_level() {
 fn packing_a_transpose_is_packing() {
     for (_, k, n) in SHAPES {
         let b = Generator::new(4).normal(k * n);
-        let expected = PackedB::pack(&b, k, n);
         let bt = reference::transpose(&b, k, n);
-        for level in Level::available() {
+        for (level, precision) in levels_and_precisions() {
+            let expected = PackedB::pack(precision, &b, k, n);
             // Memory that was in use before must not shine through the padding.
-            let mut packed = PackedB::pack(&vec![9.0; 201 * 99], 201, 99);
-            packed.fill_transposed(level, &bt, k, k, n);
-            assert!(packed.same_values(&expected), "{level:?} {k} x {n}");
-            let mut packed = PackedB::pack(&vec![9.0; 201 * 99], 201, 99);
-            packed.repack(&b, k, n);
-            assert!(packed.same_values(&expected), "{k} x {n}");
+            let used = || PackedB::pack(Precision::F32, &vec![9.0; 201 * 99], 201, 99);
+            let mut packed = used();
+            packed.fill_transposed(level, precision, &bt, k, [k, n]);
+            assert!(packed.same_values(&expected), "{level:?} {precision:?} {k} x {n}");
+            let mut packed = used();
+            packed.fill(level, precision, &b, n, [k, n]);
+            assert!(packed.same_values(&expected), "{level:?} {precision:?} {k} x {n}");
         }
     }
 }
 
 #[test]
 fn weight_gradients_match_f64_at_every_level() {
-    for (rows, m, n) in [(1, 1, 1), (3, 33, 5), (50, 13, 70), (257, 12, 33), (600, 25, 31)] {
+    for (rows, m, n) in [(1, 1, 1), (3, 33, 5), (50, 13, 70), (257, 12, 33), (1035, 25, 31)] {
         let mut random = Generator::new(rows as u64);
         let (a, b) = (random.normal(rows * m), random.normal(rows * n));
-        let exact = reference::matmul(m, rows, n, &reference::transpose(&a, rows, m), &b);
+        let exact = PRECISIONS.map(|precision| {
+            let [a, b] = [&a, &b].map(|x| entering(precision, x));
+            reference::matmul(m, rows, n, &reference::transpose(&a, rows, m), &b)
+        });
         let exact_sums = reference::matmul(1, rows, m, &vec![1.0; rows], &a);
-        for level in Level::available() {
+        for (level, precision) in levels_and_precisions() {
+            let exact = &exact[precision as usize];
             // Added to what is there.
             let (mut c, mut sums) = (vec![2.0; m * n], vec![3.0; m]);
-            matmul_transposed_a_at(level, rows, &a, &b, &mut c, Some(&mut sums));
+            matmul_transposed_a_at(level, precision, rows, &a, &b, &mut c, Some(&mut sums));
             let plus = |x: &[f64], y: f64| x.iter().map(|x| x + y).collect::<Vec<_>>();
-            assert_close(&c, &plus(&exact, 2.0), 2.0 * tolerance(rows));
+            assert_close(&c, &plus(exact, 2.0), 2.0 * tolerance(rows));
             assert_close(&sums, &plus(&exact_sums, 3.0), 2.0 * tolerance(rows));
             let mut alone = vec![2.0; m * n];
-            matmul_transposed_a_at(level, rows, &a, &b, &mut alone, None);
+            matmul_transposed_a_at(level, precision, rows, &a, &b, &mut alone, None);
             assert_eq!(c, alone);
         }
     }
@@ -124,13 +151,13 @@ fn product_of_parts_leaves_the_rest_alone(n: usize) {
     let mut random = Generator::new(6);
     let (a, b) = (random.normal(k * 20), random.normal(k * n));
     let at: Vec<f32> = (0..m * k).map(|i| a[i % k * 20 + i / k]).collect();
-    let exact = reference::matmul(m, k, n, &at, &b);
-    let packed = PackedB::pack(&b, k, n);
-    for level in Level::available() {
+    for (level, precision) in levels_and_precisions() {
+        let [at, rounded_b] = [&at, &b].map(|x| entering(precision, x));
+        let exact = reference::matmul(m, k, n, &at, &rounded_b);
+        let packed = PackedB::pack(precision, &b, k, n);
         let mut c = vec![9.0; m * stride];
         let left = Left::transposed(&a, 20);
-        let epilogue = Epilogue::Store;
-        level.run(Product { m, a: left, b: &packed, c: &mut c, c_stride: stride, epilogue });
+        product(level, m, left, &packed, (&mut c, stride), Epilogue::Store);
         for (row, exact) in c.chunks(stride).zip(exact.chunks(n)) {
             assert_close(&row[..n], exact, 1e-5);
             assert!(row[n..].iter().all(|&x| x == 9.0), "{level:?} {n}");
@@ -140,27 +167,34 @@ fn product_of_parts_leaves_the_rest_alone(n: usize) {
 
 #[test]
 fn an_empty_product_is_no_error() {
-    matmul(0, &[], &PackedB::pack(&[1.0; 6], 2, 3), &mut [], Epilogue::Store);
-    matmul(2, &[1.0; 4], &PackedB::pack(&[], 2, 0), &mut [], Epilogue::Store);
-    matmul_transposed_a(2, &[], &[1.0; 80], &mut [], Some(&mut []));
+    matmul(0, &[], &PackedB::pack(Precision::F32, &[1.0; 6], 2, 3), &mut [], Epilogue::Store);
+    matmul(2, &[1.0; 4], &PackedB::pack(Precision::F32, &[], 2, 0), &mut [], Epilogue::Store);
+    matmul_transposed_a(Precision::F32, 2, &[], &[1.0; 80], &mut [], Some(&mut []));
 }
 
 #[test]
 #[should_panic(expected = "the left factor: 5 values where 6 are needed")]
 fn a_short_left_factor_is_refused() {
-    let b = PackedB::pack(&[1.0; 6], 3, 2);
+    let b = PackedB::pack(Precision::F32, &[1.0; 6], 3, 2);
     matmul(2, &[0.0; 5], &b, &mut [0.0; 4], Epilogue::Store);
 }
 
 #[test]
 #[should_panic(expected = "the bias: 3 values where 2 are needed")]
 fn a_long_bias_is_refused() {
-    let b = PackedB::pack(&[1.0; 6], 3, 2);
+    let b = PackedB::pack(Precision::F32, &[1.0; 6], 3, 2);
     matmul(2, &[0.0; 6], &b, &mut [0.0; 4], Epilogue::Bias(&[0.0; 3]));
 }
 
 #[test]
 #[should_panic(expected = "the column sums: 3 values where 2 are needed")]
 fn short_column_sums_are_refused() {
-    matmul_transposed_a(2, &[0.0; 4], &[0.0; 4], &mut [0.0; 4], Some(&mut [0.0; 3]));
+    matmul_transposed_a(
+        Precision::F32,
+        2,
+        &[0.0; 4],
+        &[0.0; 4],
+        &mut [0.0; 4],
+        Some(&mut [0.0; 3]),
+    );
 }

@@ -6,7 +6,7 @@ use crate::simd::{Kernel, PANEL, Simd};
 /// pointers are at the strip's first element; [`Strip::run`] says what they must cover.
 #[derive(Clone, Copy)]
 pub(super) struct Strip {
-    /// Terms of each sum.
+    /// Terms of each sum, or pairs of them.
     pub k: usize,
     /// Left factor: rows at distance `a_stride`, or columns if transposed.
     pub a: *const f32,
@@ -57,13 +57,14 @@ impl Combine {
 
 impl Strip {
     /// Computes `rows` rows of the strip. `TRANSPOSED` means that element `(i, k)` of the left
-    /// factor lies at `a[k * a_stride + i]`, otherwise at `a[i * a_stride + k]`.
+    /// factor lies at `a[k * a_stride + i]`, otherwise at `a[i * a_stride + k]`; `PAIRS`, that both
+    /// factors are pairs of bf16.
     ///
     /// # Safety
     /// All pointers must be valid for these rows, `k` and `columns`, and nothing that is read may
     /// overlap `c`.
     #[inline(always)]
-    pub unsafe fn run<S: Simd, const TRANSPOSED: bool>(self, rows: usize) {
+    pub unsafe fn run<S: Simd, const TRANSPOSED: bool, const PAIRS: bool>(self, rows: usize) {
         // Tiles of nearly equal height rather than full ones and a small rest.
         let tiles = rows.div_ceil(S::TILE_ROWS);
         for tile in 0..tiles {
@@ -71,18 +72,18 @@ impl Strip {
             // SAFETY: start < rows.
             let strip = unsafe { self.below::<TRANSPOSED>(start) };
             match end - start {
-                1 => S::call(Tile::<1, TRANSPOSED>(strip)),
-                2 => S::call(Tile::<2, TRANSPOSED>(strip)),
-                3 => S::call(Tile::<3, TRANSPOSED>(strip)),
-                4 => S::call(Tile::<4, TRANSPOSED>(strip)),
-                5 => S::call(Tile::<5, TRANSPOSED>(strip)),
-                6 => S::call(Tile::<6, TRANSPOSED>(strip)),
-                7 => S::call(Tile::<7, TRANSPOSED>(strip)),
-                8 => S::call(Tile::<8, TRANSPOSED>(strip)),
-                9 => S::call(Tile::<9, TRANSPOSED>(strip)),
-                10 => S::call(Tile::<10, TRANSPOSED>(strip)),
-                11 => S::call(Tile::<11, TRANSPOSED>(strip)),
-                12 => S::call(Tile::<12, TRANSPOSED>(strip)),
+                1 => S::call(Tile::<1, TRANSPOSED, PAIRS>(strip)),
+                2 => S::call(Tile::<2, TRANSPOSED, PAIRS>(strip)),
+                3 => S::call(Tile::<3, TRANSPOSED, PAIRS>(strip)),
+                4 => S::call(Tile::<4, TRANSPOSED, PAIRS>(strip)),
+                5 => S::call(Tile::<5, TRANSPOSED, PAIRS>(strip)),
+                6 => S::call(Tile::<6, TRANSPOSED, PAIRS>(strip)),
+                7 => S::call(Tile::<7, TRANSPOSED, PAIRS>(strip)),
+                8 => S::call(Tile::<8, TRANSPOSED, PAIRS>(strip)),
+                9 => S::call(Tile::<9, TRANSPOSED, PAIRS>(strip)),
+                10 => S::call(Tile::<10, TRANSPOSED, PAIRS>(strip)),
+                11 => S::call(Tile::<11, TRANSPOSED, PAIRS>(strip)),
+                12 => S::call(Tile::<12, TRANSPOSED, PAIRS>(strip)),
                 rows => unreachable!("a tile of {rows} rows"),
             }
         }
@@ -106,9 +107,11 @@ impl Strip {
 }
 
 /// The first `ROWS` rows of a strip.
-struct Tile<const ROWS: usize, const TRANSPOSED: bool>(Strip);
+struct Tile<const ROWS: usize, const TRANSPOSED: bool, const PAIRS: bool>(Strip);
 
-impl<const ROWS: usize, const TRANSPOSED: bool> Kernel for Tile<ROWS, TRANSPOSED> {
+impl<const ROWS: usize, const TRANSPOSED: bool, const PAIRS: bool> Kernel
+    for Tile<ROWS, TRANSPOSED, PAIRS>
+{
     type Output = ();
 
     #[inline(always)]
@@ -123,7 +126,7 @@ impl<const ROWS: usize, const TRANSPOSED: bool> Kernel for Tile<ROWS, TRANSPOSED
             unsafe {
                 let part = strip.right_of(start);
                 prefetch_output::<S, ROWS>(&part);
-                let product = accumulate::<S, ROWS, TRANSPOSED>(&part);
+                let product = accumulate::<S, ROWS, TRANSPOSED, PAIRS>(&part);
                 if part.columns >= 2 * S::LANES {
                     finish::<S, ROWS, true>(&part, product);
                 } else {
@@ -167,7 +170,7 @@ unsafe fn prefetch_output<S: Simd, const ROWS: usize>(strip: &Strip) {
 
 /// The product of `ROWS` rows and two vectors of columns.
 #[inline(always)]
-unsafe fn accumulate<S: Simd, const ROWS: usize, const TRANSPOSED: bool>(
+unsafe fn accumulate<S: Simd, const ROWS: usize, const TRANSPOSED: bool, const PAIRS: bool>(
     strip: &Strip,
 ) -> [[S; 2]; ROWS] {
     let mut sums = [[S::splat(0.0); 2]; ROWS];
@@ -194,8 +197,9 @@ unsafe fn accumulate<S: Simd, const ROWS: usize, const TRANSPOSED: bool>(
                     bases[row / 3].add(row % 3 * stride)
                 };
                 let a = S::splat(*a);
-                sum[0] = a.mul_add(b0, sum[0]);
-                sum[1] = a.mul_add(b1, sum[1]);
+                for (sum, b) in sum.iter_mut().zip([b0, b1]) {
+                    *sum = if PAIRS { sum.add_products(a, b) } else { a.mul_add(b, *sum) };
+                }
             }
         }
         b = b.wrapping_add(PANEL);

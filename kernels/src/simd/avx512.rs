@@ -1,16 +1,18 @@
 //! Sixteen floats: AVX-512.
 
-use super::{Kernel, Simd};
+use super::{Kernel, Simd, bf16};
 use std::arch::x86_64::*;
+use std::mem::transmute;
 use std::ops::{Add, Div, Mul, Sub};
 
-/// Sixteen floats. A value exists only where AVX-512 does, as [`super`] explains.
+/// Sixteen floats. A value exists only where AVX-512 does, and with `BF16` also its products of bf16
+/// pairs, as [`super`] explains.
 #[derive(Clone, Copy)]
-pub(super) struct Avx512(__m512);
+pub(super) struct Avx512<const BF16: bool>(__m512);
 
 macro_rules! operators {
     ($($operation:ident $function:ident $intrinsic:ident),*) => {$(
-        impl $operation for Avx512 {
+        impl<const BF16: bool> $operation for Avx512<BF16> {
             type Output = Self;
             #[inline(always)]
             fn $function(self, other: Self) -> Self {
@@ -22,13 +24,24 @@ macro_rules! operators {
 }
 operators!(Add add _mm512_add_ps, Sub sub _mm512_sub_ps, Mul mul _mm512_mul_ps, Div div _mm512_div_ps);
 
+/// Of 16 bf16 numbers and 16 others behind them, one of each in turn.
+static IN_TURN: [u16; 32] = {
+    let mut order = [0; 32];
+    let mut i = 0;
+    while i < 32 {
+        order[i] = (i / 2 + i % 2 * 16) as u16;
+        i += 1;
+    }
+    order
+};
+
 /// The first `n` of 16 lanes.
 #[inline(always)]
 fn mask(n: usize) -> __mmask16 {
     ((1u32 << n.min(16)) - 1) as __mmask16
 }
 
-impl Simd for Avx512 {
+impl<const BF16: bool> Simd for Avx512<BF16> {
     const LANES: usize = 16;
     const TILE_ROWS: usize = 12;
 
@@ -37,11 +50,16 @@ impl Simd for Avx512 {
         #[inline(never)]
         #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx2,fma")]
         fn compiled<K: Kernel>(kernel: K) -> K::Output {
-            kernel.run::<Avx512>()
+            kernel.run::<Avx512<false>>()
         }
-        // SAFETY: reached from `Level::Avx512`, which exists where the instructions do, or from a
-        // kernel that already runs with them.
-        unsafe { compiled(kernel) }
+        #[inline(never)]
+        #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl,avx512bf16,avx2,fma")]
+        fn with_bf16<K: Kernel>(kernel: K) -> K::Output {
+            kernel.run::<Avx512<true>>()
+        }
+        // SAFETY: reached from the levels of these names, which exist where the instructions do, or
+        // from a kernel that already runs with them.
+        unsafe { if BF16 { with_bf16(kernel) } else { compiled(kernel) } }
     }
 
     #[inline(always)]
@@ -109,6 +127,37 @@ impl Simd for Avx512 {
     fn largest(self) -> f32 {
         // SAFETY: a value of this type proves AVX-512.
         unsafe { _mm512_reduce_max_ps(self.0) }
+    }
+
+    #[inline(always)]
+    fn pairs(even: Self, odd: Self) -> Self {
+        if !BF16 {
+            return bf16::pairs(even, odd);
+        }
+        // SAFETY: a value of this type proves AVX-512 with bf16; both types are 64 bytes of bits.
+        unsafe {
+            let both: __m512i = transmute(_mm512_cvtne2ps_pbh(odd.0, even.0));
+            let in_turn = _mm512_loadu_si512((&raw const IN_TURN).cast());
+            Self(_mm512_castsi512_ps(_mm512_permutexvar_epi16(in_turn, both)))
+        }
+    }
+
+    #[inline(always)]
+    fn pairs_of_neighbours(first: Self, second: Self) -> Self {
+        if !BF16 {
+            return bf16::pairs_of_neighbours(first, second);
+        }
+        // SAFETY: as in `pairs`.
+        Self(unsafe { transmute::<__m512bh, __m512>(_mm512_cvtne2ps_pbh(second.0, first.0)) })
+    }
+
+    #[inline(always)]
+    fn add_products(self, a: Self, b: Self) -> Self {
+        if !BF16 {
+            return bf16::add_products(self, a, b);
+        }
+        // SAFETY: as in `pairs`.
+        Self(unsafe { _mm512_dpbf16_ps(self.0, transmute(a.0), transmute(b.0)) })
     }
 
     #[inline(always)]

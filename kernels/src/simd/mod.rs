@@ -17,6 +17,7 @@ use std::sync::OnceLock;
 mod avx2;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+mod bf16;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 mod portable;
@@ -39,6 +40,9 @@ pub(crate) enum Level {
     /// AVX-512 F, BW, DQ and VL.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// AVX-512 with products of bf16 pairs.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
 }
 
 impl Level {
@@ -52,6 +56,8 @@ impl Level {
             Level::Avx2,
             #[cfg(target_arch = "x86_64")]
             Level::Avx512,
+            #[cfg(target_arch = "x86_64")]
+            Level::Avx512Bf16,
         ];
         ALL.iter().copied().filter(|level| level.is_present()).collect()
     }
@@ -72,7 +78,17 @@ impl Level {
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
             }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => Self::Avx512.is_present() && is_x86_feature_detected!("avx512bf16"),
         }
+    }
+
+    /// Whether it multiplies pairs of bf16 in one instruction; elsewhere that is emulated, slowly.
+    pub(crate) fn has_bf16(self) -> bool {
+        #[cfg(target_arch = "x86_64")]
+        return self == Self::Avx512Bf16;
+        #[cfg(not(target_arch = "x86_64"))]
+        return false;
     }
 
     /// The level in use: `FEWVIT_SIMD` if it names one that this machine has, else the fastest.
@@ -96,6 +112,8 @@ impl Level {
             Self::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => "avx512bf16",
         }
     }
 
@@ -108,7 +126,9 @@ impl Level {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => avx2::Avx2::call(kernel),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => avx512::Avx512::call(kernel),
+            Self::Avx512 => avx512::Avx512::<false>::call(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => avx512::Avx512::<true>::call(kernel),
         }
     }
 }
@@ -154,6 +174,24 @@ pub(crate) trait Simd:
     fn sum(self) -> f32;
     /// Largest lane.
     fn largest(self) -> f32;
+
+    /// Lane i: the pair of lane i of `even`, in the lower half, and lane i of `odd`; see [`bf16`].
+    #[inline(always)]
+    fn pairs(even: Self, odd: Self) -> Self {
+        bf16::pairs(even, odd)
+    }
+
+    /// The pairs of neighbours in `first`, then those in `second`.
+    #[inline(always)]
+    fn pairs_of_neighbours(first: Self, second: Self) -> Self {
+        bf16::pairs_of_neighbours(first, second)
+    }
+
+    /// `self` plus the products of both halves of the pairs `a` and `b`, summed in f32.
+    #[inline(always)]
+    fn add_products(self, a: Self, b: Self) -> Self {
+        bf16::add_products(self, a, b)
+    }
 
     /// Loads a full vector.
     ///

@@ -1,5 +1,5 @@
 use super::*;
-use crate::reference::Generator;
+use crate::reference::{self, Generator};
 
 /// Runs one expression over `x` at a level.
 struct Map<'a, F>(&'a [f32], &'a mut [f32], F);
@@ -110,6 +110,49 @@ fn transposes_blocks_at_every_level() {
             assert_eq!(y[column * 9 + row], x[row * 11 + column], "{level:?}");
         }
         assert!((0..8).all(|row| y[row * 9 + 8] == 9.0));
+    }
+}
+
+/// Pairs of two vectors both ways, and their products with themselves.
+struct Pairs<'a>([&'a [f32]; 2]);
+
+impl Kernel for Pairs<'_> {
+    type Output = [Vec<f32>; 3];
+
+    #[inline(always)]
+    fn run<S: Simd>(self) -> [Vec<f32>; 3] {
+        let [a, b] = self.0.map(S::load);
+        let (pairs, neighbours) = (S::pairs(a, b), S::pairs_of_neighbours(a, b));
+        [pairs, neighbours, S::splat(2.0).add_products(pairs, neighbours)].map(|x| {
+            let mut lanes = vec![0.0; S::LANES];
+            x.store(&mut lanes);
+            lanes
+        })
+    }
+}
+
+#[test]
+fn pairs_are_rounded_placed_and_multiplied_at_every_level() {
+    let mut random = Generator::new(5);
+    for level in Level::available() {
+        let (mut a, b) = (random.normal(16), random.normal(16));
+        // Halfway between two numbers, once towards the even one below and once above.
+        (a[0], a[1]) = (1.0 + 2f32.powi(-8), 1.0 + 3.0 * 2f32.powi(-8));
+        let [pairs, neighbours, products] = level.run(Pairs([&a, &b]));
+        let lanes = pairs.len();
+        let halves = |x: f32| [x.to_bits() << 16, x.to_bits() & 0xffff_0000].map(f32::from_bits);
+        let both = [&a[..lanes], &b[..lanes]].concat();
+        for i in 0..lanes {
+            let (x, y) = (halves(pairs[i]), halves(neighbours[i]));
+            assert_eq!(x, [a[i], b[i]].map(reference::bf16), "{level:?}");
+            assert_eq!(y, [both[2 * i], both[2 * i + 1]].map(reference::bf16), "{level:?}");
+            let exact = 2.0 + f64::from(x[0]) * f64::from(y[0]) + f64::from(x[1]) * f64::from(y[1]);
+            assert!((f64::from(products[i]) - exact).abs() < 1e-6, "{level:?}");
+        }
+        let [pairs, ..] = level.run(Pairs([&[f32::NAN, f32::INFINITY], &[f32::MAX, -0.0]]));
+        let [nan, inf] = [pairs[0], pairs[1]].map(halves);
+        assert!(nan[0].is_nan() && nan[1] == f32::INFINITY, "{level:?}: {nan:?}");
+        assert!(inf == [f32::INFINITY, 0.0] && inf[1].is_sign_negative(), "{level:?}: {inf:?}");
     }
 }
 

@@ -109,7 +109,6 @@ fn a_value_out_of_range_is_named_with_its_setter() {
         ("data.std=[0.2,0.0,0.2]", "above 0"),
         ("pretrain.crops=[]", "at least one group"),
         ("pretrain.crops=[{count=0,img_size=112,scale=[0.1,1]}]", "must be 1 to 64"),
-        ("amp_dtype=bf16", "must be f32"),
         ("time_budget=inf", "must be 0 or more"),
         ("eval.knn_temperature=0", "more than 0"),
     ] {

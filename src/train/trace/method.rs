@@ -8,11 +8,12 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use fewvit_kernels::Precision;
 
 use super::batch::BatchFile;
 use super::{insert_all, is_trace, matrix};
 use crate::backbone::{HeadSpec, Net, NetSpec, Spec};
-use crate::config::{CropGroup, RunConfig, to_toml};
+use crate::config::{AmpDtype, CropGroup, RunConfig, to_toml};
 use crate::data::Rgb8;
 use crate::data::cache::ImageStore;
 use crate::data::loader::{Batch, BatchSource, CropBatch, Crops};
@@ -191,7 +192,12 @@ fn stage(
     };
     let (optim, data, workers) = (&config.pretrain.optim, &config.data, config.threads);
     let name = StageName::Pretrain;
-    Stage { name, net, method, source, optim, data, workers, micro_batch }
+    // Asked for, it is shown on any machine, emulated if need be.
+    let precision = match config.amp_dtype {
+        AmpDtype::Bf16 => Precision::Bf16,
+        AmpDtype::Auto | AmpDtype::F32 => Precision::F32,
+    };
+    Stage { name, net, method, source, optim, data, workers, micro_batch, precision }
 }
 
 /// Puts the weights in a file into a fresh `state`: the whole backbone, heads as far as they are

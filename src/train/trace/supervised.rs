@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use burn::tensor::{Device, Tensor, TensorData};
+use fewvit_kernels::Precision;
 use safetensors::tensor::Dtype;
 
 use super::batch::BatchFile;
@@ -16,6 +17,7 @@ use crate::error::{Error, Result};
 use crate::files::refuse_to_replace;
 use crate::loss::{MixedTarget, Smoothing, mixed_cross_entropy, soft_cross_entropy};
 use crate::nn::{DropPath, Gather, Keys, Weights};
+use crate::ops;
 use crate::train::optim::TrainState;
 use crate::weights;
 
@@ -28,7 +30,7 @@ pub struct TraceOptions {
     pub num_classes: usize,
     /// Side of the images.
     pub img_size: usize,
-    /// safetensors under timm's keys.
+    /// Weights of backbone and head, in any file that [`weights::import()`] takes.
     pub weights: PathBuf,
     /// safetensors with `images` f32 `[B, 3, H, W]` and `targets` (i64 `[B]` or f32 `[B, K]`).
     pub batch: PathBuf,
@@ -42,6 +44,8 @@ pub struct TraceOptions {
     pub weight_decay: f64,
     /// AdamW steps.
     pub steps: usize,
+    /// Of the backbone's products.
+    pub precision: Precision,
 }
 
 enum Targets {
@@ -98,7 +102,8 @@ fn run(
         let mut gradient = vec![0.0; state.values.len()];
         let mut seen = None;
         let loss = net.add_gradients(&mut gradient, |net| {
-            let features = net.features(images.clone(), &DropPath::OFF);
+            let features =
+                ops::autocast(options.precision, || net.features(images.clone(), &DropPath::OFF));
             let logits = net.logits(features.clone());
             seen = Some((logits.clone(), features));
             match targets {

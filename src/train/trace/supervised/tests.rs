@@ -95,6 +95,7 @@ fn options() -> TraceOptions {
         lr: 1e-3,
         weight_decay: 0.05,
         steps: 10,
+        precision: fewvit_kernels::Precision::F32,
     }
 }
 
