@@ -321,11 +321,11 @@ impl Product<'_> {
     /// into the output.
     #[inline(always)]
     fn ending(&self, first: usize, row: usize, offset: usize) -> (*const f32, Combine, *const f32) {
-        let (none, c) = (std::ptr::null(), self.c[offset..].as_ptr());
+        let none = std::ptr::null();
         match &self.epilogue {
-            Epilogue::Store => (none, Combine::Replace, c),
-            Epilogue::Accumulate => (none, Combine::Add, c),
-            Epilogue::Bias(bias) => (bias[first..].as_ptr(), Combine::Replace, c),
+            Epilogue::Store => (none, Combine::Replace, none),
+            Epilogue::Accumulate => (none, Combine::Add, none),
+            Epilogue::Bias(bias) => (bias[first..].as_ptr(), Combine::Replace, none),
             Epilogue::BiasGelu { bias, derivative } => {
                 (bias[first..].as_ptr(), Combine::Replace, derivative[offset..].as_ptr())
             }
@@ -430,7 +430,7 @@ impl WeightGradient<'_> {
                 columns,
                 bias: std::ptr::null(),
                 combine: Combine::Add,
-                fetch: self.c.as_ptr().wrapping_add(first),
+                fetch: std::ptr::null(),
             };
             // SAFETY: `left` holds [panel.len(), m] and `c` [m, n] values, as the caller has checked;
             // `c` is borrowed exclusively.

@@ -20,7 +20,7 @@ pub(super) struct Strip {
     /// `columns` floats added to every row; null for none.
     pub bias: *const f32,
     pub combine: Combine,
-    /// A matrix laid out like the output that is needed soon; any address will do.
+    /// Another matrix laid out like the output that is needed soon, or null.
     pub fetch: *const f32,
 }
 
@@ -47,12 +47,18 @@ impl Combine {
         match self {
             Self::Multiply(d) => Self::Multiply(d.wrapping_add(offset)),
             Self::AddScaled { residual, factors } => {
-                let moved = if factors.is_null() { factors } else { factors.wrapping_add(rows) };
-                Self::AddScaled { residual: residual.wrapping_add(offset), factors: moved }
+                let factors = moved(factors, rows);
+                Self::AddScaled { residual: residual.wrapping_add(offset), factors }
             }
             other => other,
         }
     }
+}
+
+/// The pointer moved on, unless it is null.
+#[inline(always)]
+fn moved(p: *const f32, by: usize) -> *const f32 {
+    if p.is_null() { p } else { p.wrapping_add(by) }
 }
 
 impl Strip {
@@ -98,7 +104,7 @@ impl Strip {
             Self {
                 a: self.a.add(a_offset),
                 c: self.c.add(rows * self.c_stride),
-                fetch: self.fetch.wrapping_add(rows * self.c_stride),
+                fetch: moved(self.fetch, rows * self.c_stride),
                 combine: self.combine.at(rows, 0, self.c_stride),
                 ..self
             }
@@ -120,7 +126,9 @@ impl<const ROWS: usize, const TRANSPOSED: bool, const PAIRS: bool> Kernel
             return;
         }
         let strip = self.0;
-        for start in (0..strip.columns).step_by(2 * S::LANES) {
+        let mut start = 0;
+        // Where a panel is two vectors wide, one round.
+        while start < if 2 * S::LANES < PANEL { strip.columns } else { 1 } {
             // SAFETY: tiles are made by `Strip::run` only, whose caller vouches for the pointers;
             // a panel is PANEL wide whatever `columns` says.
             unsafe {
@@ -133,6 +141,7 @@ impl<const ROWS: usize, const TRANSPOSED: bool, const PAIRS: bool> Kernel
                     finish::<S, ROWS, false>(&part, product);
                 }
             }
+            start += 2 * S::LANES;
         }
     }
 }
@@ -146,9 +155,9 @@ impl Strip {
             Self {
                 b: self.b.add(columns),
                 c: self.c.add(columns),
-                fetch: self.fetch.wrapping_add(columns),
+                fetch: moved(self.fetch, columns),
                 columns: self.columns - columns,
-                bias: if self.bias.is_null() { self.bias } else { self.bias.add(columns) },
+                bias: moved(self.bias, columns),
                 combine: self.combine.at(0, columns, self.c_stride),
                 ..self
             }
@@ -158,12 +167,15 @@ impl Strip {
 
 /// Fetches the output tile, and what will be read or written with it, while the sums are made.
 #[inline(always)]
-unsafe fn prefetch_output<S: Simd, const ROWS: usize>(strip: &Strip) {
-    for row in 0..ROWS {
-        for v in 0..2 {
-            let offset = row * strip.c_stride + v * S::LANES;
-            S::prefetch(strip.c.wrapping_add(offset));
-            S::prefetch(strip.fetch.wrapping_add(offset));
+fn prefetch_output<S: Simd, const ROWS: usize>(strip: &Strip) {
+    for matrix in [strip.c, strip.fetch] {
+        if matrix.is_null() {
+            continue;
+        }
+        for row in 0..ROWS {
+            for v in 0..2 {
+                S::prefetch(matrix.wrapping_add(row * strip.c_stride + v * S::LANES));
+            }
         }
     }
 }
@@ -221,7 +233,7 @@ unsafe fn finish<S: Simd, const ROWS: usize, const FULL: bool>(
 ) {
     let width = [strip.columns.min(S::LANES), strip.columns.saturating_sub(S::LANES).min(S::LANES)];
     // SAFETY: the caller vouches for `columns` floats in each row of `c`, of the matrix to combine
-    // and of the bias.
+    // and of the bias, and for a factor of each row.
     unsafe {
         if !strip.bias.is_null() {
             for v in 0..2 {
@@ -231,28 +243,48 @@ unsafe fn finish<S: Simd, const ROWS: usize, const FULL: bool>(
                 }
             }
         }
-        for (i, row) in tile.iter_mut().enumerate() {
-            for v in 0..2 {
-                let offset = i * strip.c_stride + v * S::LANES;
-                let c = strip.c.wrapping_add(offset);
-                match strip.combine {
-                    Combine::Replace => {}
-                    Combine::Add => row[v] = row[v] + load::<S, FULL>(c, width[v]),
-                    Combine::Multiply(d) => {
-                        row[v] = row[v] * load::<S, FULL>(d.wrapping_add(offset), width[v]);
-                    }
-                    Combine::AddScaled { residual, factors } => {
-                        let residual = load::<S, FULL>(residual.wrapping_add(offset), width[v]);
-                        row[v] = match factors.is_null() {
-                            true => row[v] + residual,
-                            false => S::splat(*factors.add(i)).mul_add(row[v], residual),
-                        };
-                    }
-                }
+        let part = |matrix: *const f32, row: usize, v: usize| {
+            let offset = row * strip.c_stride + v * S::LANES;
+            load::<S, FULL>(matrix.wrapping_add(offset), width[v])
+        };
+        match strip.combine {
+            Combine::Replace => store::<S, ROWS, FULL>(strip, width, |row, v| tile[row][v]),
+            Combine::Add => {
+                store::<S, ROWS, FULL>(strip, width, |row, v| tile[row][v] + part(strip.c, row, v))
+            }
+            Combine::Multiply(d) => {
+                store::<S, ROWS, FULL>(strip, width, |row, v| tile[row][v] * part(d, row, v))
+            }
+            Combine::AddScaled { residual, factors } if factors.is_null() => {
+                store::<S, ROWS, FULL>(strip, width, |row, v| {
+                    tile[row][v] + part(residual, row, v)
+                });
+            }
+            Combine::AddScaled { residual, factors } => {
+                store::<S, ROWS, FULL>(strip, width, |row, v| {
+                    S::splat(*factors.add(row)).mul_add(tile[row][v], part(residual, row, v))
+                });
+            }
+        }
+    }
+}
+
+/// Stores the values of a tile, each given by row and vector.
+#[inline(always)]
+unsafe fn store<S: Simd, const ROWS: usize, const FULL: bool>(
+    strip: &Strip,
+    width: [usize; 2],
+    value: impl Fn(usize, usize) -> S,
+) {
+    for row in 0..ROWS {
+        for v in 0..2 {
+            let c = strip.c.wrapping_add(row * strip.c_stride + v * S::LANES);
+            // SAFETY: the caller vouches for `columns` floats in each row.
+            unsafe {
                 if FULL || width[v] == S::LANES {
-                    row[v].store_full(c);
+                    value(row, v).store_full(c);
                 } else {
-                    row[v].store_first(c, width[v]);
+                    value(row, v).store_first(c, width[v]);
                 }
             }
         }
