@@ -8,6 +8,9 @@
 //! | [`depthwise`] | 3 x 3 convolutions of single channels, with GELU | [`depthwise_gelu_forward`] | [`depthwise_backward`] |
 //! | [`gelu`] | exact GELU and its derivative | [`gelu_forward`] | [`Epilogue::Multiply`] |
 //! | [`adamw`] | one pass of AdamW | [`adamw_step`] | |
+//! | [`sgd`] | one pass of SGD with momentum | [`sgd_step`] | |
+//! | [`average`] | moving averages of weights | [`average_step`] | |
+//! | [`total`] | gradients added up and measured | [`total_of`] | |
 //! | [`limits`] | what this thread could reach at best | [`fma_limit`], [`memory_bandwidth`] | |
 //!
 //! Every kernel runs on the thread that calls it: the training loop puts one worker on each core,
@@ -20,6 +23,7 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod average;
 pub mod depthwise;
 pub mod gelu;
 pub mod gemm;
@@ -27,15 +31,20 @@ pub mod limits;
 pub mod norm;
 #[cfg(test)]
 mod reference;
+pub mod sgd;
 mod simd;
+pub mod total;
 
 pub use adamw::{AdamW, adamw_step};
 pub use attention::{AttentionShape, Qkv, attention_backward, attention_forward};
+pub use average::average_step;
 pub use depthwise::{MapShape, depthwise_backward, depthwise_gelu_forward};
 pub use gelu::gelu_forward;
 pub use gemm::{Epilogue, PackedB, matmul, matmul_transposed_a};
 pub use limits::{fma_limit, memory_bandwidth};
 pub use norm::{layer_norm_backward, layer_norm_forward};
+pub use sgd::{Sgd, sgd_step};
+pub use total::total_of;
 
 /// The instruction set in use: `"avx512"`, `"avx2"`, `"neon"` or `"scalar"`. What `FEWVIT_SIMD` asks
 /// for and the machine lacks is not used.

@@ -3,6 +3,7 @@
 use crate::adamw::AdamW;
 use crate::attention::AttentionShape;
 use crate::depthwise::MapShape;
+use crate::sgd::Sgd;
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
@@ -233,6 +234,15 @@ impl AdamWState {
             let v = self.v[i] / (1.0 - beta2.powi(t));
             self.p[i] = self.p[i] * (1.0 - lr * decay) - lr * m / (v.sqrt() + eps);
         }
+    }
+}
+
+/// One step of SGD on parameters and moments.
+pub(crate) fn sgd([p, m]: &mut [Vec<f64>; 2], g: &[f32], options: &Sgd) {
+    let [lr, momentum, decay] = [options.lr, options.momentum, options.weight_decay].map(f64::from);
+    for ((p, m), &g) in p.iter_mut().zip(m).zip(g) {
+        *m = momentum * *m + f64::from(g) + decay * *p;
+        *p -= lr * *m;
     }
 }
 
