@@ -11,6 +11,7 @@ use super::checkpoint::{self, StageName};
 use super::coupled::Coupling;
 use super::optim::TrainState;
 use super::parallel::{Engine, StepInput};
+use super::passes::{Gradient, average};
 use crate::backbone::{Net, NetSpec};
 use crate::config::{DataConfig, Ema, OptimConfig};
 use crate::data::loader::{Batch, BatchSource};
@@ -169,7 +170,7 @@ impl Stage<'_> {
         let lr = schedule::lr(self.optim, step, steps_per_epoch);
         let (loss, gradient) = self.gradient(template, engine, state, batch)?;
         // Checked before the update, so that no checkpoint ever holds weights that are no numbers.
-        if !loss.is_finite() || !gradient.iter().all(|slope| slope.is_finite()) {
+        if !loss.is_finite() || !gradient.squared.is_finite() {
             return Err(self.diverged(step, lr, loss));
         }
         let late = |key: &str| self.method.frozen_epochs(key).saturating_mul(steps_per_epoch);
@@ -197,7 +198,7 @@ impl Stage<'_> {
         engine: &'e mut Engine,
         state: &mut TrainState,
         batch: &Batch,
-    ) -> Result<(f64, &'e mut [f32])> {
+    ) -> Result<(f64, Gradient<'e>)> {
         let step = state.progress.step;
         let net = Weights::new(template.clone(), &state.values, &Device::flex());
         let drop_path = DropPath {
@@ -233,9 +234,7 @@ impl Stage<'_> {
         }
         let step = state.progress.step - usize::from(!before);
         let momentum = teacher.momentum(step, self.total_steps()) as f32;
-        for (t, s) in values.iter_mut().zip(&state.values) {
-            *t = momentum * *t + (1.0 - momentum) * s;
-        }
+        average(values, &state.values, momentum, self.workers);
     }
 
     fn end_epoch(
@@ -245,7 +244,7 @@ impl Stage<'_> {
         observer: &mut dyn Observer,
     ) -> Result<()> {
         if self.optim.ema == Ema::PerEpoch {
-            state.average();
+            state.average(self.workers);
         }
         let loss = state.progress.epoch_loss / self.source.steps_per_epoch() as f64;
         state.progress.epoch_loss = 0.0;

@@ -17,6 +17,7 @@ use crate::files::refuse_to_replace;
 use crate::loss::{MixedTarget, Smoothing, mixed_cross_entropy, soft_cross_entropy};
 use crate::nn::{DropPath, Gather, Keys, Weights};
 use crate::train::optim::TrainState;
+use crate::train::passes::Gradient;
 use crate::weights;
 
 /// What to trace.
@@ -110,7 +111,7 @@ fn run(
         losses.push(loss as f32);
         first =
             first.or_else(|| seen.map(|(logits, features)| (logits, features, gradient.clone())));
-        state.update(&mut gradient, options.lr, &optim, &|_| 0);
+        state.update(Gradient::total(&mut gradient, &[], 1), options.lr, &optim, &|_| 0);
         crate::ops::forget_packed_weights();
     }
     let (logits, features, gradient) =
