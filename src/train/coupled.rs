@@ -195,7 +195,7 @@ mod tests {
         let net = spec.build(3, &device).expect("a net");
         let start = Gather::of(&net);
         let moved: Vec<f32> = start.iter().enumerate().map(|(i, w)| w + shift(i)).collect();
-        let weights = Weights::new(net.clone(), &moved, &device);
+        let weights = Weights::new(net.clone(), moved, &device);
         // A teacher of its own, so that mixing the two up shows.
         let apart: Vec<f32> = start.iter().map(|w| 0.9 * w + 0.01).collect();
         let teacher = loss.teacher().map(|_| Replace::values_of(net, &apart, &device));

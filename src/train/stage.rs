@@ -17,7 +17,7 @@ use crate::config::{DataConfig, Ema, OptimConfig};
 use crate::data::loader::{Batch, BatchSource};
 use crate::error::{Error, Result};
 use crate::method::{BatchLoss, Method, Objective};
-use crate::nn::{DropPath, Replace, Weights};
+use crate::nn::{DropPath, Weights};
 use crate::ops;
 use crate::schedule;
 
@@ -178,7 +178,6 @@ impl Stage<'_> {
         if let Objective::Batch(loss) = self.method.objective() {
             self.follow(loss, state, false);
         }
-        ops::forget_packed_weights();
         let seconds = started.elapsed().as_secs_f64();
         state.progress.epoch_loss += loss;
         state.progress.seconds += seconds;
@@ -199,8 +198,11 @@ impl Stage<'_> {
         state: &mut TrainState,
         batch: &Batch,
     ) -> Result<(f64, Gradient<'e>)> {
+        let objective = self.method.objective();
+        if let Objective::Batch(loss) = objective {
+            self.follow(loss, state, true);
+        }
         let step = state.progress.step;
-        let net = Weights::new(template.clone(), &state.values, &Device::flex());
         let drop_path = DropPath {
             rate: self.optim.drop_path,
             seed: self.source.seed,
@@ -210,19 +212,23 @@ impl Stage<'_> {
         };
         let (mean, std) = (self.data.mean, self.data.std);
         let input = StepInput { batch, drop_path, mean, std };
-        let loss = match self.method.objective() {
-            Objective::Rows(loss) => return engine.gradients(&net, &input, loss),
-            Objective::Batch(loss) => loss,
+        let weights = |values| Weights::new(template.clone(), values, &Device::flex());
+        let net = weights(std::mem::take(&mut state.values));
+        let teacher = state.teacher.take().map(weights);
+        let result = match objective {
+            Objective::Rows(loss) => engine.gradients(&net, &input, loss),
+            Objective::Batch(loss) => {
+                let teacher = teacher.as_ref().map(|teacher| &teacher.module);
+                let epoch = step / self.source.steps_per_epoch();
+                let coupling = Coupling { loss, teacher, memory: &mut state.memory, epoch };
+                engine.coupled_gradients(&net, &input, coupling)
+            }
         };
-        self.follow(loss, state, true);
-        let teacher = state
-            .teacher
-            .as_ref()
-            .map(|values| Replace::values_of(template.clone(), values, &Device::flex()));
-        let epoch = step / self.source.steps_per_epoch();
-        let memory = &mut state.memory;
-        let coupling = Coupling { loss, teacher: teacher.as_ref(), memory, epoch };
-        engine.coupled_gradients(&net, &input, coupling)
+        // Out of date after the step, and the last to hold on to the weights' memory.
+        ops::forget_packed_weights();
+        state.values = net.into_values();
+        state.teacher = teacher.map(Weights::into_values);
+        result
     }
 
     /// Moves the teacher towards the trained weights, if this is its time: `before` the forward

@@ -95,7 +95,7 @@ fn run(
     let smoothing = Smoothing::new(options.smoothing, SmoothingKind::Uniform, options.num_classes);
     let (mut losses, mut first) = (Vec::new(), None);
     for _ in 0..options.steps {
-        let net = Weights::new(template.clone(), &state.values, &Device::flex());
+        let net = Weights::new(template.clone(), state.values.clone(), &Device::flex());
         let mut gradient = vec![0.0; state.values.len()];
         let mut seen = None;
         let loss = net.add_gradients(&mut gradient, |net| {
