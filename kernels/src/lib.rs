@@ -6,6 +6,7 @@
 //! | [`attention`] | softmax(Q K^T scale) V of all heads | [`attention_forward`] | [`attention_backward`] |
 //! | [`norm`] | layer normalisation | [`layer_norm_forward`] | [`layer_norm_backward`] |
 //! | [`depthwise`] | 3 x 3 convolutions of single channels, with GELU | [`depthwise_gelu_forward`] | [`depthwise_backward`] |
+//! | [`cross_entropy`](mod@cross_entropy) | of softmax with smoothed, mixed targets | [`cross_entropy()`] | its `slopes` |
 //! | [`gelu`] | exact GELU and its derivative | [`gelu_forward`] | [`Epilogue::Multiply`] |
 //! | [`adamw`] | one pass of AdamW | [`adamw_step`] | |
 //! | [`sgd`] | one pass of SGD with momentum | [`sgd_step`] | |
@@ -24,6 +25,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod average;
+pub mod cross_entropy;
 pub mod depthwise;
 pub mod gelu;
 pub mod gemm;
@@ -38,6 +40,7 @@ pub mod total;
 pub use adamw::{AdamW, adamw_step};
 pub use attention::{AttentionShape, Qkv, attention_backward, attention_forward};
 pub use average::average_step;
+pub use cross_entropy::{MixedTarget, SoftTargets, cross_entropy};
 pub use depthwise::{MapShape, depthwise_backward, depthwise_gelu_forward};
 pub use gelu::gelu_forward;
 pub use gemm::{Epilogue, PackedB, matmul, matmul_transposed_a};

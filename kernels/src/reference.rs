@@ -2,6 +2,7 @@
 
 use crate::adamw::AdamW;
 use crate::attention::AttentionShape;
+use crate::cross_entropy::SoftTargets;
 use crate::depthwise::MapShape;
 use crate::sgd::Sgd;
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
@@ -206,6 +207,25 @@ pub(crate) fn attention(s: &AttentionShape, q: &[f32], kv: &[f32], dout: &[f32])
         }
     }
     y
+}
+
+/// Losses and slopes of cross-entropy, from targets written out.
+pub(crate) fn cross_entropy(o: &[f32], classes: usize, targets: &SoftTargets) -> [Vec<f64>; 2] {
+    let (mut losses, mut slopes) = (vec![], vec![]);
+    for (o, target) in o.chunks(classes).zip(&targets.rows) {
+        let o: Vec<f64> = o.iter().map(|&o| o.into()).collect();
+        let lambda = f64::from(target.lambda);
+        let mut y = vec![targets.off; classes];
+        y[target.a] += targets.on * lambda;
+        y[target.b] += targets.on * (1.0 - lambda);
+        let largest = o.iter().fold(f64::MIN, |a, &b| a.max(b));
+        let log_sum = o.iter().map(|o| (o - largest).exp()).sum::<f64>().ln();
+        let log_p: Vec<f64> = o.iter().map(|o| o - largest - log_sum).collect();
+        losses.push(-y.iter().zip(&log_p).map(|(y, log_p)| y * log_p).sum::<f64>());
+        let mass: f64 = y.iter().sum();
+        slopes.extend(y.iter().zip(&log_p).map(|(y, log_p)| mass * log_p.exp() - y));
+    }
+    [losses, slopes]
 }
 
 /// Parameters and moments of AdamW.
