@@ -12,7 +12,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("config", &["error"]),
     ("files", &["error"]),
     ("weights", &["backbone", "error", "files", "nn"]),
-    ("loss", &["config", "rng"]),
+    ("loss", &["config", "ops", "rng"]),
     ("schedule", &["config"]),
     ("nn", &["graph", "ops", "rng"]),
     ("data", &["config", "error", "rng"]),

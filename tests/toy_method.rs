@@ -147,6 +147,7 @@ fn stage(config: &RunConfig, workers: usize) -> fewvit::Result<Stage<'_>> {
         data: &config.data,
         workers,
         micro_batch: 3,
+        precision: fewvit_kernels::Precision::F32,
     })
 }
 

@@ -6,8 +6,12 @@
 //! | [`attention`] | softmax(Q K^T scale) V of all heads | [`attention_forward`] | [`attention_backward`] |
 //! | [`norm`] | layer normalisation | [`layer_norm_forward`] | [`layer_norm_backward`] |
 //! | [`depthwise`] | 3 x 3 convolutions of single channels, with GELU | [`depthwise_gelu_forward`] | [`depthwise_backward`] |
+//! | [`cross_entropy`](mod@cross_entropy) | of softmax with smoothed, mixed targets | [`cross_entropy()`] | its `slopes` |
 //! | [`gelu`] | exact GELU and its derivative | [`gelu_forward`] | [`Epilogue::Multiply`] |
 //! | [`adamw`] | one pass of AdamW | [`adamw_step`] | |
+//! | [`sgd`] | one pass of SGD with momentum | [`sgd_step`] | |
+//! | [`average`] | moving averages of weights | [`average_step`] | |
+//! | [`total`] | gradients added up and measured | [`total_of`] | |
 //! | [`limits`] | what this thread could reach at best | [`multiply_add_limit`], [`memory_bandwidth`] | |
 //!
 //! Every kernel runs on the thread that calls it: the training loop puts one worker on each core,
@@ -21,6 +25,8 @@
 
 pub mod adamw;
 pub mod attention;
+pub mod average;
+pub mod cross_entropy;
 pub mod depthwise;
 pub mod gelu;
 pub mod gemm;
@@ -28,15 +34,21 @@ pub mod limits;
 pub mod norm;
 #[cfg(test)]
 mod reference;
+pub mod sgd;
 mod simd;
+pub mod total;
 
 pub use adamw::{AdamW, adamw_step};
 pub use attention::{AttentionShape, Qkv, attention_backward, attention_forward};
+pub use average::average_step;
+pub use cross_entropy::{MixedTarget, SoftTargets, cross_entropy};
 pub use depthwise::{MapShape, depthwise_backward, depthwise_gelu_forward};
 pub use gelu::gelu_forward;
 pub use gemm::{Epilogue, PackedB, Precision, matmul, matmul_transposed_a};
 pub use limits::{memory_bandwidth, multiply_add_limit};
 pub use norm::{layer_norm_backward, layer_norm_forward};
+pub use sgd::{Sgd, sgd_step};
+pub use total::total_of;
 
 /// Whether the instruction set in use multiplies bf16, which makes [`Precision::Bf16`] fast.
 pub fn has_bf16() -> bool {

@@ -2,7 +2,9 @@
 
 use crate::adamw::AdamW;
 use crate::attention::AttentionShape;
+use crate::cross_entropy::SoftTargets;
 use crate::depthwise::MapShape;
+use crate::sgd::Sgd;
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
@@ -223,6 +225,25 @@ pub(crate) fn attention(s: &AttentionShape, q: &[f32], kv: &[f32], dout: &[f32])
     y
 }
 
+/// Losses and slopes of cross-entropy, from targets written out.
+pub(crate) fn cross_entropy(o: &[f32], classes: usize, targets: &SoftTargets) -> [Vec<f64>; 2] {
+    let (mut losses, mut slopes) = (vec![], vec![]);
+    for (o, target) in o.chunks(classes).zip(&targets.rows) {
+        let o: Vec<f64> = o.iter().map(|&o| o.into()).collect();
+        let lambda = f64::from(target.lambda);
+        let mut y = vec![targets.off; classes];
+        y[target.a] += targets.on * lambda;
+        y[target.b] += targets.on * (1.0 - lambda);
+        let largest = o.iter().fold(f64::MIN, |a, &b| a.max(b));
+        let log_sum = o.iter().map(|o| (o - largest).exp()).sum::<f64>().ln();
+        let log_p: Vec<f64> = o.iter().map(|o| o - largest - log_sum).collect();
+        losses.push(-y.iter().zip(&log_p).map(|(y, log_p)| y * log_p).sum::<f64>());
+        let mass: f64 = y.iter().sum();
+        slopes.extend(y.iter().zip(&log_p).map(|(y, log_p)| mass * log_p.exp() - y));
+    }
+    [losses, slopes]
+}
+
 /// Parameters and moments of AdamW.
 pub(crate) struct AdamWState {
     pub p: Vec<f64>,
@@ -249,6 +270,15 @@ impl AdamWState {
             let v = self.v[i] / (1.0 - beta2.powi(t));
             self.p[i] = self.p[i] * (1.0 - lr * decay) - lr * m / (v.sqrt() + eps);
         }
+    }
+}
+
+/// One step of SGD on parameters and moments.
+pub(crate) fn sgd([p, m]: &mut [Vec<f64>; 2], g: &[f32], options: &Sgd) {
+    let [lr, momentum, decay] = [options.lr, options.momentum, options.weight_decay].map(f64::from);
+    for ((p, m), &g) in p.iter_mut().zip(m).zip(g) {
+        *m = momentum * *m + f64::from(g) + decay * *p;
+        *p -= lr * *m;
     }
 }
 

@@ -8,7 +8,7 @@ use serde::Serialize;
 
 use super::limits::multiply_adds;
 use super::{median, peak_rss_gb};
-use crate::backbone::{NetSpec, Spec};
+use crate::backbone::{Net, NetSpec, Spec};
 use crate::config::{Layers, RunConfig};
 use crate::data::loader::{Batch, CropBatch, Crops};
 use crate::data::mixing::Mix;
@@ -79,8 +79,7 @@ pub fn step(bench: &StepBench) -> Result<StepSpeed> {
     // The first step makes the buffers that the others use again.
     for i in 0.. {
         let begin = Instant::now();
-        let net = Weights::new(template.clone(), &state.values, &Device::flex());
-        one(&mut engine, &net, (&batch, bench.precision), &config, &mut state)?;
+        one(&mut engine, &template, (&batch, bench.precision), &config, &mut state)?;
         match i {
             0 => started = Instant::now(),
             _ => times.push(begin.elapsed().as_secs_f64()),
@@ -105,7 +104,7 @@ pub fn step(bench: &StepBench) -> Result<StepSpeed> {
 /// One optimiser step, as a stage does it.
 fn one(
     engine: &mut Engine,
-    net: &Weights<crate::backbone::Net>,
+    template: &Net,
     (batch, precision): (&Batch, Precision),
     config: &RunConfig,
     state: &mut TrainState,
@@ -117,9 +116,12 @@ fn one(
     let drop_path = DropPath { rate, seed: 1, step, first_row: 0, training: true };
     let (mean, std) = (config.data.mean, config.data.std);
     let input = StepInput { batch, drop_path, mean, std, precision };
-    let (_, gradient) = engine.gradients(net, &input, loss)?;
-    state.update(gradient, optim.lr, optim, &|_| 0);
+    let values = std::mem::take(&mut state.values);
+    let net = Weights::new(template.clone(), values, &Device::flex());
+    let (_, gradient) = engine.gradients(&net, &input, loss)?;
     ops::forget_packed_weights();
+    state.values = net.into_values();
+    state.update(gradient, optim.lr, optim, &|_| 0);
     Ok(())
 }
 

@@ -17,6 +17,9 @@ use burn::tensor::activation::log_softmax;
 use burn::tensor::{Bool, Int, Tensor, TensorData};
 
 use crate::config::SmoothingKind;
+use crate::ops::{self, SoftTargets};
+
+pub use crate::ops::MixedTarget;
 
 /// Label smoothing over `classes` classes: the target of a row is `off` everywhere plus `on` at its
 /// class (recipe section 1.3).
@@ -44,42 +47,18 @@ impl Smoothing {
     }
 }
 
-/// A row's target: `lambda` of class `a` and the rest of class `b`.
-///
-/// Keeping the two classes apart, instead of scattering into a vector, makes `a == b` right by
-/// itself (recipe section 1.4, "Case i = i'").
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct MixedTarget {
-    /// Class of the receiving image.
-    pub a: usize,
-    /// Class of the image mixed in.
-    pub b: usize,
-    /// Share of `a`.
-    pub lambda: f32,
-}
-
 /// Cross-entropy with mixed, smoothed targets:
 /// `logsumexp(o) - on * (lambda * o_a + (1 - lambda) * o_b) - off * sum(o)`,
 /// the closed form of `lambda * CE(a) + (1 - lambda) * CE(b)` (eqs. 18 to 20).
 ///
-/// `logits`: `[rows, classes]`; returns `[rows]`.
+/// `logits`: `[rows, classes]`; returns `[rows]`. Panics unless there is a target for each row.
 pub fn mixed_cross_entropy(
     logits: Tensor<2>,
     targets: &[MixedTarget],
     smoothing: Smoothing,
 ) -> Tensor<1> {
-    let [rows, _] = logits.dims();
-    assert_eq!(rows, targets.len(), "a target for each row");
-    let device = logits.device();
-    // Gathering log-probabilities subtracts the logsumexp once for each unit of target mass.
-    let log_p = log_softmax(logits, 1);
-    let at = |class: fn(&MixedTarget) -> usize, share: fn(&MixedTarget) -> f32| {
-        let picked = entries(&log_p, targets.iter().map(class)).squeeze_dim::<1>(1);
-        let shares: Vec<f32> = targets.iter().map(share).collect();
-        picked * Tensor::from_data(TensorData::new(shares, [rows]), &device)
-    };
-    let mixed = at(|t| t.a, |t| t.lambda) + at(|t| t.b, |t| 1.0 - t.lambda);
-    -(mixed * smoothing.on) - log_p.clone().sum_dim(1).squeeze_dim::<1>(1) * smoothing.off
+    let Smoothing { on, off } = smoothing;
+    ops::mixed_cross_entropy(logits, SoftTargets { rows: targets.to_vec(), on, off })
 }
 
 /// Cross-entropy with given target distributions, `[rows, classes]` each; returns `[rows]`.

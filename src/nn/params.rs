@@ -113,7 +113,7 @@ pub struct Replace<'a> {
 impl Replace<'_> {
     /// The module with the given values, in the order of [`Keys`].
     pub fn values_of<M: Module>(module: M, values: &[f32], device: &Device) -> M {
-        Weights::new(module, values, device).module
+        Weights::new(module, values.to_vec(), device).module
     }
 }
 
@@ -136,13 +136,22 @@ pub struct Weights<M> {
 
 impl<M: Module> Weights<M> {
     /// `module` with the given values.
-    pub fn new(module: M, values: &[f32], device: &Device) -> Self {
-        let memory = FlatMemory::new(values.to_vec());
+    pub fn new(module: M, values: Vec<f32>, device: &Device) -> Self {
+        let given = values.len();
+        let memory = FlatMemory::new(values);
         let mut replace = Replace { memory: &memory, device, start: 0 };
         let module = module.map(&mut replace);
-        let (used, given) = (replace.start, values.len());
+        let used = replace.start;
         assert_eq!(used, given, "the module has {used} values, {given} were given");
         Self { module, memory }
+    }
+
+    /// The values again: the same memory if nothing is left of the module, packed weights among it,
+    /// else a copy.
+    pub fn into_values(self) -> Vec<f32> {
+        let Self { module, memory } = self;
+        drop(module);
+        memory.into_values()
     }
 
     /// Values of all parameters together.

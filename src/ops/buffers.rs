@@ -7,7 +7,8 @@
 use std::cell::RefCell;
 use std::collections::HashMap;
 use std::mem::MaybeUninit;
-use std::ops::{Deref, DerefMut};
+use std::ops::{Deref, DerefMut, Range};
+use std::sync::Arc;
 
 use burn::tensor::{AllocationProperty, Bytes, DType, Shape};
 use burn_flex::{FlexTensor, Layout};
@@ -98,20 +99,79 @@ impl AllocationController for Buffer {
     }
 
     fn memory(&self, _: AccessPolicy) -> Result<&[MaybeUninit<u8>], AccessError> {
-        // SAFETY: the bytes of a slice of floats, borrowed as long; `MaybeUninit<u8>` has no
-        // alignment and no invalid values.
-        Ok(unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), size_of_val(&*self.0)) })
+        Ok(bytes_of(&self.0))
     }
 
     unsafe fn memory_mut(
         &mut self,
         _: AccessPolicy,
     ) -> Result<&mut [MaybeUninit<u8>], AccessError> {
-        let len = size_of_val(&*self.0);
-        // SAFETY: as in `memory`, borrowed exclusively; the caller may write initialised bytes only,
-        // and every pattern of bits is a float.
-        Ok(unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), len) })
+        // SAFETY: the caller's promise is the same.
+        Ok(unsafe { bytes_of_mut(&mut self.0) })
     }
+}
+
+/// The tensor memory of the `range` of `values`, which others may read too.
+pub(super) fn part_of(values: &Arc<Vec<f32>>, range: Range<usize>) -> Bytes {
+    let bytes = size_of_val(&values[range.clone()]);
+    // SAFETY: a part's controller covers `bytes` bytes, all initialised, for as long as it lives;
+    // the vector behind an `Arc` that is shared does not move or change.
+    unsafe { Bytes::from_controller(Box::new(Part { values: values.clone(), range }), bytes) }
+}
+
+/// See [`part_of`].
+struct Part {
+    values: Arc<Vec<f32>>,
+    range: Range<usize>,
+}
+
+impl AllocationController for Part {
+    fn alloc_align(&self) -> usize {
+        align_of::<f32>()
+    }
+
+    fn property(&self) -> AllocationProperty {
+        AllocationProperty::Other
+    }
+
+    fn duplicate(&self) -> Option<Box<dyn AllocationController>> {
+        Some(Box::new(Self { values: self.values.clone(), range: self.range.clone() }))
+    }
+
+    fn memory(&self, _: AccessPolicy) -> Result<&[MaybeUninit<u8>], AccessError> {
+        Ok(bytes_of(&self.values[self.range.clone()]))
+    }
+
+    unsafe fn memory_mut(
+        &mut self,
+        policy: AccessPolicy,
+    ) -> Result<&mut [MaybeUninit<u8>], AccessError> {
+        if Arc::get_mut(&mut self.values).is_none() {
+            // What others read stays as it is.
+            if !policy.copy_allowed() {
+                return Err(AccessError::WouldCopy);
+            }
+            let copy = self.values[self.range.clone()].to_vec();
+            (self.range, self.values) = (0..copy.len(), Arc::new(copy));
+        }
+        let values = Arc::get_mut(&mut self.values).expect("no other part has them");
+        // SAFETY: the caller's promise is the same.
+        Ok(unsafe { bytes_of_mut(&mut values[self.range.clone()]) })
+    }
+}
+
+fn bytes_of(values: &[f32]) -> &[MaybeUninit<u8>] {
+    // SAFETY: the bytes of a slice of floats, borrowed as long; `MaybeUninit<u8>` has no alignment
+    // and no invalid values.
+    unsafe { std::slice::from_raw_parts(values.as_ptr().cast(), size_of_val(values)) }
+}
+
+/// # Safety
+/// Initialised bytes only may be written to the result.
+unsafe fn bytes_of_mut(values: &mut [f32]) -> &mut [MaybeUninit<u8>] {
+    let len = size_of_val(values);
+    // SAFETY: as in `bytes_of`, borrowed exclusively; every pattern of initialised bits is a float.
+    unsafe { std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), len) }
 }
 
 #[cfg(test)]
@@ -141,5 +201,23 @@ mod tests {
         drop(pool);
         tensor.storage_mut::<f32>()[1] = 4.0;
         assert_eq!(tensor.as_slice::<f32>(), Some(&[0.0, 4.0, 0.0][..]));
+    }
+
+    #[test]
+    fn a_part_that_is_written_to_leaves_the_others_alone() {
+        let values = Arc::new(vec![0.0, 1.0, 2.0, 3.0]);
+        let [a, mut b] = [0..3, 1..4].map(|range| part_of(&values, range));
+        let copy = a.clone();
+        assert_eq!(a.as_ptr(), values.as_ptr().cast());
+        b[..4].copy_from_slice(&7f32.to_ne_bytes());
+        let floats = |bytes: &Bytes| -> Vec<f32> {
+            let (words, _) = bytes.as_chunks();
+            words.iter().map(|&word| f32::from_ne_bytes(word)).collect()
+        };
+        assert_eq!(floats(&b), [7.0, 2.0, 3.0]);
+        assert_eq!([&a, &copy].map(floats), [[0.0, 1.0, 2.0]; 2]);
+        assert_eq!(*values, [0.0, 1.0, 2.0, 3.0]);
+        drop((a, copy));
+        assert!(Arc::try_unwrap(values).is_ok());
     }
 }

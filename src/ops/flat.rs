@@ -6,38 +6,40 @@
 
 use std::cell::RefCell;
 use std::ops::Range;
+use std::sync::Arc;
 
 use burn::backend::Flex;
 use burn::backend::autodiff::{NodeId, grads::Gradients};
-use burn::tensor::{Bytes, DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Device, Tensor, TensorData};
 use burn_flex::FlexTensor;
 
-use super::buffers::Buffer;
+use super::buffers::{Buffer, part_of};
 use super::storage::slice;
 
 /// One vector that the tensors of a model's parameters are views of.
 pub struct FlatMemory {
-    bytes: Bytes,
-    /// Address of the first value.
-    start: usize,
-    len: usize,
+    values: Arc<Vec<f32>>,
 }
 
 impl FlatMemory {
     /// Takes over `values`.
     pub fn new(values: Vec<f32>) -> Self {
-        let (start, len) = (values.as_ptr() as usize, values.len());
-        Self { bytes: Bytes::from_elems(values).shared(), start, len }
+        Self { values: Arc::new(values) }
+    }
+
+    /// The values again: a copy while tensors of this memory are left.
+    pub fn into_values(self) -> Vec<f32> {
+        Arc::unwrap_or_clone(self.values)
     }
 
     /// Number of values.
     pub fn len(&self) -> usize {
-        self.len
+        self.values.len()
     }
 
     /// Whether there are no values.
     pub fn is_empty(&self) -> bool {
-        self.len == 0
+        self.len() == 0
     }
 
     /// The values in `range` as a tensor; on the CPU without a copy.
@@ -47,16 +49,16 @@ impl FlatMemory {
         shape: [usize; D],
         device: &Device,
     ) -> Tensor<D> {
-        let bytes = range.start * size_of::<f32>()..range.end * size_of::<f32>();
-        let view = self.bytes.view(bytes.start, bytes.end).expect("shared memory has views");
-        Tensor::from_data(TensorData::from_bytes(view, shape, DType::F32), device)
+        let bytes = part_of(&self.values, range);
+        Tensor::from_data(TensorData::from_bytes(bytes, shape, DType::F32), device)
     }
 
     /// Runs `backward` on this thread; meanwhile the fused operations add the gradients of these
     /// parameters to `sum` (as long as the memory) and hand autodiff those of other tensors only.
     pub fn collect_gradients<T>(&self, sum: &mut Vec<f32>, backward: impl FnOnce() -> T) -> T {
-        assert_eq!(sum.len(), self.len, "a gradient for each value");
-        SINK.replace(Some(Sink { start: self.start, sum: std::mem::take(sum) }));
+        assert_eq!(sum.len(), self.len(), "a gradient for each value");
+        let start = self.values.as_ptr() as usize;
+        SINK.replace(Some(Sink { start, sum: std::mem::take(sum) }));
         let result = backward();
         *sum = SINK.take().map(|sink| sink.sum).unwrap_or_default();
         result
@@ -65,6 +67,7 @@ impl FlatMemory {
 
 /// Where gradients of parameters go.
 struct Sink {
+    /// Address of the first parameter.
     start: usize,
     sum: Vec<f32>,
 }

@@ -9,6 +9,7 @@
 mod buffers;
 pub mod composed;
 mod conv;
+pub mod cross_entropy;
 pub mod depthwise;
 mod flat;
 pub mod fused;
@@ -21,6 +22,7 @@ use burn::tensor::{Device, Tensor};
 
 pub use buffers::BufferPool;
 pub use conv::{Windows, conv2d, unfold};
+pub use fewvit_kernels::{MixedTarget, SoftTargets};
 pub use flat::FlatMemory;
 pub use packed::forget_packed_weights;
 pub use precision::autocast;
@@ -101,6 +103,18 @@ pub fn depthwise_conv3x3_gelu(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>) 
     match on_cpu(&x.device()) {
         true => depthwise::fused(x, weight, bias),
         false => depthwise::composed(x, weight, bias),
+    }
+}
+
+/// Cross-entropy of the softmax of each row with its target,
+/// `logsumexp(o) - on * (lambda * o_a + (1 - lambda) * o_b) - off * sum(o)` where the targets are
+/// distributions.
+///
+/// `logits`: `[rows, classes]`; returns `[rows]`.
+pub fn mixed_cross_entropy(logits: Tensor<2>, targets: SoftTargets) -> Tensor<1> {
+    match on_cpu(&logits.device()) {
+        true => cross_entropy::fused(logits, targets),
+        false => cross_entropy::composed(logits, targets),
     }
 }
 

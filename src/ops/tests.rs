@@ -4,7 +4,10 @@ use burn::tensor::{Device, Gradients, Tensor, TensorData, module, ops::ConvOptio
 use fewvit_kernels::Precision;
 use rand::RngExt as _;
 
-use super::{FlatMemory, Windows, autocast, composed, depthwise, fused};
+use super::{
+    FlatMemory, MixedTarget, SoftTargets, Windows, autocast, composed, cross_entropy, depthwise,
+    fused,
+};
 use crate::rng::{Purpose, stream};
 
 /// Standard normals on the autodiff device, tracked.
@@ -275,4 +278,31 @@ fn autocast_rounds_products_to_bf16_forward_and_backward() {
         assert_bf16(&bf16[i], &f32[i], what);
     }
     assert_eq!(run(Precision::F32), f32, "autocast ends");
+}
+
+#[test]
+fn cross_entropies() {
+    for (rows, classes) in [(1, 1), (5, 3), (7, 129), (3, 2040)] {
+        for smoothing in [0.0, 0.1] {
+            let target = |row: usize| MixedTarget {
+                a: row * 5 % classes,
+                b: row * 11 % classes,
+                lambda: (row % 3) as f32 / 2.0,
+            };
+            let (on, off) = (1.0 - smoothing, smoothing / classes as f64);
+            let targets = SoftTargets { rows: (0..rows).map(target).collect(), on, off };
+            let run = |op: fn(Tensor<2>, SoftTargets) -> Tensor<1>| {
+                let o = random([classes, rows], 26);
+                // Rows that do not lie one after the other.
+                let y = op(o.clone().transpose(), targets.clone());
+                let g = weighted_sum(y.clone()).backward();
+                [values(y), values(o.grad(&g).expect("do"))]
+            };
+            let (a, b) = (run(cross_entropy::fused), run(cross_entropy::composed));
+            for (i, what) in ["y", "do"].iter().enumerate() {
+                let what = format!("cross-entropy {what} {rows}x{classes}, {smoothing}");
+                assert_close(&a[i], &b[i], &what);
+            }
+        }
+    }
 }

@@ -11,6 +11,7 @@ use std::ops::Range;
 use burn::tensor::{Device, Tensor, TensorData};
 
 use super::parallel::{Engine, MicroBatch, StepInput, split};
+use super::passes::Gradient;
 use crate::backbone::Net;
 use crate::data::loader::Batch;
 use crate::error::Result;
@@ -39,7 +40,7 @@ impl Engine {
         net: &Weights<Net>,
         input: &StepInput,
         coupling: Coupling,
-    ) -> Result<(f64, &mut [f32])> {
+    ) -> Result<(f64, Gradient<'_>)> {
         let samples = samples(input.batch);
         let width = net.module.num_features();
         let rows = |views: Range<usize>| {
@@ -61,8 +62,10 @@ impl Engine {
             Tensor::<2>::from_data(TensorData::new(values, [rows, width]), &device)
         };
         let features = Tensor::from_inner(tensor(student)).require_grad();
-        let mut heads = vec![0.0; net.len()];
-        let (loss, slopes) = net.add_gradients_and(&mut heads, features.clone(), |net| {
+        self.clear();
+        // The heads' gradients: no worker adds to their places.
+        let heads = &mut self.workers[0].sum;
+        let (loss, slopes) = net.add_gradients_and(heads, features.clone(), |net| {
             let batch = BatchFeatures {
                 net,
                 features,
@@ -74,9 +77,7 @@ impl Engine {
             coupling.loss.loss(batch, coupling.memory)
         });
         self.backward(net, input, asked, &slopes)?;
-        let total = self.total();
-        total.iter_mut().zip(&heads).for_each(|(t, h)| *t += h);
-        Ok((loss, total))
+        Ok((loss, self.total()))
     }
 
     /// Features of the batch's `rows`, `[rows, num_features]`, without gradients.
@@ -106,7 +107,6 @@ impl Engine {
     ) -> Result<()> {
         let width = net.module.num_features();
         let parts = split(input.batch, rows, self.micro_batch, self.workers.len());
-        self.clear();
         self.each(&parts, |part: &MicroBatch, sum| {
             let device = Device::flex().autodiff();
             let (first, rows) = (part.first_row(), part.rows.len());
@@ -196,7 +196,7 @@ mod tests {
         let net = spec.build(3, &device).expect("a net");
         let start = Gather::of(&net);
         let moved: Vec<f32> = start.iter().enumerate().map(|(i, w)| w + shift(i)).collect();
-        let weights = Weights::new(net.clone(), &moved, &device);
+        let weights = Weights::new(net.clone(), moved, &device);
         // A teacher of its own, so that mixing the two up shows.
         let apart: Vec<f32> = start.iter().map(|w| 0.9 * w + 0.01).collect();
         let teacher = loss.teacher().map(|_| Replace::values_of(net, &apart, &device));
@@ -209,7 +209,7 @@ mod tests {
         let coupling = Coupling { loss, teacher: teacher.as_ref(), memory: &mut memory, epoch: 1 };
         let (value, gradient) =
             engine.coupled_gradients(&weights, &input, coupling).expect("a gradient");
-        (value, gradient.to_vec(), memory)
+        (value, gradient.values.to_vec(), memory)
     }
 
     const RECIPES: [&str; 5] = ["simclr", "supcon", "moco-v2", "moco-v3", "dino"];

@@ -1,8 +1,9 @@
-//! AdamW over the flat parameter vector (recipe appendix B).
+//! AdamW and SGD over the flat parameter vector (recipe appendix B).
 
-use fewvit_kernels::{AdamW, adamw_step};
+use fewvit_kernels::{AdamW, Sgd, adamw_step, average_step, sgd_step};
 use serde::{Deserialize, Serialize};
 
+use super::passes::{CHUNK, Gradient, average, for_each};
 use crate::config::{Ema, OptimConfig, OptimKind};
 use crate::method::State;
 use crate::nn::ParamSpec;
@@ -61,79 +62,136 @@ impl TrainState {
     /// One step with learning rate `lr` on the gradient of all parameters but those that the model
     /// has frozen; counts the step. The parameter `key` sits out the first `late(key)` steps, and
     /// AdamW counts its steps from then on, as PyTorch does: bias correction belongs to its moments.
+    ///
+    /// One pass on the gradient's threads, the same on any number of them.
     pub fn update(
         &mut self,
-        gradient: &mut [f32],
+        gradient: Gradient,
         lr: f64,
         config: &OptimConfig,
         late: &dyn Fn(&str) -> usize,
     ) {
-        clip(gradient, config.clip_grad);
         self.progress.step += 1;
-        for i in 0..self.specs.len() {
-            let step = self.progress.step.saturating_sub(late(&self.specs[i].key));
+        let decay = (config.ema == Ema::PerStep).then(|| self.count_average()).flatten();
+        let (clipping, threads) = (gradient.clipping(config.clip_grad), gradient.threads);
+        let pieces = self.pieces(gradient.values, |spec, step| {
+            let step = step.saturating_sub(late(&spec.key));
             // Neither moved nor decayed.
-            if self.specs[i].frozen || step == 0 {
-                continue;
-            }
-            let (range, rank) = (self.specs[i].range.clone(), self.specs[i].shape.len());
-            let decayed = !(config.no_decay_1d && rank <= 1);
-            let weight_decay = if decayed { config.weight_decay as f32 } else { 0.0 };
-            if config.kind == OptimKind::Sgd {
-                let (values, m) = (&mut self.values[range.clone()], &mut self.m[range.clone()]);
-                sgd_step(values, &gradient[range], m, [lr, config.momentum], weight_decay);
-                continue;
-            }
-            let adamw = AdamW {
-                lr: lr as f32,
+            if spec.frozen || step == 0 { Rule::Rest } else { Rule::of(spec, step, lr, config) }
+        });
+        for_each(threads, pieces.into_iter(), |piece| piece.step(clipping, decay));
+    }
+
+    /// Moves the averaged weights towards the weights.
+    pub fn average(&mut self, threads: usize) {
+        let decay = self.count_average();
+        if let (Some(decay), Some(ema)) = (decay, &mut self.ema) {
+            average(ema, &self.values, decay, threads);
+        }
+    }
+
+    /// Decay of the next update of the averaged weights, if there are any; counts it.
+    fn count_average(&mut self) -> Option<f32> {
+        self.ema.as_ref()?;
+        self.progress.ema_updates += 1;
+        Some(schedule::ema_decay(self.progress.ema_updates - 1) as f32)
+    }
+
+    /// All vectors in pieces of one parameter each, with the parameter's rule in this step.
+    fn pieces<'a>(
+        &'a mut self,
+        gradient: &'a mut [f32],
+        rule: impl Fn(&ParamSpec, usize) -> Rule,
+    ) -> Vec<Piece<'a>> {
+        let mut rest = Piece {
+            rule: Rule::Rest,
+            gradient,
+            values: &mut self.values,
+            m: &mut self.m,
+            v: &mut self.v,
+            ema: self.ema.as_deref_mut(),
+        };
+        let mut pieces = Vec::new();
+        for spec in &self.specs {
+            let rule = rule(spec, self.progress.step);
+            let lens =
+                (0..spec.range.len()).step_by(CHUNK).map(|i| CHUNK.min(spec.range.len() - i));
+            pieces.extend(lens.map(|len| Piece { rule, ..rest.split_off(len) }));
+        }
+        pieces
+    }
+}
+
+/// What a step does to a parameter.
+#[derive(Clone, Copy)]
+enum Rule {
+    Rest,
+    AdamW(AdamW),
+    Sgd(Sgd),
+}
+
+impl Rule {
+    /// In the parameter's `step`, from 1.
+    fn of(spec: &ParamSpec, step: usize, lr: f64, config: &OptimConfig) -> Self {
+        let decayed = !(config.no_decay_1d && spec.shape.len() <= 1);
+        let weight_decay = if decayed { config.weight_decay as f32 } else { 0.0 };
+        let (lr, momentum) = (lr as f32, config.momentum as f32);
+        match config.kind {
+            OptimKind::Sgd => Self::Sgd(Sgd { lr, momentum, weight_decay }),
+            OptimKind::AdamW => Self::AdamW(AdamW {
+                lr,
                 beta1: config.beta1 as f32,
                 beta2: config.beta2 as f32,
                 eps: config.eps as f32,
                 weight_decay,
                 step: step as u32,
-            };
-            adamw_step(
-                &mut self.values[range.clone()],
-                &gradient[range.clone()],
-                &mut self.m[range.clone()],
-                &mut self.v[range],
-                &adamw,
-            );
+            }),
         }
-        if config.ema == Ema::PerStep {
-            self.average();
-        }
-    }
-
-    /// Moves the averaged weights towards the weights.
-    pub fn average(&mut self) {
-        let Some(ema) = &mut self.ema else { return };
-        let decay = schedule::ema_decay(self.progress.ema_updates) as f32;
-        for (e, w) in ema.iter_mut().zip(&self.values) {
-            *e = decay * *e + (1.0 - decay) * w;
-        }
-        self.progress.ema_updates += 1;
     }
 }
 
-/// SGD with momentum as PyTorch has it: `m = momentum m + (g + wd p)`, `p = p - lr m`. Moments start
-/// at 0, so the first step's is the gradient itself.
-fn sgd_step(p: &mut [f32], g: &[f32], m: &mut [f32], [lr, momentum]: [f64; 2], wd: f32) {
-    let (lr, momentum) = (lr as f32, momentum as f32);
-    for ((p, g), m) in p.iter_mut().zip(g).zip(m) {
-        *m = momentum * *m + (g + wd * *p);
-        *p -= lr * *m;
+/// The same places of all vectors.
+struct Piece<'a> {
+    rule: Rule,
+    gradient: &'a mut [f32],
+    values: &'a mut [f32],
+    m: &'a mut [f32],
+    v: &'a mut [f32],
+    ema: Option<&'a mut [f32]>,
+}
+
+impl<'a> Piece<'a> {
+    /// The first `len` values, which this loses.
+    fn split_off(&mut self, len: usize) -> Self {
+        fn first<'a>(rest: &mut &'a mut [f32], len: usize) -> &'a mut [f32] {
+            rest.split_off_mut(..len).expect("vectors as long as the parameters together")
+        }
+        Self {
+            rule: self.rule,
+            gradient: first(&mut self.gradient, len),
+            values: first(&mut self.values, len),
+            m: first(&mut self.m, len),
+            v: first(&mut self.v, len),
+            ema: self.ema.as_mut().map(|ema| first(ema, len)),
+        }
+    }
+
+    /// The step, with the gradient multiplied by `clipping`; then averages with `decay`.
+    fn step(self, clipping: Option<f32>, decay: Option<f32>) {
+        let Self { rule, gradient, values, m, v, ema } = self;
+        if let Some(scale) = clipping {
+            gradient.iter_mut().for_each(|g| *g *= scale);
+        }
+        match rule {
+            Rule::Rest => {}
+            Rule::AdamW(options) => adamw_step(values, gradient, m, v, &options),
+            Rule::Sgd(options) => sgd_step(values, gradient, m, &options),
+        }
+        if let (Some(decay), Some(ema)) = (decay, ema) {
+            average_step(ema, values, decay);
+        }
     }
 }
 
-/// Scales `gradient` to a Euclidean norm of at most `bound`; 0 = no bound.
-fn clip(gradient: &mut [f32], bound: f64) {
-    if bound == 0.0 {
-        return;
-    }
-    let norm = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
-    if norm > bound {
-        let scale = (bound / norm) as f32;
-        gradient.iter_mut().for_each(|g| *g *= scale);
-    }
-}
+#[cfg(test)]
+mod tests;

@@ -10,6 +10,7 @@ use std::ops::Range;
 use burn::tensor::{Device, Tensor, TensorData};
 use fewvit_kernels::{Precision, has_bf16};
 
+use super::passes::{Gradient, for_each};
 use crate::backbone::Net;
 use crate::config::AmpDtype;
 use crate::data::loader::{Batch, CropBatch};
@@ -28,7 +29,7 @@ pub struct Engine {
 /// See [`Engine`].
 pub(super) struct Worker {
     /// Sum of its micro-batches' gradients.
-    sum: Vec<f32>,
+    pub(super) sum: Vec<f32>,
     buffers: BufferPool,
 }
 
@@ -94,7 +95,7 @@ impl Engine {
         net: &Weights<Net>,
         input: &StepInput,
         loss: &dyn RowLoss,
-    ) -> Result<(f64, &mut [f32])> {
+    ) -> Result<(f64, Gradient<'_>)> {
         let parts = split(input.batch, 0..usize::MAX, self.micro_batch, self.workers.len());
         self.clear();
         let losses = self.each(&parts, |part, sum| backward(net, input, part, loss, sum))?;
@@ -103,16 +104,16 @@ impl Engine {
 
     /// Sets all sums to zero.
     pub(super) fn clear(&mut self) {
-        self.workers.iter_mut().for_each(|worker| worker.sum.fill(0.0));
+        let threads = self.workers.len();
+        for_each(threads, self.workers.iter_mut(), |worker| worker.sum.fill(0.0));
     }
 
     /// The workers' sums, added up in their order.
-    pub(super) fn total(&mut self) -> &mut [f32] {
-        let (total, rest) = self.workers.split_at_mut(1);
-        for worker in rest {
-            total[0].sum.iter_mut().zip(&worker.sum).for_each(|(t, s)| *t += *s);
-        }
-        &mut total[0].sum
+    pub(super) fn total(&mut self) -> Gradient<'_> {
+        let threads = self.workers.len();
+        let (first, others) = self.workers.split_at_mut(1);
+        let others: Vec<&[f32]> = others.iter().map(|worker| &worker.sum[..]).collect();
+        Gradient::total(&mut first[0].sum, &others, threads)
     }
 
     /// Calls `work(part, sum of its worker)` for each part, the parts dealt out to the workers in

@@ -12,12 +12,13 @@ use super::checkpoint::{self, StageName};
 use super::coupled::Coupling;
 use super::optim::TrainState;
 use super::parallel::{Engine, StepInput};
+use super::passes::{Gradient, average};
 use crate::backbone::{Net, NetSpec};
 use crate::config::{DataConfig, Ema, OptimConfig};
 use crate::data::loader::{Batch, BatchSource};
 use crate::error::{Error, Result};
 use crate::method::{BatchLoss, Method, Objective};
-use crate::nn::{DropPath, Replace, Weights};
+use crate::nn::{DropPath, Weights};
 use crate::ops;
 use crate::schedule;
 
@@ -172,7 +173,7 @@ impl Stage<'_> {
         let lr = schedule::lr(self.optim, step, steps_per_epoch);
         let (loss, gradient) = self.gradient(template, engine, state, batch)?;
         // Checked before the update, so that no checkpoint ever holds weights that are no numbers.
-        if !loss.is_finite() || !gradient.iter().all(|slope| slope.is_finite()) {
+        if !loss.is_finite() || !gradient.squared.is_finite() {
             return Err(self.diverged(step, lr, loss));
         }
         let late = |key: &str| self.method.frozen_epochs(key).saturating_mul(steps_per_epoch);
@@ -180,7 +181,6 @@ impl Stage<'_> {
         if let Objective::Batch(loss) = self.method.objective() {
             self.follow(loss, state, false);
         }
-        ops::forget_packed_weights();
         let seconds = started.elapsed().as_secs_f64();
         state.progress.epoch_loss += loss;
         state.progress.seconds += seconds;
@@ -200,9 +200,12 @@ impl Stage<'_> {
         engine: &'e mut Engine,
         state: &mut TrainState,
         batch: &Batch,
-    ) -> Result<(f64, &'e mut [f32])> {
+    ) -> Result<(f64, Gradient<'e>)> {
+        let objective = self.method.objective();
+        if let Objective::Batch(loss) = objective {
+            self.follow(loss, state, true);
+        }
         let step = state.progress.step;
-        let net = Weights::new(template.clone(), &state.values, &Device::flex());
         let drop_path = DropPath {
             rate: self.optim.drop_path,
             seed: self.source.seed,
@@ -212,19 +215,23 @@ impl Stage<'_> {
         };
         let (mean, std, precision) = (self.data.mean, self.data.std, self.precision);
         let input = StepInput { batch, drop_path, mean, std, precision };
-        let loss = match self.method.objective() {
-            Objective::Rows(loss) => return engine.gradients(&net, &input, loss),
-            Objective::Batch(loss) => loss,
+        let weights = |values| Weights::new(template.clone(), values, &Device::flex());
+        let net = weights(std::mem::take(&mut state.values));
+        let teacher = state.teacher.take().map(weights);
+        let result = match objective {
+            Objective::Rows(loss) => engine.gradients(&net, &input, loss),
+            Objective::Batch(loss) => {
+                let teacher = teacher.as_ref().map(|teacher| &teacher.module);
+                let epoch = step / self.source.steps_per_epoch();
+                let coupling = Coupling { loss, teacher, memory: &mut state.memory, epoch };
+                engine.coupled_gradients(&net, &input, coupling)
+            }
         };
-        self.follow(loss, state, true);
-        let teacher = state
-            .teacher
-            .as_ref()
-            .map(|values| Replace::values_of(template.clone(), values, &Device::flex()));
-        let epoch = step / self.source.steps_per_epoch();
-        let memory = &mut state.memory;
-        let coupling = Coupling { loss, teacher: teacher.as_ref(), memory, epoch };
-        engine.coupled_gradients(&net, &input, coupling)
+        // Out of date after the step, and the last to hold on to the weights' memory.
+        ops::forget_packed_weights();
+        state.values = net.into_values();
+        state.teacher = teacher.map(Weights::into_values);
+        result
     }
 
     /// Moves the teacher towards the trained weights, if this is its time: `before` the forward
@@ -236,9 +243,7 @@ impl Stage<'_> {
         }
         let step = state.progress.step - usize::from(!before);
         let momentum = teacher.momentum(step, self.total_steps()) as f32;
-        for (t, s) in values.iter_mut().zip(&state.values) {
-            *t = momentum * *t + (1.0 - momentum) * s;
-        }
+        average(values, &state.values, momentum, self.workers);
     }
 
     fn end_epoch(
@@ -248,7 +253,7 @@ impl Stage<'_> {
         observer: &mut dyn Observer,
     ) -> Result<()> {
         if self.optim.ema == Ema::PerEpoch {
-            state.average();
+            state.average(self.workers);
         }
         let loss = state.progress.epoch_loss / self.source.steps_per_epoch() as f64;
         state.progress.epoch_loss = 0.0;

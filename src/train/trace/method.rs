@@ -221,7 +221,7 @@ fn run(stage: &Stage, state: &mut TrainState, batch: &Batch, steps: usize) -> Re
     out.insert("features".to_owned(), matrix(features(&template, state, batch)));
     // On a copy: the step itself moves the teacher and the memory, and clips the gradient.
     let (_, gradient) = stage.gradient(&template, &mut engine, &mut state.clone(), batch)?;
-    insert_all(&mut out, "grad.", &state.specs, gradient);
+    insert_all(&mut out, "grad.", &state.specs, gradient.values);
     let mut step = || stage.step(&template, &mut engine, state, batch);
     let records = (0..steps).map(|_| step()).collect::<Result<Vec<_>>>()?;
     out.insert("loss".to_owned(), (vec![steps], records.iter().map(|r| r.loss as f32).collect()));

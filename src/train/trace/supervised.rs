@@ -19,6 +19,7 @@ use crate::loss::{MixedTarget, Smoothing, mixed_cross_entropy, soft_cross_entrop
 use crate::nn::{DropPath, Gather, Keys, Weights};
 use crate::ops;
 use crate::train::optim::TrainState;
+use crate::train::passes::Gradient;
 use crate::weights;
 
 /// What to trace.
@@ -98,7 +99,7 @@ fn run(
     let smoothing = Smoothing::new(options.smoothing, SmoothingKind::Uniform, options.num_classes);
     let (mut losses, mut first) = (Vec::new(), None);
     for _ in 0..options.steps {
-        let net = Weights::new(template.clone(), &state.values, &Device::flex());
+        let net = Weights::new(template.clone(), state.values.clone(), &Device::flex());
         let mut gradient = vec![0.0; state.values.len()];
         let mut seen = None;
         let loss = net.add_gradients(&mut gradient, |net| {
@@ -115,7 +116,7 @@ fn run(
         losses.push(loss as f32);
         first =
             first.or_else(|| seen.map(|(logits, features)| (logits, features, gradient.clone())));
-        state.update(&mut gradient, options.lr, &optim, &|_| 0);
+        state.update(Gradient::total(&mut gradient, &[], 1), options.lr, &optim, &|_| 0);
         crate::ops::forget_packed_weights();
     }
     let (logits, features, gradient) =

@@ -108,6 +108,30 @@ fn ten_steps_of_every_method_are_those_of_pytorch() {
 }
 
 #[test]
+fn steps_of_no_method_copy_its_weights() {
+    for entry in method::TABLE {
+        let given = given(2);
+        let config = RunConfig { threads: 2, ..given.fit(&config(entry.name, &[]), 2) };
+        let (method, batch) = given.method_and_batch(&config, None).expect(entry.name);
+        let spec = Spec { name: "tiny", timm_name: None, family: &TINY };
+        let net = NetSpec { spec, img_size: IMG_SIZE, heads: method.heads() };
+        let stage = stage(&config, method, net, BATCH);
+        let mut state = stage.fresh(0).expect(entry.name);
+        let mut engine = Engine::new(2, 3, state.values.len());
+        let template = stage.net.build(0, &Device::flex()).expect(entry.name);
+        let memory = |state: &TrainState| {
+            let teacher = state.teacher.as_ref().map(|teacher| teacher.as_ptr());
+            (state.values.as_ptr(), teacher)
+        };
+        let before = memory(&state);
+        for _ in 0..2 {
+            stage.step(&template, &mut engine, &mut state, &batch).expect(entry.name);
+            assert_eq!(memory(&state), before, "{}", entry.name);
+        }
+    }
+}
+
+#[test]
 fn views_are_dealt_out_to_the_groups_in_turn() {
     let counts = |recipe, views| -> Vec<_> {
         let crops = &config(recipe, &[]).pretrain.crops;

@@ -1,0 +1,116 @@
+//! The one pass against one pass for each thing that it does.
+
+use super::*;
+use crate::config::{LrSchedule, SmoothingKind};
+
+fn config(kind: OptimKind, clip_grad: f64, ema: Ema) -> OptimConfig {
+    OptimConfig {
+        kind,
+        epochs: 1,
+        batch_size: 1,
+        lr: 0.0,
+        weight_decay: 0.05,
+        momentum: 0.9,
+        beta1: 0.9,
+        beta2: 0.999,
+        eps: 1e-8,
+        warmup_epochs: 0.0,
+        lr_schedule: LrSchedule::Constant,
+        no_decay_1d: true,
+        clip_grad,
+        ema,
+        drop_path: 0.0,
+        smoothing: 0.0,
+        smoothing_kind: SmoothingKind::Uniform,
+    }
+}
+
+/// A parameter longer than a chunk, one that is not decayed, a frozen and a late one.
+fn specs() -> Vec<ParamSpec> {
+    let shapes: [(&str, &[usize]); 4] =
+        [("long", &[CHUNK / 2 + 3, 3]), ("bias", &[77]), ("frozen", &[5, 7]), ("late", &[9, 11])];
+    let mut start = 0;
+    let spec = |(key, shape): (&str, &[usize])| {
+        let range = start..start + shape.iter().product::<usize>();
+        start = range.end;
+        ParamSpec { key: key.to_owned(), shape: shape.to_vec(), range, frozen: key == "frozen" }
+    };
+    shapes.map(spec).to_vec()
+}
+
+fn late(key: &str) -> usize {
+    if key == "late" { 2 } else { 0 }
+}
+
+fn values(len: usize, step: usize) -> Vec<f32> {
+    (0..len).map(|i| ((i * 7919 + step * 31) % 199) as f32 / 100.0 - 1.0).collect()
+}
+
+/// Whole parameters, and whole vectors, one after the other.
+fn update_plainly(state: &mut TrainState, gradient: &mut [f32], lr: f64, config: &OptimConfig) {
+    let norm = gradient.iter().map(|&g| f64::from(g).powi(2)).sum::<f64>().sqrt();
+    if config.clip_grad != 0.0 && norm > config.clip_grad {
+        gradient.iter_mut().for_each(|g| *g *= (config.clip_grad / norm) as f32);
+    }
+    state.progress.step += 1;
+    for spec in state.specs.iter().filter(|spec| !spec.frozen) {
+        let step = state.progress.step.saturating_sub(late(&spec.key));
+        if step == 0 {
+            continue;
+        }
+        let [p, m, v] = [&mut state.values, &mut state.m, &mut state.v];
+        let [p, m, v] = [p, m, v].map(|vector| &mut vector[spec.range.clone()]);
+        let gradient = &gradient[spec.range.clone()];
+        match Rule::of(spec, step, lr, config) {
+            Rule::AdamW(options) => adamw_step(p, gradient, m, v, &options),
+            Rule::Sgd(options) => sgd_step(p, gradient, m, &options),
+            Rule::Rest => unreachable!("no frozen parameter"),
+        }
+    }
+    if config.ema == Ema::PerStep {
+        state.average(1);
+    }
+}
+
+#[test]
+fn one_pass_on_any_number_of_threads_is_bit_for_bit_the_plain_passes() {
+    for kind in [OptimKind::AdamW, OptimKind::Sgd] {
+        for (clip, ema) in [(0.0, Ema::Off), (1.0, Ema::PerStep), (1e9, Ema::PerEpoch)] {
+            let config = config(kind, clip, ema);
+            let specs = specs();
+            let len = specs.last().map_or(0, |spec| spec.range.end);
+            let start = TrainState::new(specs, values(len, 0), ema);
+            let run = |step: &dyn Fn(&mut TrainState, &mut [f32])| {
+                let mut state = start.clone();
+                (1..5).for_each(|i| step(&mut state, &mut values(len, i)));
+                state
+            };
+            let plain = run(&|state, gradient| update_plainly(state, gradient, 0.01, &config));
+            for threads in [1, 2, 5] {
+                let fused = run(&|state, gradient| {
+                    let gradient = Gradient::total(gradient, &[], threads);
+                    state.update(gradient, 0.01, &config, &late);
+                });
+                assert!(fused == plain, "{kind:?}, clipped to {clip}, {ema:?}, {threads} threads");
+            }
+            let frozen = plain.specs[2].range.clone();
+            assert_eq!(plain.values[frozen.clone()], start.values[frozen]);
+            assert_ne!(plain.values, start.values);
+        }
+    }
+}
+
+#[test]
+fn what_does_not_decay_or_waits_is_told_by_its_shape_and_key() {
+    let config = config(OptimKind::Sgd, 0.0, Ema::Off);
+    let specs = specs();
+    let len = specs.last().map_or(0, |spec| spec.range.end);
+    let mut state = TrainState::new(specs, vec![1.0; len], Ema::Off);
+    for step in 1..4 {
+        state.update(Gradient::total(&mut vec![0.0; len], &[], 2), 0.1, &config, &late);
+        let of = |i: usize| state.values[state.specs[i].range.start];
+        assert!(of(0) < 1.0, "weights decay");
+        assert_eq!([of(1), of(2)], [1.0; 2]);
+        assert_eq!(of(3) < 1.0, step > 2, "late, step {step}");
+    }
+}
