@@ -47,7 +47,7 @@ pub fn data(stage: &Stage, duration: Duration) -> Result<PipelineSpeed> {
 pub fn epoch(stage: &Stage, duration: Duration) -> Result<PipelineSpeed> {
     let template = stage.net.build(0, &Device::flex())?;
     let mut state = stage.fresh(stage.source.seed)?;
-    let mut engine = Engine::new(stage.workers, stage.micro_batch, state.values.len());
+    let mut engine = Engine::new(stage.workers, stage.micro_batch, state.values.len())?;
     let mut batches = stage.source.prefetch(0, usize::MAX);
     let (mut started, mut crops, mut waited) = (Instant::now(), 0, Duration::ZERO);
     for i in 0.. {

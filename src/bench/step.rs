@@ -72,7 +72,7 @@ pub fn step(bench: &StepBench) -> Result<StepSpeed> {
         0 => micro_batch(bench.img_size),
         rows => rows,
     };
-    let mut engine = Engine::new(bench.threads, rows, state.values.len());
+    let mut engine = Engine::new(bench.threads, rows, state.values.len())?;
     let batch = crops(bench);
     let before = multiply_adds(bench.threads, bench.precision);
     let (mut times, mut started) = (Vec::new(), Instant::now());

@@ -128,7 +128,7 @@ fn of_stage(stage: &Stage, disk: &mut u64) -> Result<StageForecast> {
     let timed = TIMED_STEPS.min(source.steps_per_epoch());
     let probe = Stage { source, method: stage.method.clone(), ..*stage };
     let template = stage.net.build(0, &Device::flex())?;
-    let mut engine = Engine::new(stage.workers, stage.micro_batch, state.values.len());
+    let mut engine = Engine::new(stage.workers, stage.micro_batch, state.values.len())?;
     let (mut started, mut crops) = (Instant::now(), 0);
     for (i, batch) in probe.source.prefetch(0, 1 + timed).enumerate() {
         let record = probe.step(&template, &mut engine, &mut state, &batch?)?;

@@ -205,7 +205,7 @@ mod tests {
         let (mean, std, precision) = ([0.5; 3], [0.25; 3], Precision::F32);
         let input = StepInput { batch: &batch, drop_path, mean, std, precision };
         let mut memory = loss.state(1);
-        let mut engine = Engine::new(workers, micro_batch, weights.len());
+        let mut engine = Engine::new(workers, micro_batch, weights.len()).expect("threads");
         let coupling = Coupling { loss, teacher: teacher.as_ref(), memory: &mut memory, epoch: 1 };
         let (value, gradient) =
             engine.coupled_gradients(&weights, &input, coupling).expect("a gradient");

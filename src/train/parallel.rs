@@ -6,9 +6,11 @@
 //! and micro-batch.
 
 use std::ops::Range;
+use std::panic::AssertUnwindSafe;
 
 use burn::tensor::{Device, Tensor, TensorData};
 use fewvit_kernels::{Precision, has_bf16};
+use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::passes::{Gradient, for_each};
 use crate::backbone::Net;
@@ -24,6 +26,9 @@ use crate::ops::{self, BufferPool};
 pub struct Engine {
     pub(super) micro_batch: usize,
     pub(super) workers: Vec<Worker>,
+    /// As many threads, which live as long as the engine: a new one would begin each step with page
+    /// faults.
+    pool: ThreadPool,
 }
 
 /// See [`Engine`].
@@ -80,9 +85,15 @@ impl MicroBatch<'_> {
 
 impl Engine {
     /// `workers` threads for a model of `num_params` parameters.
-    pub fn new(workers: usize, micro_batch: usize, num_params: usize) -> Self {
+    ///
+    /// # Errors
+    /// The system gives no more threads.
+    pub fn new(workers: usize, micro_batch: usize, num_params: usize) -> Result<Self> {
+        let count = workers.max(1);
+        let pool = ThreadPoolBuilder::new().num_threads(count).build();
+        let pool = pool.map_err(|e| Error::Device(format!("{count} worker threads: {e}")))?;
         let worker = |_| Worker { sum: vec![0.0; num_params], buffers: BufferPool::default() };
-        Self { micro_batch, workers: (0..workers.max(1)).map(worker).collect() }
+        Ok(Self { micro_batch, workers: (0..count).map(worker).collect(), pool })
     }
 
     /// The loss of `net` (mean over the rows of a group, groups summed; recipe section 2.6) and its
@@ -127,18 +138,21 @@ impl Engine {
         work: impl Fn(&MicroBatch, &mut Vec<f32>) -> T + Sync,
     ) -> Result<Vec<T>> {
         let (count, work) = (self.workers.len(), &work);
-        let by_worker: Vec<Result<Vec<T>>> = std::thread::scope(|scope| {
-            let mut handles = Vec::new();
-            for (i, Worker { sum, buffers }) in self.workers.iter_mut().enumerate() {
-                let mine = parts.iter().skip(i).step_by(count);
-                let work = move || mine.map(|part| work(part, sum)).collect::<Vec<T>>();
-                handles.push(scope.spawn(move || buffers.serve(work)));
-            }
-            let panicked = |_| Error::Failed("a training worker panicked".to_owned());
-            handles.into_iter().map(|handle| handle.join().map_err(panicked)).collect()
-        });
-        let by_worker: Result<Vec<_>> = by_worker.into_iter().collect();
-        let mut dealt: Vec<_> = by_worker?.into_iter().map(Vec::into_iter).collect();
+        let mut by_worker: Vec<Vec<T>> = (0..count).map(|_| Vec::new()).collect();
+        let workers = self.workers.iter_mut().zip(&mut by_worker).enumerate();
+        let run = || {
+            self.pool.in_place_scope(|scope| {
+                for (i, (Worker { sum, buffers }, done)) in workers {
+                    let mine = parts.iter().skip(i).step_by(count);
+                    let work = move || done.extend(mine.map(|part| work(part, sum)));
+                    scope.spawn(move |_| buffers.serve(work));
+                }
+            });
+        };
+        // What a panic leaves half done, the caller gives up with the engine.
+        std::panic::catch_unwind(AssertUnwindSafe(run))
+            .map_err(|_| Error::Failed("a training worker panicked".to_owned()))?;
+        let mut dealt: Vec<_> = by_worker.into_iter().map(Vec::into_iter).collect();
         Ok((0..parts.len()).filter_map(|i| dealt[i % count].next()).collect())
     }
 }

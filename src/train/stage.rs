@@ -129,7 +129,7 @@ impl Stage<'_> {
         observer: &mut dyn Observer,
     ) -> Result<TrainState> {
         let template = self.net.build(0, &Device::flex())?;
-        let mut engine = Engine::new(self.workers, self.micro_batch, state.values.len());
+        let mut engine = Engine::new(self.workers, self.micro_batch, state.values.len())?;
         let mut saved = Instant::now();
         let batches = self.source.prefetch(state.progress.step, self.total_steps());
         for batch in batches {

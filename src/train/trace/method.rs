@@ -215,7 +215,7 @@ fn start_from(path: &Path, stage: &Stage, state: &mut TrainState) -> Result<()> 
 
 fn run(stage: &Stage, state: &mut TrainState, batch: &Batch, steps: usize) -> Result<Named> {
     let template = stage.net.build(0, &Device::flex())?;
-    let mut engine = Engine::new(stage.workers, stage.micro_batch, state.values.len());
+    let mut engine = Engine::new(stage.workers, stage.micro_batch, state.values.len())?;
     let mut out = Named::new();
     insert_state(&mut out, ["init.", "init.teacher.", "init.state."], state);
     out.insert("features".to_owned(), matrix(features(&template, state, batch)));

@@ -117,7 +117,7 @@ fn steps_of_no_method_copy_its_weights() {
         let net = NetSpec { spec, img_size: IMG_SIZE, heads: method.heads() };
         let stage = stage(&config, method, net, BATCH);
         let mut state = stage.fresh(0).expect(entry.name);
-        let mut engine = Engine::new(2, 3, state.values.len());
+        let mut engine = Engine::new(2, 3, state.values.len()).expect("threads");
         let template = stage.net.build(0, &Device::flex()).expect(entry.name);
         let memory = |state: &TrainState| {
             let teacher = state.teacher.as_ref().map(|teacher| teacher.as_ptr());
