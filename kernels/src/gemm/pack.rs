@@ -56,9 +56,8 @@ impl PackedB {
     /// # Panics
     /// If `b` has not k times n values.
     pub fn pack(precision: Precision, b: &[f32], k: usize, n: usize) -> Self {
-        check_len("the matrix to pack", b, k * n);
-        let mut packed = Self { precision, ..Self::default() };
-        packed.fill(Level::current(), precision, b, n, [k, n]);
+        let mut packed = Self::default();
+        packed.repack(precision, b, k, n);
         packed
     }
 
@@ -67,10 +66,27 @@ impl PackedB {
     /// # Panics
     /// If `bt` has not n times k values.
     pub fn pack_transposed(precision: Precision, bt: &[f32], k: usize, n: usize) -> Self {
-        check_len("the matrix to pack", bt, k * n);
         let mut packed = Self::default();
-        packed.fill_transposed(Level::current(), precision, bt, k, [k, n]);
+        packed.repack_transposed(precision, bt, k, n);
         packed
+    }
+
+    /// [`Self::pack`] into the memory of `self`.
+    ///
+    /// # Panics
+    /// If `b` has not k times n values.
+    pub fn repack(&mut self, precision: Precision, b: &[f32], k: usize, n: usize) {
+        check_len("the matrix to pack", b, k * n);
+        self.fill(Level::current(), precision, b, n, [k, n]);
+    }
+
+    /// [`Self::pack_transposed`] into the memory of `self`.
+    ///
+    /// # Panics
+    /// If `bt` has not n times k values.
+    pub fn repack_transposed(&mut self, precision: Precision, bt: &[f32], k: usize, n: usize) {
+        check_len("the matrix to pack", bt, k * n);
+        self.fill_transposed(Level::current(), precision, bt, k, [k, n]);
     }
 
     /// Rows of the factor: terms of each sum.
