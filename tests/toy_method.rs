@@ -159,7 +159,7 @@ fn trained(workers: usize) -> (Vec<f64>, TrainState) {
     let stage = stage(&config, workers).expect("a stage");
     let template = stage.net.build(0, &Device::flex()).expect("a net");
     let mut state = stage.fresh(4).expect("a state");
-    let mut engine = Engine::new(workers, stage.micro_batch, state.values.len())?;
+    let mut engine = Engine::new(workers, stage.micro_batch, state.values.len()).expect("threads");
     let mut losses = Vec::new();
     for batch in stage.source.prefetch(0, stage.total_steps()) {
         let batch = batch.expect("a batch");

@@ -2,8 +2,9 @@
 //! `FEWVIT_SIMD=avx2 cargo run --release -p fewvit-kernels --example limits`
 
 use fewvit_kernels::{
-    AttentionShape, Epilogue, PackedB, Precision, Qkv, attention_backward, attention_forward,
-    has_bf16, matmul, matmul_transposed_a, memory_bandwidth, multiply_add_limit, simd_level,
+    AttentionShape, Epilogue, Matrix, PackedB, Precision, Qkv, attention_backward,
+    attention_forward, has_bf16, matmul, matmul_transposed_a, memory_bandwidth, multiply_add_limit,
+    simd_level,
 };
 use std::time::Instant;
 
@@ -40,20 +41,24 @@ fn products(precision: Precision, rows: usize, [inputs, outputs]: [usize; 2], li
     let bias = values(outputs);
     let mut y = vec![0.0; rows * outputs];
     let w = PackedB::pack_transposed(precision, &weight, inputs, outputs);
-    let forward = gflops(flops, || matmul(rows, &x, &w, &mut y, Epilogue::Bias(&bias)));
+    let forward = gflops(flops, || matmul(rows, &x[..], &w, &mut y[..], Epilogue::Bias(&bias)));
     let mut dx = vec![0.0; rows * inputs];
     let w = PackedB::pack(precision, &weight, outputs, inputs);
-    let input = gflops(flops, || matmul(rows, &dy, &w, &mut dx, Epilogue::Store));
+    let input = gflops(flops, || matmul(rows, &dy[..], &w, &mut dx[..], Epilogue::Store));
     let (mut dw, mut db) = (vec![0.0; inputs * outputs], vec![0.0; outputs]);
-    let weights =
-        gflops(flops, || matmul_transposed_a(precision, rows, &dy, &x, &mut dw, Some(&mut db)));
+    let weights = gflops(flops, || {
+        let sides = [rows, outputs, inputs];
+        matmul_transposed_a(precision, sides, &dy[..], &x[..], &mut dw, Some(&mut db))
+    });
     print_row(&format!("{rows}: {inputs} x {outputs}"), &[forward, input, weights], limit);
     if outputs == 4 * inputs {
-        let mut derivative = vec![0.0; rows * outputs];
+        let cells = rows * precision.cells(outputs);
+        let mut derivative = vec![0.0; cells];
         let w = PackedB::pack_transposed(precision, &weight, inputs, outputs);
         let gelu = gflops(flops, || {
             let epilogue = Epilogue::BiasGelu { bias: &bias, derivative: &mut derivative };
-            matmul(rows, &x, &w, &mut y, epilogue);
+            let y = Matrix { cells: &mut y[..cells], precision };
+            matmul(rows, &x[..], &w, y, epilogue);
         });
         print_row("  with GELU", &[gelu], limit);
     }

@@ -44,7 +44,7 @@ pub use average::average_step;
 pub use cross_entropy::{MixedTarget, SoftTargets, cross_entropy};
 pub use depthwise::{MapShape, depthwise_backward, depthwise_gelu_forward};
 pub use gelu::gelu_forward;
-pub use gemm::{Epilogue, PackedB, Precision, matmul, matmul_transposed_a};
+pub use gemm::{Epilogue, Matrix, PackedB, Precision, matmul, matmul_transposed_a};
 pub use limits::{memory_bandwidth, multiply_add_limit};
 pub use norm::{layer_norm_backward, layer_norm_forward};
 pub use sgd::{Sgd, sgd_step};

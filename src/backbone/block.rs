@@ -5,6 +5,7 @@ use burn::tensor::Tensor;
 
 use crate::graph::{Graph, Value};
 use crate::nn::{DropPath, Init, LayerNorm, Linear};
+use crate::ops;
 
 /// Sizes of a block.
 #[derive(Clone, Copy, Debug)]
@@ -158,8 +159,8 @@ impl Block {
         [attn, mlp]: [Option<Vec<f32>>; 2],
     ) -> Tensor<2> {
         let x = self.attn.proj.forward_residual(attended, x, attn);
-        let hidden = self.mlp.fc1.forward_gelu(self.norm2.forward(x.clone()));
-        self.mlp.fc2.forward_residual(hidden, x, mlp)
+        let Mlp { fc1, fc2 } = &self.mlp;
+        ops::mlp(self.norm2.forward(x.clone()), fc1.layer(), fc2.layer(), x, mlp)
     }
 }
 
@@ -168,7 +169,7 @@ impl Attention {
     fn forward(&self, x: Tensor<2>, batch: usize) -> Tensor<2> {
         let [rows, d] = x.dims();
         let qkv = self.qkv.forward(x).reshape([batch, rows / batch, 3 * d]);
-        crate::ops::attention(qkv, self.num_heads).reshape([rows, d])
+        ops::attention(qkv, self.num_heads).reshape([rows, d])
     }
 
     /// [`Self::forward`] and the output projection in ONNX operators.
@@ -185,6 +186,6 @@ impl Attention {
         let [rows, d] = x.dims();
         let q = self.qkv.forward_part(class, 0..d).reshape([batch, 1, d]);
         let kv = self.qkv.forward_part(x, d..3 * d).reshape([batch, rows / batch, 2 * d]);
-        crate::ops::cross_attention(q, kv, self.num_heads).reshape([batch, d])
+        ops::cross_attention(q, kv, self.num_heads).reshape([batch, d])
     }
 }

@@ -69,6 +69,11 @@ impl Linear {
         g.linear(x, &weight, bias.as_ref())
     }
 
+    /// Weight and bias.
+    pub fn layer(&self) -> ops::mlp::Layer {
+        (self.weight.val(), self.bias_or_zeros())
+    }
+
     fn bias_or_zeros(&self) -> Tensor<1> {
         let weight = self.weight.val();
         match &self.bias {

@@ -9,7 +9,7 @@ use burn_flex::FlexTensor;
 use fewvit_kernels::{MapShape, depthwise_backward, depthwise_gelu_forward};
 
 use super::buffers::Buffer;
-use super::flat::{Parent, add_gradients};
+use super::flat::{add_gradients, parents};
 use super::storage::{contiguous, slice};
 
 /// See [`super::depthwise_conv3x3_gelu`]; composed of burn's operations.
@@ -75,8 +75,7 @@ impl Backward<Flex, 3> for DepthwiseGelu {
         }
         let [x_node, weight_node, bias_node] = ops.parents;
         let mut dx = Buffer::stale(slice(x).len());
-        let parents = [weight_node, bias_node]
-            .map(|node| node.map(|node| Parent { id: node.id, leaf: node.parents.is_empty() }));
+        let parents = parents![weight_node, bias_node];
         let mut backward = |dweight: &mut [f32], dbias: &mut [f32]| {
             let (x, weight) = (slice(x), slice(weight));
             depthwise_backward(&shape_of(&dy), &du, x, weight, &mut dx, dweight, dbias);

@@ -93,6 +93,17 @@ pub(super) struct Parent {
     pub(super) leaf: bool,
 }
 
+/// The parents of an operation, given by their nodes (burn does not export the type of these).
+macro_rules! parents {
+    ($($node:expr),*) => {
+        [$($node.map(|node| $crate::ops::flat::Parent {
+            id: node.id,
+            leaf: node.parents.is_empty(),
+        })),*]
+    };
+}
+pub(super) use parents;
+
 /// Has `add` add the gradients of `parameters` where they belong: to the flat gradient if all are
 /// leaves in the memory that is being collected for, otherwise to zeros that are registered with
 /// the `parents` that want them. An inner node must be registered: autodiff waits for it.

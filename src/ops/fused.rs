@@ -180,13 +180,8 @@ pub(super) fn linear_gelu_forward(
 fn product(x: &FlexTensor, weight: &FlexTensor, epilogue: Epilogue) -> FlexTensor {
     let ([rows, _], [out, _]) = (dims2(x), dims2(weight));
     let mut y = Buffer::stale(rows * out);
-    matmul(
-        rows,
-        slice(x),
-        packed::for_forward(weight, precision::current()).get(),
-        &mut y,
-        epilogue,
-    );
+    let weight = packed::for_forward(weight, precision::current());
+    matmul(rows, slice(x), weight.get(), &mut y[..], epilogue);
     y.into_tensor([rows, out])
 }
 

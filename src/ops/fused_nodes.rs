@@ -11,20 +11,13 @@ use fewvit_kernels::{
 };
 
 use super::buffers::Buffer;
-use super::flat::{Parent, add_gradients};
+use super::flat::{Parent, add_gradients, parents};
 use super::fused::{
     FusedOps, NormSaved, attend, attention_shape, linear_forward, linear_gelu_forward,
     linear_residual_forward, norm_forward,
 };
 use super::storage::{contiguous, dims2, slice};
 use super::{packed, precision};
-
-/// Nodes that the gradient of an operation's inputs flows to.
-macro_rules! parents {
-    ($($node:expr),*) => {
-        [$($node.map(|node| Parent { id: node.id, leaf: node.parents.is_empty() })),*]
-    };
-}
 
 /// The inputs of `y = x W^T + b`, whose gradients are `dx = dy W`, `dW = dy^T x` and
 /// `db = sum_rows dy`.
@@ -48,11 +41,12 @@ impl LinearInputs {
         if let Some(parent) = x {
             let mut dx = Buffer::stale(rows * inner);
             let weight = packed::for_backward(&self.weight, self.precision);
-            matmul(rows, dy, weight.get(), &mut dx, Epilogue::Store);
+            matmul(rows, dy, weight.get(), &mut dx[..], Epilogue::Store);
             grads.register::<Flex>(parent.id, dx.into_tensor([rows, inner]));
         }
         add_gradients([&self.weight, &self.bias], [weight, bias], grads, |[dw, db]| {
-            matmul_transposed_a(self.precision, rows, dy, slice(&self.x), dw, Some(db));
+            let sides = [rows, dims2(&self.weight)[0], inner];
+            matmul_transposed_a(self.precision, sides, dy, slice(&self.x), dw, Some(db));
         });
     }
 }
@@ -112,7 +106,7 @@ impl Backward<Flex, 4> for LinearResidual {
 }
 
 /// The rows of `x` times their factors.
-fn scaled(x: &FlexTensor, factors: &[f32]) -> Buffer {
+pub(super) fn scaled(x: &FlexTensor, factors: &[f32]) -> Buffer {
     let [_, columns] = dims2(x);
     let mut out = Buffer::stale(slice(x).len());
     let rows = out.chunks_exact_mut(columns).zip(slice(x).chunks_exact(columns));

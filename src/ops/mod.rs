@@ -14,6 +14,7 @@ pub mod depthwise;
 mod flat;
 pub mod fused;
 mod fused_nodes;
+pub mod mlp;
 mod packed;
 mod precision;
 mod storage;
@@ -59,6 +60,23 @@ pub fn linear_residual(
     match on_cpu(&x.device()) {
         true => fused::linear_residual(x, weight, bias, residual, factors),
         false => composed::linear_residual(x, weight, bias, residual, factors),
+    }
+}
+
+/// `residual + factor (gelu(x W1^T + b1) W2^T + b2)`, the MLP of a transformer block.
+///
+/// `x`: `[rows, in]`, `fc1`: weight `[hidden, in]` and bias, `fc2`: weight `[out, hidden]` and bias,
+/// `residual`: `[rows, out]`; `factors` as in [`linear_residual`].
+pub fn mlp(
+    x: Tensor<2>,
+    fc1: mlp::Layer,
+    fc2: mlp::Layer,
+    residual: Tensor<2>,
+    factors: Option<Vec<f32>>,
+) -> Tensor<2> {
+    match on_cpu(&x.device()) {
+        true => mlp::fused(x, fc1, fc2, residual, factors),
+        false => mlp::composed(x, fc1, fc2, residual, factors),
     }
 }
 

@@ -6,7 +6,7 @@ use rand::RngExt as _;
 
 use super::{
     FlatMemory, MixedTarget, SoftTargets, Windows, autocast, composed, cross_entropy, depthwise,
-    fused,
+    fused, mlp, mlp::Layer,
 };
 use crate::rng::{Purpose, stream};
 
@@ -114,6 +114,43 @@ fn linear_layers_with_a_residual() {
         let (a, b) = (run(fused::linear_residual), run(composed::linear_residual));
         for (i, what) in ["y", "dx", "dw", "db", "dr"].iter().enumerate() {
             assert_close(&a[i], &b[i], &format!("linear_residual {what} {factors:?}"));
+        }
+    }
+}
+
+type Mlp = fn(Tensor<2>, Layer, Layer, Tensor<2>, Option<Vec<f32>>) -> Tensor<2>;
+
+/// Value and gradients.
+fn run_mlp(op: Mlp, [rows, dim, hidden]: [usize; 3], factors: &Option<Vec<f32>>) -> Vec<Vec<f32>> {
+    let [x, w1] = [random([rows, dim], 1), random([hidden, dim], 2)];
+    let [w2, residual] = [random([dim, hidden], 3), random([rows, dim], 4)];
+    let [b1, b2] = [random([hidden], 5), random([dim], 6)];
+    let layers = [(w1.clone(), b1.clone()), (w2.clone(), b2.clone())];
+    let [fc1, fc2] = layers;
+    let y = op(x.clone(), fc1, fc2, residual.clone(), factors.clone());
+    let g = weighted_sum(y.clone()).backward();
+    let matrices = [x, w1, w2, residual].map(|t| values(t.grad(&g).expect("a gradient")));
+    let biases = [b1, b2].map(|t| values(t.grad(&g).expect("a gradient")));
+    std::iter::once(values(y)).chain(matrices).chain(biases).collect()
+}
+
+#[test]
+fn mlps() {
+    for (rows, dim, hidden) in [(5, 7, 9), (1, 1, 1), (50, 64, 256)] {
+        for factors in [None, Some((0..rows).map(|i| (i % 3) as f32).collect())] {
+            let run = |op| run_mlp(op, [rows, dim, hidden], &factors);
+            for (i, (a, b)) in run(mlp::fused).iter().zip(run(mlp::composed)).enumerate() {
+                assert_close(a, &b, &format!("mlp, {i}, {rows}x{dim}x{hidden}"));
+            }
+        }
+    }
+    let run = |op| run_mlp(op, [37, 33, 130], &None);
+    let bf16 = autocast(Precision::Bf16, || run(mlp::fused));
+    for (i, (a, b)) in bf16.iter().zip(run(mlp::composed)).enumerate() {
+        // The residual's gradient and the last bias's are sums of the gradient alone.
+        match i {
+            4 | 6 => assert_close(a, &b, "mlp in bf16"),
+            _ => assert_bf16(a, &b, &format!("mlp, {i}")),
         }
     }
 }

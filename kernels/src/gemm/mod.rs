@@ -41,9 +41,26 @@ impl Precision {
         }
     }
 
-    /// f32 or pairs that `k` terms of a sum fill.
-    const fn cells(self, k: usize) -> usize {
+    /// f32 or pairs that `k` columns of a [`Matrix`], or terms of a sum, fill.
+    pub const fn cells(self, k: usize) -> usize {
         k.div_ceil(self.terms())
+    }
+}
+
+/// A row-major matrix in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct Matrix<T> {
+    /// f32 values; in bf16 pairs of neighbouring columns instead, each in the place of one f32, an odd
+    /// last column with a zero. Only the functions of this crate make sense of pairs.
+    pub cells: T,
+    /// What the values are rounded to.
+    pub precision: Precision,
+}
+
+impl<T> From<T> for Matrix<T> {
+    /// f32 values.
+    fn from(cells: T) -> Self {
+        Self { cells, precision: Precision::F32 }
     }
 }
 
@@ -99,25 +116,32 @@ pub enum Epilogue<'a> {
 }
 
 /// C = A B with an [`Epilogue`], in the precision that `b` is packed in. `a` is `[m, k]`, `b` packs
-/// `[k, n]`, `c` is `[m, n]`, all row-major.
+/// `[k, n]`, `c` is `[m, n]`; matrices in the epilogue lie in memory as `c` does.
 ///
 /// # Panics
-/// If a slice has not the length that `m` and `b` imply.
-pub fn matmul(m: usize, a: &[f32], b: &PackedB, c: &mut [f32], epilogue: Epilogue) {
-    matmul_at(Level::current(), m, a, b, c, epilogue);
+/// If a slice has not the length that `m` and `b` imply; if `a` or `c` is bf16 and `b` is not; if `c`
+/// is bf16 and the epilogue adds to it or has a residual.
+pub fn matmul<'a>(
+    m: usize,
+    a: impl Into<Matrix<&'a [f32]>>,
+    b: &PackedB,
+    c: impl Into<Matrix<&'a mut [f32]>>,
+    epilogue: Epilogue,
+) {
+    matmul_at(Level::current(), m, a.into(), b, c.into(), epilogue);
 }
 
 pub(crate) fn matmul_at(
     level: Level,
     m: usize,
-    a: &[f32],
+    a: Matrix<&[f32]>,
     b: &PackedB,
-    c: &mut [f32],
+    c: Matrix<&mut [f32]>,
     epilogue: Epilogue,
 ) {
-    let (k, n) = (b.k(), b.n());
-    check_len("the left factor", a, m * k);
-    check_len("the output", c, m * n);
+    let (k, n) = (a.precision.cells(b.k()), c.precision.cells(b.n()));
+    check_len("the left factor", a.cells, m * k);
+    check_len("the output", c.cells, m * n);
     product(level, m, Left::rows(a, k), b, (c, n), epilogue);
 }
 
@@ -127,7 +151,7 @@ pub(crate) fn product(
     m: usize,
     a: Left,
     b: &PackedB,
-    (c, c_stride): (&mut [f32], usize),
+    (c, c_stride): (Matrix<&mut [f32]>, usize),
     epilogue: Epilogue,
 ) {
     LEFT.with_borrow_mut(|pairs| level.run(Product { m, a, b, c, c_stride, epilogue, pairs }));
@@ -138,34 +162,33 @@ pub(crate) fn product(
 /// gradient of the bias, are added to `column_sums` `[m]`, if given.
 ///
 /// # Panics
-/// If `rows` is 0 or does not divide the lengths of `a` and `b`, or if `c` or `column_sums` has not
-/// the length that follows.
-pub fn matmul_transposed_a(
+/// If a slice has not the length that `rows`, `m` and `n` imply; if `a` or `b` is bf16 and the
+/// `precision` of the products is not.
+pub fn matmul_transposed_a<'a>(
     precision: Precision,
-    rows: usize,
-    a: &[f32],
-    b: &[f32],
+    [rows, m, n]: [usize; 3],
+    a: impl Into<Matrix<&'a [f32]>>,
+    b: impl Into<Matrix<&'a [f32]>>,
     c: &mut [f32],
     column_sums: Option<&mut [f32]>,
 ) {
-    matmul_transposed_a_at(Level::current(), precision, rows, a, b, c, column_sums);
+    let (level, sides) = (Level::current(), [rows, m, n]);
+    matmul_transposed_a_at(level, precision, sides, a.into(), b.into(), c, column_sums);
 }
 
 pub(crate) fn matmul_transposed_a_at(
     level: Level,
     precision: Precision,
-    rows: usize,
-    a: &[f32],
-    b: &[f32],
+    [rows, m, n]: [usize; 3],
+    a: Matrix<&[f32]>,
+    b: Matrix<&[f32]>,
     c: &mut [f32],
     column_sums: Option<&mut [f32]>,
 ) {
-    assert!(rows > 0, "a weight gradient needs at least one row");
-    for (name, x) in [("left", a), ("right", b)] {
-        let len = x.len();
-        assert!(len.is_multiple_of(rows), "the {name} factor has {len} values, not rows of {rows}");
+    for (name, x, columns) in [("the left factor", a, m), ("the right factor", b, n)] {
+        check_len(name, x.cells, rows * x.precision.cells(columns));
+        check_precision(name, x.precision, precision);
     }
-    let (m, n) = (a.len() / rows, b.len() / rows);
     check_len("the output", c, m * n);
     if let Some(sums) = &column_sums {
         check_len("the column sums", sums, m);
@@ -173,6 +196,13 @@ pub(crate) fn matmul_transposed_a_at(
     LEFT.with_borrow_mut(|pairs| {
         level.run(WeightGradient { precision, rows, m, n, a, b, c, column_sums, pairs });
     });
+}
+
+/// Panics if a matrix is bf16 in a product that is not.
+#[track_caller]
+fn check_precision(name: &str, precision: Precision, of_product: Precision) {
+    let fits = precision == Precision::F32 || of_product == Precision::Bf16;
+    assert!(fits, "{name} is bf16 in a product of f32");
 }
 
 /// Panics with both numbers unless `x` holds `expected` values.
@@ -183,21 +213,19 @@ pub(crate) fn check_len(name: &str, x: &[f32], expected: usize) {
 
 /// The left factor of a product: `[m, k]` with rows at distance `stride`, or its transpose.
 pub(crate) struct Left<'a> {
-    pub data: &'a [f32],
+    pub data: Matrix<&'a [f32]>,
     pub stride: usize,
     /// `data` is `[k, m]`.
     pub transposed: bool,
 }
 
 impl<'a> Left<'a> {
-    pub fn rows(data: &'a [f32], stride: usize) -> Self {
-        let transposed = false;
-        Self { data, stride, transposed }
+    pub fn rows(data: impl Into<Matrix<&'a [f32]>>, stride: usize) -> Self {
+        Self { data: data.into(), stride, transposed: false }
     }
 
-    pub fn transposed(data: &'a [f32], stride: usize) -> Self {
-        let transposed = true;
-        Self { data, stride, transposed }
+    pub fn transposed(data: impl Into<Matrix<&'a [f32]>>, stride: usize) -> Self {
+        Self { data: data.into(), stride, transposed: true }
     }
 }
 
@@ -207,7 +235,7 @@ struct Product<'a> {
     m: usize,
     a: Left<'a>,
     b: &'a PackedB,
-    c: &'a mut [f32],
+    c: Matrix<&'a mut [f32]>,
     c_stride: usize,
     epilogue: Epilogue<'a>,
     /// Room for pairs of `a`.
@@ -220,29 +248,18 @@ impl Kernel for Product<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self) {
         self.check();
-        let (k, n) = (self.b.precision().cells(self.b.k()), self.b.n());
+        let n = self.b.n();
+        let mut scratch = [0.0; ROW_BLOCK * PANEL];
         let blocks = self.m.div_ceil(ROW_BLOCK);
         for block in 0..blocks {
             let rows = self.m * block / blocks..self.m * (block + 1) / blocks;
-            let (a, a_stride) = self.left::<S>(rows.clone());
+            let left = self.left::<S>(rows.clone());
             for first in (0..n).step_by(PANEL) {
-                let columns = PANEL.min(n - first);
-                let offset = rows.start * self.c_stride + first;
-                let (bias, combine, fetch) = self.ending(first, rows.start, offset);
-                let strip = Strip {
-                    k,
-                    a,
-                    a_stride,
-                    b: self.b.panel(first / PANEL),
-                    c: self.c[offset..].as_mut_ptr(),
-                    c_stride: self.c_stride,
-                    columns,
-                    bias,
-                    combine,
-                    fetch,
-                };
+                let columns = first..n.min(first + PANEL);
+                let strip = self.strip(left, rows.start, columns.clone(), &mut scratch);
                 // SAFETY: `check` has compared every slice with the rows and columns in use, `left`
-                // returns as many rows and terms, and `c` is borrowed exclusively.
+                // returns as many rows and terms, `c` is borrowed exclusively, and `scratch` has room
+                // for a block.
                 unsafe {
                     match (self.a.transposed, self.b.precision()) {
                         (false, Precision::F32) => strip.run::<S, false, false>(rows.len()),
@@ -251,12 +268,8 @@ impl Kernel for Product<'_> {
                         (true, Precision::Bf16) => strip.run::<S, true, true>(rows.len()),
                     }
                 }
-                if let Epilogue::BiasGelu { derivative, .. } = &mut self.epilogue {
-                    for row in 0..rows.len() {
-                        let part = offset + row * self.c_stride;
-                        let part = part..part + columns;
-                        gelu_in_place::<S>(&mut self.c[part.clone()], &mut derivative[part]);
-                    }
+                if matches!(self.epilogue, Epilogue::BiasGelu { .. }) {
+                    self.gelu::<S>(rows.clone(), columns, &scratch);
                 }
             }
         }
@@ -270,22 +283,76 @@ impl Product<'_> {
     fn left<S: Simd>(&mut self, rows: Range<usize>) -> (*const f32, usize) {
         let Left { data, stride, transposed } = self.a;
         let start = rows.start * if transposed { 1 } else { stride };
-        if self.b.precision() == Precision::F32 || rows.is_empty() {
-            return (data.as_ptr().wrapping_add(start), stride);
+        if data.precision == self.b.precision() || rows.is_empty() {
+            return (data.cells.as_ptr().wrapping_add(start), stride);
         }
-        let (from, k) = (&data[start..], self.b.k());
+        let (from, k) = (&data.cells[start..], self.b.k());
         let cells = Precision::Bf16.cells(k);
         let to = block(self.pairs, rows.len() * cells);
-        match transposed {
-            false => {
-                PairColumns { from, stride, columns: k, to }.run::<S>();
-                (to.as_ptr(), cells)
-            }
-            true => {
-                for (i, to) in to.chunks_exact_mut(rows.len()).enumerate() {
-                    pair_rows::<S>(from, stride, 2 * i..k, to);
-                }
-                (to.as_ptr(), rows.len())
+        if !transposed {
+            PairColumns { from, stride, columns: k, to }.run::<S>();
+            return (to.as_ptr(), cells);
+        }
+        for (i, to) in to.chunks_exact_mut(rows.len()).enumerate() {
+            pair_rows::<S>(from.into(), stride, 2 * i..k, to);
+        }
+        (to.as_ptr(), rows.len())
+    }
+
+    /// The strip of `columns` from row `row` on, made from `left`; that of a GELU in bf16 goes to
+    /// `scratch`.
+    #[inline(always)]
+    fn strip(
+        &mut self,
+        (a, a_stride): (*const f32, usize),
+        row: usize,
+        columns: Range<usize>,
+        scratch: &mut [f32; ROW_BLOCK * PANEL],
+    ) -> Strip {
+        let first = columns.start;
+        let offset = row * self.c_stride + self.c.precision.cells(first);
+        let (bias, combine, fetch) = self.ending(first, row, offset);
+        let aside = self.gelu_in_bf16();
+        Strip {
+            k: self.b.precision().cells(self.b.k()),
+            a,
+            a_stride,
+            b: self.b.panel(first / PANEL),
+            c: if aside { scratch.as_mut_ptr() } else { self.c.cells[offset..].as_mut_ptr() },
+            c_stride: if aside { PANEL } else { self.c_stride },
+            columns: columns.len(),
+            bias,
+            combine,
+            fetch,
+        }
+    }
+
+    /// Whether values are rounded after the tile: GELU wants them exact, and in registers alone it
+    /// would need more of these than there are.
+    #[inline(always)]
+    fn gelu_in_bf16(&self) -> bool {
+        let gelu = matches!(self.epilogue, Epilogue::BiasGelu { .. });
+        gelu && self.c.precision == Precision::Bf16
+    }
+
+    /// The last part of [`Epilogue::BiasGelu`]: on the output itself, in bf16 from `scratch`.
+    #[inline(always)]
+    fn gelu<S: Simd>(
+        &mut self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        scratch: &[f32; ROW_BLOCK * PANEL],
+    ) {
+        let aside = self.gelu_in_bf16();
+        let Epilogue::BiasGelu { derivative, .. } = &mut self.epilogue else { return };
+        let cells = |column: usize| self.c.precision.cells(column);
+        for (row, values) in rows.zip(scratch.chunks_exact(PANEL)) {
+            let start = row * self.c_stride;
+            let part = start + cells(columns.start)..start + cells(columns.end);
+            let (y, derivative) = (&mut self.c.cells[part.clone()], &mut derivative[part]);
+            match aside {
+                true => gelu_pairs::<S>(&values[..columns.len()], y, derivative),
+                false => gelu_in_place::<S>(y, derivative),
             }
         }
     }
@@ -293,14 +360,18 @@ impl Product<'_> {
     /// Panics unless every slice covers the matrix it stands for.
     fn check(&self) {
         let (m, k, n) = (self.m, self.b.k(), self.b.n());
+        let (a, c, precision) = (&self.a.data, &self.c, self.b.precision());
+        check_precision("the left factor", a.precision, precision);
+        check_precision("the output", c.precision, precision);
         let (a_rows, a_columns) = if self.a.transposed { (k, m) } else { (m, k) };
-        let a_needs = span(a_rows, a_columns, self.a.stride);
-        let c_needs = span(m, n, self.c_stride);
+        assert!(!self.a.transposed || a.precision == Precision::F32, "a transpose of pairs");
+        let a_needs = span(a_rows, a.precision.cells(a_columns), self.a.stride);
+        let c_needs = span(m, c.precision.cells(n), self.c_stride);
         let covers = |name: &str, len: usize, needs: usize| {
             assert!(len >= needs, "{name}: {len} values where {needs} are needed");
         };
-        covers("the left factor", self.a.data.len(), a_needs);
-        covers("the output", self.c.len(), c_needs);
+        covers("the left factor", a.cells.len(), a_needs);
+        covers("the output", c.cells.len(), c_needs);
         match &self.epilogue {
             Epilogue::Store | Epilogue::Accumulate => {}
             Epilogue::Bias(bias) => check_len("the bias", bias, n),
@@ -315,6 +386,8 @@ impl Product<'_> {
             }
             Epilogue::Multiply(d) => covers("the matrix to multiply by", d.len(), c_needs),
         }
+        let rounds = !matches!(self.epilogue, Epilogue::Accumulate | Epilogue::Residual { .. });
+        assert!(rounds || c.precision == Precision::F32, "a sum into a matrix of bf16");
     }
 
     /// Bias, combination and what to fetch for the strip at column `first` and row `row`, `offset`
@@ -322,10 +395,15 @@ impl Product<'_> {
     #[inline(always)]
     fn ending(&self, first: usize, row: usize, offset: usize) -> (*const f32, Combine, *const f32) {
         let none = std::ptr::null();
+        let bf16 = self.c.precision == Precision::Bf16;
+        let plain = if bf16 { Combine::Round } else { Combine::Replace };
         match &self.epilogue {
-            Epilogue::Store => (none, Combine::Replace, none),
+            Epilogue::Store => (none, plain, none),
             Epilogue::Accumulate => (none, Combine::Add, none),
-            Epilogue::Bias(bias) => (bias[first..].as_ptr(), Combine::Replace, none),
+            Epilogue::Bias(bias) => (bias[first..].as_ptr(), plain, none),
+            Epilogue::BiasGelu { bias, .. } if bf16 => {
+                (bias[first..].as_ptr(), Combine::Replace, none)
+            }
             Epilogue::BiasGelu { bias, derivative } => {
                 (bias[first..].as_ptr(), Combine::Replace, derivative[offset..].as_ptr())
             }
@@ -337,7 +415,7 @@ impl Product<'_> {
             }
             Epilogue::Multiply(d) => {
                 let d = d[offset..].as_ptr();
-                (none, Combine::Multiply(d), d)
+                (none, if bf16 { Combine::MultiplyAndRound(d) } else { Combine::Multiply(d) }, d)
             }
         }
     }
@@ -358,13 +436,24 @@ fn gelu_in_place<S: Simd>(x: &mut [f32], derivative: &mut [f32]) {
     }
 }
 
+/// As many values as [`gelu_in_place`], given in full and returned as pairs of neighbours.
+#[inline(always)]
+fn gelu_pairs<S: Simd>(x: &[f32], y: &mut [f32], derivative: &mut [f32]) {
+    for piece in S::pieces(y.len()) {
+        let (first, second) = (2 * piece.start, x.len().min(2 * piece.start + S::LANES));
+        let (first, second) = (gelu(S::load(&x[first..])), gelu(S::load(&x[second..])));
+        S::pairs_of_neighbours(first.0, second.0).store(&mut y[piece.clone()]);
+        S::pairs_of_neighbours(first.1, second.1).store(&mut derivative[piece]);
+    }
+}
+
 struct WeightGradient<'a> {
     precision: Precision,
     rows: usize,
     m: usize,
     n: usize,
-    a: &'a [f32],
-    b: &'a [f32],
+    a: Matrix<&'a [f32]>,
+    b: Matrix<&'a [f32]>,
     c: &'a mut [f32],
     column_sums: Option<&'a mut [f32]>,
     /// Room for pairs of `a`.
@@ -389,12 +478,33 @@ impl Kernel for WeightGradient<'_> {
             }
         }
         if let Some(sums) = self.column_sums {
-            for row in self.a.chunks_exact(self.m.max(1)) {
-                for piece in S::pieces(self.m) {
-                    let sum = S::load(&sums[piece.clone()]) + S::load(&row[piece.clone()]);
-                    sum.store(&mut sums[piece]);
+            let cells = self.a.precision.cells(self.m);
+            for row in self.a.cells.chunks_exact(cells.max(1)) {
+                match self.a.precision {
+                    Precision::F32 => add::<S>(row, sums),
+                    Precision::Bf16 => add_pairs::<S>(row, sums),
                 }
             }
+        }
+    }
+}
+
+#[inline(always)]
+fn add<S: Simd>(x: &[f32], sums: &mut [f32]) {
+    for piece in S::pieces(sums.len()) {
+        (S::load(&sums[piece.clone()]) + S::load(&x[piece.clone()])).store(&mut sums[piece]);
+    }
+}
+
+/// [`add`] for pairs of neighbours.
+#[inline(always)]
+fn add_pairs<S: Simd>(x: &[f32], sums: &mut [f32]) {
+    for piece in S::pieces(x.len()) {
+        let (first, second) = S::load(&x[piece.clone()]).neighbours();
+        let sums = &mut sums[2 * piece.start..];
+        (S::load(sums) + first).store(sums);
+        if let Some(sums) = sums.get_mut(S::LANES..) {
+            (S::load(sums) + second).store(sums);
         }
     }
 }
@@ -404,20 +514,22 @@ impl WeightGradient<'_> {
     #[inline(always)]
     fn add<S: Simd, const PAIRS: bool>(&mut self, rows: Range<usize>, panel: &mut [PanelRow]) {
         let Self { m, n, a, b, .. } = *self;
-        let mut left = a[rows.start * m..].as_ptr();
+        let [a_stride, b_stride] = [(a, m), (b, n)].map(|(x, columns)| x.precision.cells(columns));
+        let mut left = a.cells[rows.start * a_stride..].as_ptr();
         if PAIRS {
             let to = block(self.pairs, panel.len() * m);
             for (i, to) in to.chunks_exact_mut(m.max(1)).enumerate() {
-                pair_rows::<S>(a, m, rows.start + 2 * i..rows.end, to);
+                pair_rows::<S>(a, a_stride, rows.start + 2 * i..rows.end, to);
             }
             left = to.as_ptr();
         }
         for first in (0..n).step_by(PANEL) {
             let columns = PANEL.min(n - first);
+            let b = Matrix { cells: &b.cells[b.precision.cells(first)..], ..b };
             for (i, to) in panel.iter_mut().enumerate() {
                 match PAIRS {
-                    false => to.copy_from(&b[(rows.start + i) * n + first..][..columns]),
-                    true => to.pair::<S>(&b[first..], n, rows.start + 2 * i..rows.end, columns),
+                    false => to.copy_from(&b.cells[(rows.start + i) * n..][..columns]),
+                    true => to.pair::<S>(b, b_stride, rows.start + 2 * i..rows.end, columns),
                 }
             }
             let strip = Strip {

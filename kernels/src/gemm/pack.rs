@@ -1,7 +1,7 @@
 //! The right factor of a product, rearranged for the microkernel.
 
 use super::pairs::{PairColumns, pair_rows};
-use super::{Precision, block, check_len};
+use super::{Matrix, Precision, block, check_len};
 use crate::simd::{Kernel, Level, PANEL, Simd};
 use std::ops::Range;
 
@@ -28,7 +28,7 @@ impl PanelRow {
     #[inline(always)]
     pub fn pair<S: Simd>(
         &mut self,
-        from: &[f32],
+        from: Matrix<&[f32]>,
         stride: usize,
         rows: Range<usize>,
         columns: usize,
@@ -178,7 +178,7 @@ impl Kernel for Fill<'_> {
             for (i, row) in panel.iter_mut().enumerate() {
                 match precision {
                     Precision::F32 => row.copy_from(&b[i * stride + first..][..columns]),
-                    Precision::Bf16 => row.pair::<S>(&b[first..], stride, 2 * i..k, columns),
+                    Precision::Bf16 => row.pair::<S>(b[first..].into(), stride, 2 * i..k, columns),
                 }
             }
         }

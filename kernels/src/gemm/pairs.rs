@@ -1,5 +1,6 @@
 //! Factors rounded to bf16, two terms of a sum side by side.
 
+use super::{Matrix, Precision};
 use crate::simd::{Kernel, Simd};
 use std::ops::Range;
 
@@ -23,9 +24,8 @@ impl Kernel for PairColumns<'_> {
             for piece in S::pieces(to.len()) {
                 let first = 2 * piece.start;
                 let second = columns.min(first + S::LANES);
-                let neighbours =
-                    S::pairs_of_neighbours(S::load(&row[first..]), S::load(&row[second..]));
-                neighbours.store(&mut to[piece]);
+                let (first, second) = (S::load(&row[first..]), S::load(&row[second..]));
+                S::pairs_of_neighbours(first, second).store(&mut to[piece]);
             }
         }
     }
@@ -34,11 +34,29 @@ impl Kernel for PairColumns<'_> {
 /// The first two of `rows`, which lie `stride` apart, as one row of pairs, `to.len()` columns; one
 /// alone pairs with zeros.
 #[inline(always)]
-pub(super) fn pair_rows<S: Simd>(from: &[f32], stride: usize, rows: Range<usize>, to: &mut [f32]) {
-    let row = |i: usize| &from[i * stride..][..to.len()];
+pub(super) fn pair_rows<S: Simd>(
+    from: Matrix<&[f32]>,
+    stride: usize,
+    rows: Range<usize>,
+    to: &mut [f32],
+) {
+    let cells = from.precision.cells(to.len());
+    let row = |i: usize| &from.cells[i * stride..][..cells];
     let (even, odd) = (row(rows.start), (rows.len() > 1).then(|| row(rows.start + 1)));
-    for piece in S::pieces(to.len()) {
-        let odd = odd.map_or(S::splat(0.0), |odd| S::load(&odd[piece.clone()]));
-        S::pairs(S::load(&even[piece.clone()]), odd).store(&mut to[piece]);
+    let zero = S::splat(0.0);
+    for piece in S::pieces(cells) {
+        let even = S::load(&even[piece.clone()]);
+        let odd = odd.map_or(zero, |odd| S::load(&odd[piece.clone()]));
+        if from.precision == Precision::F32 {
+            S::pairs(even, odd).store(&mut to[piece]);
+            continue;
+        }
+        // Each pair of neighbours is two columns.
+        let (even, odd) = (even.neighbours(), odd.neighbours());
+        let to = &mut to[2 * piece.start..];
+        S::pairs(even.0, odd.0).store(to);
+        if let Some(rest) = to.get_mut(S::LANES..) {
+            S::pairs(even.1, odd.1).store(rest);
+        }
     }
 }

@@ -68,7 +68,7 @@ fn epilogues_match_f64(precision: Precision, [m, k, n]: [usize; 3]) {
     for level in Level::available() {
         let run = |start: &[f32], epilogue| {
             let mut c = start.to_vec();
-            matmul_at(level, m, &a, &packed, &mut c, epilogue);
+            matmul_at(level, m, (&a[..]).into(), &packed, (&mut c[..]).into(), epilogue);
             c
         };
         let tolerance = tolerance(k);
@@ -127,12 +127,16 @@ fn weight_gradients_match_f64_at_every_level() {
             let exact = &exact[precision as usize];
             // Added to what is there.
             let (mut c, mut sums) = (vec![2.0; m * n], vec![3.0; m]);
-            matmul_transposed_a_at(level, precision, rows, &a, &b, &mut c, Some(&mut sums));
+            let add = |c: &mut [f32], sums: Option<&mut [f32]>| {
+                let (a, b) = ((&a[..]).into(), (&b[..]).into());
+                matmul_transposed_a_at(level, precision, [rows, m, n], a, b, c, sums);
+            };
+            add(&mut c, Some(&mut sums));
             let plus = |x: &[f64], y: f64| x.iter().map(|x| x + y).collect::<Vec<_>>();
             assert_close(&c, &plus(exact, 2.0), 2.0 * tolerance(rows));
             assert_close(&sums, &plus(&exact_sums, 3.0), 2.0 * tolerance(rows));
             let mut alone = vec![2.0; m * n];
-            matmul_transposed_a_at(level, precision, rows, &a, &b, &mut alone, None);
+            add(&mut alone, None);
             assert_eq!(c, alone);
         }
     }
@@ -156,8 +160,8 @@ fn product_of_parts_leaves_the_rest_alone(n: usize) {
         let exact = reference::matmul(m, k, n, &at, &rounded_b);
         let packed = PackedB::pack(precision, &b, k, n);
         let mut c = vec![9.0; m * stride];
-        let left = Left::transposed(&a, 20);
-        product(level, m, left, &packed, (&mut c, stride), Epilogue::Store);
+        let left = Left::transposed(&a[..], 20);
+        product(level, m, left, &packed, ((&mut c[..]).into(), stride), Epilogue::Store);
         for (row, exact) in c.chunks(stride).zip(exact.chunks(n)) {
             assert_close(&row[..n], exact, 1e-5);
             assert!(row[n..].iter().all(|&x| x == 9.0), "{level:?} {n}");
@@ -165,36 +169,111 @@ fn product_of_parts_leaves_the_rest_alone(n: usize) {
     }
 }
 
+/// A matrix `[rows, columns]` in bf16.
+fn stored(x: &[f32], columns: usize) -> Vec<f32> {
+    let mut cells = Vec::new();
+    for row in x.chunks(columns) {
+        let mut to = vec![9.0; columns.div_ceil(2)];
+        Level::Scalar.run(PairColumns { from: row, stride: columns, columns, to: &mut to });
+        cells.extend(to);
+    }
+    cells
+}
+
+/// The values of [`stored`].
+fn values(cells: &[f32], columns: usize) -> Vec<f32> {
+    let rows = cells.chunks(columns.div_ceil(2).max(1));
+    let numbers = |c: &f32| [c.to_bits() << 16, c.to_bits() & 0xffff_0000].map(f32::from_bits);
+    rows.flat_map(|row| row.iter().flat_map(numbers).take(columns).collect::<Vec<_>>()).collect()
+}
+
+fn bf16<T>(cells: T) -> Matrix<T> {
+    Matrix { cells, precision: Precision::Bf16 }
+}
+
+/// Rounding the factors beforehand changes nothing, rounding the output only that.
+#[test]
+fn matrices_in_bf16_give_what_f32_gives_rounded() {
+    for (m, k, n) in SHAPES.into_iter().filter(|(_, k, _)| *k > 0) {
+        let (a, b, d) = random_matrices(m, k, n);
+        let (bias, packed) =
+            (Generator::new(2).normal(n), PackedB::pack(Precision::Bf16, &b, k, n));
+        let (a_cells, d_cells) = (stored(&a, k), stored(&d, n));
+        let d_rounded = entering(Precision::Bf16, &d);
+        for level in Level::available() {
+            let exact = |epilogue| {
+                let mut c = vec![9.0; m * n];
+                matmul_at(level, m, (&a[..]).into(), &packed, (&mut c[..]).into(), epilogue);
+                entering(Precision::Bf16, &c)
+            };
+            let run = |epilogue| {
+                let mut c = vec![9.0; m * n.div_ceil(2)];
+                let (a, out) = (bf16(&a_cells[..]), bf16(&mut c[..]));
+                matmul_at(level, m, a, &packed, out, epilogue);
+                values(&c, n)
+            };
+            let case = format!("{level:?} {m} {k} {n}");
+            assert_eq!(run(Epilogue::Store), exact(Epilogue::Store), "{case}");
+            assert_eq!(run(Epilogue::Bias(&bias)), exact(Epilogue::Bias(&bias)), "{case}");
+            let multiplied = exact(Epilogue::Multiply(&d_rounded));
+            assert_eq!(run(Epilogue::Multiply(&d_cells)), multiplied, "{case}");
+            let (mut slope, mut cells) = (vec![9.0; m * n], vec![9.0; m * n.div_ceil(2)]);
+            let y = exact(Epilogue::BiasGelu { bias: &bias, derivative: &mut slope });
+            assert_eq!(
+                run(Epilogue::BiasGelu { bias: &bias, derivative: &mut cells }),
+                y,
+                "{case}"
+            );
+            assert_eq!(values(&cells, n), entering(Precision::Bf16, &slope), "{case}");
+        }
+    }
+}
+
+#[test]
+fn weight_gradients_of_matrices_in_bf16_are_those_of_their_values() {
+    for (rows, m, n) in [(1, 1, 1), (3, 33, 5), (50, 13, 70), (1035, 25, 31)] {
+        let mut random = Generator::new(rows as u64);
+        let [a, b] = [m, n].map(|n| entering(Precision::Bf16, &random.normal(rows * n)));
+        let (a_cells, b_cells) = (stored(&a, m), stored(&b, n));
+        for level in Level::available() {
+            let run = |a, b| {
+                let (mut c, mut sums) = (vec![2.0; m * n], vec![3.0; m]);
+                let (precision, sides) = (Precision::Bf16, [rows, m, n]);
+                matmul_transposed_a_at(level, precision, sides, a, b, &mut c, Some(&mut sums));
+                (c, sums)
+            };
+            let expected = run((&a[..]).into(), (&b[..]).into());
+            assert_eq!(run(bf16(&a_cells), bf16(&b_cells)), expected, "{level:?} {rows}");
+        }
+    }
+}
+
 #[test]
 fn an_empty_product_is_no_error() {
-    matmul(0, &[], &PackedB::pack(Precision::F32, &[1.0; 6], 2, 3), &mut [], Epilogue::Store);
-    matmul(2, &[1.0; 4], &PackedB::pack(Precision::F32, &[], 2, 0), &mut [], Epilogue::Store);
-    matmul_transposed_a(Precision::F32, 2, &[], &[1.0; 80], &mut [], Some(&mut []));
+    let b = |values: &[f32], k, n| PackedB::pack(Precision::F32, values, k, n);
+    matmul(0, &[][..], &b(&[1.0; 6], 2, 3), &mut [][..], Epilogue::Store);
+    matmul(2, &[1.0; 4][..], &b(&[], 2, 0), &mut [][..], Epilogue::Store);
+    let sides = [2, 0, 40];
+    matmul_transposed_a(Precision::F32, sides, &[][..], &[1.0; 80][..], &mut [], Some(&mut []));
 }
 
 #[test]
 #[should_panic(expected = "the left factor: 5 values where 6 are needed")]
 fn a_short_left_factor_is_refused() {
     let b = PackedB::pack(Precision::F32, &[1.0; 6], 3, 2);
-    matmul(2, &[0.0; 5], &b, &mut [0.0; 4], Epilogue::Store);
+    matmul(2, &[0.0; 5][..], &b, &mut [0.0; 4][..], Epilogue::Store);
 }
 
 #[test]
 #[should_panic(expected = "the bias: 3 values where 2 are needed")]
 fn a_long_bias_is_refused() {
     let b = PackedB::pack(Precision::F32, &[1.0; 6], 3, 2);
-    matmul(2, &[0.0; 6], &b, &mut [0.0; 4], Epilogue::Bias(&[0.0; 3]));
+    matmul(2, &[0.0; 6][..], &b, &mut [0.0; 4][..], Epilogue::Bias(&[0.0; 3]));
 }
 
 #[test]
 #[should_panic(expected = "the column sums: 3 values where 2 are needed")]
 fn short_column_sums_are_refused() {
-    matmul_transposed_a(
-        Precision::F32,
-        2,
-        &[0.0; 4],
-        &[0.0; 4],
-        &mut [0.0; 4],
-        Some(&mut [0.0; 3]),
-    );
+    let (a, b) = (&[0.0; 4][..], &[0.0; 4][..]);
+    matmul_transposed_a(Precision::F32, [2, 2, 2], a, b, &mut [0.0; 4], Some(&mut [0.0; 3]));
 }

@@ -29,6 +29,10 @@ pub(super) struct Strip {
 pub(super) enum Combine {
     /// Nothing.
     Replace,
+    /// It is rounded to bf16, and the output is pairs of neighbours, as are the matrices below.
+    Round,
+    /// It is multiplied by a matrix laid out like the output and rounded.
+    MultiplyAndRound(*const f32),
     /// The old output is added.
     Add,
     /// It is multiplied by a matrix laid out like the output.
@@ -43,14 +47,24 @@ impl Combine {
     /// `columns` columns further on.
     #[inline(always)]
     fn at(self, rows: usize, columns: usize, c_stride: usize) -> Self {
-        let offset = rows * c_stride + columns;
+        let offset = rows * c_stride + self.cells(columns);
         match self {
+            Self::MultiplyAndRound(d) => Self::MultiplyAndRound(d.wrapping_add(offset)),
             Self::Multiply(d) => Self::Multiply(d.wrapping_add(offset)),
             Self::AddScaled { residual, factors } => {
                 let factors = moved(factors, rows);
                 Self::AddScaled { residual: residual.wrapping_add(offset), factors }
             }
             other => other,
+        }
+    }
+
+    /// Floats or pairs that `columns` of the output fill.
+    #[inline(always)]
+    fn cells(self, columns: usize) -> usize {
+        match self {
+            Self::Round | Self::MultiplyAndRound(_) => columns.div_ceil(2),
+            _ => columns,
         }
     }
 }
@@ -154,8 +168,8 @@ impl Strip {
         unsafe {
             Self {
                 b: self.b.add(columns),
-                c: self.c.add(columns),
-                fetch: moved(self.fetch, columns),
+                c: self.c.add(self.combine.cells(columns)),
+                fetch: moved(self.fetch, self.combine.cells(columns)),
                 columns: self.columns - columns,
                 bias: moved(self.bias, columns),
                 combine: self.combine.at(0, columns, self.c_stride),
@@ -248,6 +262,8 @@ unsafe fn finish<S: Simd, const ROWS: usize, const FULL: bool>(
             load::<S, FULL>(matrix.wrapping_add(offset), width[v])
         };
         match strip.combine {
+            Combine::Round => store_pairs::<S, ROWS, FULL>(strip, &tile, None),
+            Combine::MultiplyAndRound(d) => store_pairs::<S, ROWS, FULL>(strip, &tile, Some(d)),
             Combine::Replace => store::<S, ROWS, FULL>(strip, width, |row, v| tile[row][v]),
             Combine::Add => {
                 store::<S, ROWS, FULL>(strip, width, |row, v| tile[row][v] + part(strip.c, row, v))
@@ -286,6 +302,33 @@ unsafe fn store<S: Simd, const ROWS: usize, const FULL: bool>(
                 } else {
                     value(row, v).store_first(c, width[v]);
                 }
+            }
+        }
+    }
+}
+
+/// Stores a tile as pairs of neighbours, multiplied by a matrix of pairs if one is given.
+// Not a closure for each, as in `store`: longer ones end up as functions without the instructions.
+#[inline(always)]
+unsafe fn store_pairs<S: Simd, const ROWS: usize, const FULL: bool>(
+    strip: &Strip,
+    tile: &[[S; 2]; ROWS],
+    factors: Option<*const f32>,
+) {
+    let cells = strip.columns.div_ceil(2).min(S::LANES);
+    for (row, &[mut first, mut second]) in tile.iter().enumerate() {
+        let offset = row * strip.c_stride;
+        // SAFETY: the caller vouches for the pairs of `columns` in each row of both matrices.
+        unsafe {
+            if let Some(factors) = factors {
+                let d = load::<S, FULL>(factors.wrapping_add(offset), cells).neighbours();
+                (first, second) = (first * d.0, second * d.1);
+            }
+            let (pairs, c) = (S::pairs_of_neighbours(first, second), strip.c.wrapping_add(offset));
+            if FULL || cells == S::LANES {
+                pairs.store_full(c);
+            } else {
+                pairs.store_first(c, cells);
             }
         }
     }

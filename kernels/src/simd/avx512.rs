@@ -152,6 +152,21 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn neighbours(self) -> (Self, Self) {
+        // SAFETY: a value of this type proves AVX-512.
+        unsafe {
+            let pairs = _mm512_castps_si512(self.0);
+            // A number of 16 bits becomes the upper half of its lane.
+            let widened = |half: __m256i| {
+                let lanes = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(half));
+                Self(_mm512_castsi512_ps(lanes))
+            };
+            let upper = _mm512_extracti64x4_epi64::<1>(pairs);
+            (widened(_mm512_castsi512_si256(pairs)), widened(upper))
+        }
+    }
+
+    #[inline(always)]
     fn add_products(self, a: Self, b: Self) -> Self {
         if !BF16 {
             return bf16::add_products(self, a, b);

@@ -39,14 +39,29 @@ pub(super) fn pairs_of_neighbours<S: Simd>(first: S, second: S) -> S {
     })
 }
 
+/// See [`Simd::neighbours`].
+#[inline(always)]
+pub(super) fn neighbours<S: Simd>(pairs: S) -> (S, S) {
+    let number = |pair: f32, i: usize| if i.is_multiple_of(2) { first(pair) } else { second(pair) };
+    let lower = lane_by_lane([pairs], |i, [pairs]| number(pairs[i / 2], i));
+    let upper = lane_by_lane([pairs], |i, [pairs]| number(pairs[S::LANES / 2 + i / 2], i));
+    (lower, upper)
+}
+
 /// See [`Simd::add_products`].
 #[inline(always)]
 pub(super) fn add_products<S: Simd>(sum: S, a: S, b: S) -> S {
-    let first = |x: f32| f32::from_bits(x.to_bits() << 16);
-    let second = |x: f32| f32::from_bits(x.to_bits() & 0xffff_0000);
     lane_by_lane([sum, a, b], |i, [sum, a, b]| {
         second(a[i]).mul_add(second(b[i]), first(a[i]).mul_add(first(b[i]), sum[i]))
     })
+}
+
+fn first(pair: f32) -> f32 {
+    f32::from_bits(pair.to_bits() << 16)
+}
+
+fn second(pair: f32) -> f32 {
+    f32::from_bits(pair.to_bits() & 0xffff_0000)
 }
 
 /// The vector whose lane i is `lane(i, lanes of the arguments)`.

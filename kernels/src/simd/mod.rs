@@ -187,6 +187,13 @@ pub(crate) trait Simd:
         bf16::pairs_of_neighbours(first, second)
     }
 
+    /// The numbers of pairs that [`Self::pairs_of_neighbours`] has made: those of its first and of its
+    /// second argument.
+    #[inline(always)]
+    fn neighbours(self) -> (Self, Self) {
+        bf16::neighbours(self)
+    }
+
     /// `self` plus the products of both halves of the pairs `a` and `b`, summed in f32.
     #[inline(always)]
     fn add_products(self, a: Self, b: Self) -> Self {

@@ -113,17 +113,19 @@ fn transposes_blocks_at_every_level() {
     }
 }
 
-/// Pairs of two vectors both ways, and their products with themselves.
+/// Pairs of two vectors both ways, their products with each other, and the latter taken apart.
 struct Pairs<'a>([&'a [f32]; 2]);
 
 impl Kernel for Pairs<'_> {
-    type Output = [Vec<f32>; 3];
+    type Output = [Vec<f32>; 5];
 
     #[inline(always)]
-    fn run<S: Simd>(self) -> [Vec<f32>; 3] {
+    fn run<S: Simd>(self) -> [Vec<f32>; 5] {
         let [a, b] = self.0.map(S::load);
         let (pairs, neighbours) = (S::pairs(a, b), S::pairs_of_neighbours(a, b));
-        [pairs, neighbours, S::splat(2.0).add_products(pairs, neighbours)].map(|x| {
+        let (first, second) = neighbours.neighbours();
+        let products = S::splat(2.0).add_products(pairs, neighbours);
+        [pairs, neighbours, products, first, second].map(|x| {
             let mut lanes = vec![0.0; S::LANES];
             x.store(&mut lanes);
             lanes
@@ -138,10 +140,12 @@ fn pairs_are_rounded_placed_and_multiplied_at_every_level() {
         let (mut a, b) = (random.normal(16), random.normal(16));
         // Halfway between two numbers, once towards the even one below and once above.
         (a[0], a[1]) = (1.0 + 2f32.powi(-8), 1.0 + 3.0 * 2f32.powi(-8));
-        let [pairs, neighbours, products] = level.run(Pairs([&a, &b]));
+        let [pairs, neighbours, products, first, second] = level.run(Pairs([&a, &b]));
         let lanes = pairs.len();
         let halves = |x: f32| [x.to_bits() << 16, x.to_bits() & 0xffff_0000].map(f32::from_bits);
         let both = [&a[..lanes], &b[..lanes]].concat();
+        let rounded: Vec<f32> = both.iter().copied().map(reference::bf16).collect();
+        assert_eq!([first, second].concat(), rounded, "{level:?}");
         for i in 0..lanes {
             let (x, y) = (halves(pairs[i]), halves(neighbours[i]));
             assert_eq!(x, [a[i], b[i]].map(reference::bf16), "{level:?}");
