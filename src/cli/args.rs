@@ -307,14 +307,6 @@ pub enum Dtype {
 }
 
 impl Dtype {
-    /// As in a recipe.
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::F32 => "f32",
-            Self::Bf16 => "bf16",
-        }
-    }
-
     /// That of the kernels.
     pub fn precision(self) -> Precision {
         match self {

@@ -62,7 +62,7 @@ fn settings(args: &TraceArgs, method: &str) -> Result<RunConfig> {
     let whole = |n: u64| Value::Integer(i64::try_from(n).unwrap_or(i64::MAX));
     for (flag, key, value) in [
         ("--model", "model.name", Some(args.model.clone().into())),
-        ("--amp-dtype", "amp_dtype", Some(args.amp_dtype.name().into())),
+        ("--amp-dtype", "amp_dtype", Some(args.amp_dtype.precision().name().into())),
         ("--seed", "seed", own.seed.map(whole)),
         ("--threads", "threads", own.threads.map(|n| whole(n as u64))),
         ("--lr", "pretrain.optim.lr", args.lr.map(Value::Float)),

@@ -10,7 +10,7 @@ use std::mem::MaybeUninit;
 use std::ops::{Deref, DerefMut, Range};
 use std::sync::Arc;
 
-use burn::tensor::{AllocationProperty, Bytes, DType, Shape};
+use burn::tensor::{AllocationProperty, Bytes, DType, Device, Shape, Tensor, TensorData};
 use burn_flex::{FlexTensor, Layout};
 use burn_std::{AccessError, AccessPolicy, AllocationController};
 
@@ -55,12 +55,26 @@ impl Buffer {
 
     /// The tensor of these values.
     pub(super) fn into_tensor(self, shape: impl Into<Shape>) -> FlexTensor {
+        FlexTensor::new(self.into_bytes(), Layout::contiguous(shape.into()), DType::F32)
+    }
+
+    fn into_bytes(self) -> Bytes {
         let bytes = size_of_val(&*self.0);
         // SAFETY: a buffer's controller covers `bytes` bytes, all initialised, for as long as it
         // lives; moving the box does not move the vector's memory.
-        let bytes = unsafe { Bytes::from_controller(Box::new(self), bytes) };
-        FlexTensor::new(bytes, Layout::contiguous(shape.into()), DType::F32)
+        unsafe { Bytes::from_controller(Box::new(self), bytes) }
     }
+}
+
+/// A tensor in the memory of one that was dropped before; `fill` must write every value.
+pub fn filled<const D: usize>(
+    shape: [usize; D],
+    device: &Device,
+    fill: impl FnOnce(&mut [f32]),
+) -> Tensor<D> {
+    let mut buffer = Buffer::stale(shape.iter().product());
+    fill(&mut buffer);
+    Tensor::from_data(TensorData::from_bytes(buffer.into_bytes(), shape, DType::F32), device)
 }
 
 impl Deref for Buffer {

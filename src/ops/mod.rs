@@ -21,7 +21,7 @@ mod storage;
 
 use burn::tensor::{Device, Tensor};
 
-pub use buffers::BufferPool;
+pub use buffers::{BufferPool, filled};
 pub use conv::{Windows, conv2d, unfold};
 pub use fewvit_kernels::{MixedTarget, SoftTargets};
 pub use flat::FlatMemory;

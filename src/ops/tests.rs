@@ -294,7 +294,7 @@ fn relative_error(a: &[f32], b: &[f32]) -> f32 {
 /// Rounding to bf16 errs by up to 2^-9 a factor; an operation that did not round would be far better.
 fn assert_bf16(a: &[f32], b: &[f32], what: &str) {
     let error = relative_error(a, b);
-    assert!((1e-4..1e-2).contains(&error), "{what}: {error}");
+    assert!((1e-4..2e-2).contains(&error), "{what}: {error}");
 }
 
 #[test]

@@ -17,6 +17,7 @@ use crate::report::tables::{self, Prediction};
 use crate::report::{self, DataFacts, Mistake, ModelFacts, ReportData, StageFacts, TestUse};
 use crate::report::{card, pictures};
 use crate::train::checkpoint::StageName;
+use crate::train::parallel;
 
 /// Mistakes shown in the report, and the side of their pictures in pixels.
 const MISTAKES: usize = 24;
@@ -174,6 +175,7 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
             ("fewvit".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
             ("system".to_owned(), format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
             ("instructions".to_owned(), fewvit_kernels::simd_level().to_owned()),
+            ("products".to_owned(), parallel::precision(config.amp_dtype).name().to_owned()),
             ("threads".to_owned(), context.threads.to_string()),
         ],
     })

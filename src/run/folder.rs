@@ -6,6 +6,7 @@ use super::Request;
 use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
+use crate::train::parallel;
 
 /// A run's folder.
 #[derive(Clone, Debug)]
@@ -91,6 +92,7 @@ impl Folder {
             "os": std::env::consts::OS,
             "arch": std::env::consts::ARCH,
             "simd": fewvit_kernels::simd_level(),
+            "products": parallel::precision(config.amp_dtype).name(),
             "threads": super::threads(config),
             "working_directory": std::env::current_dir().ok(),
         });

@@ -14,15 +14,16 @@ mod stages;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
+use fewvit_kernels::Precision;
 use serde::{Deserialize, Serialize};
 
 pub use finish::Summary;
 pub use folder::Folder;
 pub use stages::{pretraining, weights_of};
 
-use crate::config::RunConfig;
+use crate::config::{AmpDtype, RunConfig};
 use crate::error::{Error, Result};
-use crate::train::checkpoint;
+use crate::train::{checkpoint, parallel};
 use forecast::Forecast;
 use prepare::Prepared;
 
@@ -140,6 +141,10 @@ fn execute(
         interrupted,
         ui,
     };
+    let wanted = config.amp_dtype == AmpDtype::Bf16;
+    if wanted && parallel::precision(config.amp_dtype) == Precision::F32 {
+        ui.note("  note: this processor does not multiply bf16, so training uses f32");
+    }
     ui.total(planned.forecast.units());
     let reached = checkpoint::load(&folder.checkpoint())?;
     let trained =

@@ -8,7 +8,7 @@
 use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Device, Tensor};
 use fewvit_kernels::{Precision, has_bf16};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
@@ -157,10 +157,11 @@ impl Engine {
     }
 }
 
-/// Rows a worker passes through the model at a time where the user sets no number: about 400 tokens
+/// Rows a worker passes through the model at a time where the user sets no number: about 600 tokens
 /// of DeiT, enough rows for full speed of the matrix kernels, few enough to keep activations small.
+/// (400 are as fast in f32 and 1% slower in bf16, 800 no faster.)
 pub fn micro_batch(img_size: usize) -> usize {
-    (8 * 112 * 112 / (img_size * img_size).max(1)).clamp(1, 64)
+    (12 * 112 * 112 / (img_size * img_size).max(1)).clamp(1, 64)
 }
 
 /// What `amp_dtype` means on this machine: bf16 only where the processor multiplies it.
@@ -216,11 +217,11 @@ fn backward(
 /// The micro-batch's mixed and normalised pixels, `[rows, 3, img_size, img_size]`.
 fn images(part: &MicroBatch, input: &StepInput, device: &Device) -> Tensor<4> {
     let (group, size) = (part.group, part.group.img_size);
-    let mut pixels = vec![0.0; part.rows.len() * 3 * size * size];
-    for (row, out) in part.rows.clone().zip(pixels.chunks_exact_mut(3 * size * size)) {
-        group.write_row(row, input.mean, input.std, out);
-    }
-    Tensor::from_data(TensorData::new(pixels, [part.rows.len(), 3, size, size]), device)
+    ops::filled([part.rows.len(), 3, size, size], device, |pixels| {
+        for (row, out) in part.rows.clone().zip(pixels.chunks_exact_mut(3 * size * size)) {
+            group.write_row(row, input.mean, input.std, out);
+        }
+    })
 }
 
 fn targets(part: &MicroBatch, loss: &dyn RowLoss) -> Vec<MixedTarget> {

@@ -14,11 +14,12 @@ use std::cell::RefCell;
 use std::ops::Range;
 use tile::{Combine, Strip};
 
+mod gradient;
 mod pack;
 mod pairs;
 mod tile;
+pub use gradient::matmul_transposed_a;
 pub use pack::PackedB;
-use pack::PanelRow;
 use pairs::{PairColumns, pair_rows};
 
 /// How exactly the factors of a product enter it.
@@ -33,6 +34,14 @@ pub enum Precision {
 }
 
 impl Precision {
+    /// `"f32"` or `"bf16"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Bf16 => "bf16",
+        }
+    }
+
     /// Terms of a sum that are multiplied at a time.
     const fn terms(self) -> usize {
         match self {
@@ -79,10 +88,6 @@ pub(crate) fn block(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 
 /// Rows of the left factor that go through all panels before the next rows.
 const ROW_BLOCK: usize = 100;
-/// Rows, or pairs of rows, of a weight gradient's operands that are summed in registers: their packed
-/// panel (32 KiB) stays in the first-level cache.
-const SUM_BLOCK: usize = 256;
-
 /// What [`matmul`] does with the product before it is stored, while it is still in registers or in
 /// the first-level cache.
 pub enum Epilogue<'a> {
@@ -155,47 +160,6 @@ pub(crate) fn product(
     epilogue: Epilogue,
 ) {
     LEFT.with_borrow_mut(|pairs| level.run(Product { m, a, b, c, c_stride, epilogue, pairs }));
-}
-
-/// C = C + A^T B, the gradient of a weight stored `[out, in]`: `a` is the gradient of the layer's
-/// output `[rows, m]`, `b` its input `[rows, n]`, `c` `[m, n]`. The sums of `a`'s columns, the
-/// gradient of the bias, are added to `column_sums` `[m]`, if given.
-///
-/// # Panics
-/// If a slice has not the length that `rows`, `m` and `n` imply; if `a` or `b` is bf16 and the
-/// `precision` of the products is not.
-pub fn matmul_transposed_a<'a>(
-    precision: Precision,
-    [rows, m, n]: [usize; 3],
-    a: impl Into<Matrix<&'a [f32]>>,
-    b: impl Into<Matrix<&'a [f32]>>,
-    c: &mut [f32],
-    column_sums: Option<&mut [f32]>,
-) {
-    let (level, sides) = (Level::current(), [rows, m, n]);
-    matmul_transposed_a_at(level, precision, sides, a.into(), b.into(), c, column_sums);
-}
-
-pub(crate) fn matmul_transposed_a_at(
-    level: Level,
-    precision: Precision,
-    [rows, m, n]: [usize; 3],
-    a: Matrix<&[f32]>,
-    b: Matrix<&[f32]>,
-    c: &mut [f32],
-    column_sums: Option<&mut [f32]>,
-) {
-    for (name, x, columns) in [("the left factor", a, m), ("the right factor", b, n)] {
-        check_len(name, x.cells, rows * x.precision.cells(columns));
-        check_precision(name, x.precision, precision);
-    }
-    check_len("the output", c, m * n);
-    if let Some(sums) = &column_sums {
-        check_len("the column sums", sums, m);
-    }
-    LEFT.with_borrow_mut(|pairs| {
-        level.run(WeightGradient { precision, rows, m, n, a, b, c, column_sums, pairs });
-    });
 }
 
 /// Panics if a matrix is bf16 in a product that is not.
@@ -444,110 +408,6 @@ fn gelu_pairs<S: Simd>(x: &[f32], y: &mut [f32], derivative: &mut [f32]) {
         let (first, second) = (gelu(S::load(&x[first..])), gelu(S::load(&x[second..])));
         S::pairs_of_neighbours(first.0, second.0).store(&mut y[piece.clone()]);
         S::pairs_of_neighbours(first.1, second.1).store(&mut derivative[piece]);
-    }
-}
-
-struct WeightGradient<'a> {
-    precision: Precision,
-    rows: usize,
-    m: usize,
-    n: usize,
-    a: Matrix<&'a [f32]>,
-    b: Matrix<&'a [f32]>,
-    c: &'a mut [f32],
-    column_sums: Option<&'a mut [f32]>,
-    /// Room for pairs of `a`.
-    pairs: &'a mut Vec<f32>,
-}
-
-impl Kernel for WeightGradient<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(mut self) {
-        let mut panel = [PanelRow::ZERO; SUM_BLOCK];
-        let (rows, cells) = (self.rows, self.precision.cells(self.rows));
-        let blocks = cells.div_ceil(SUM_BLOCK);
-        for block in 0..blocks {
-            let cells = cells * block / blocks..cells * (block + 1) / blocks;
-            let terms = self.precision.terms();
-            let rows = terms * cells.start..rows.min(terms * cells.end);
-            match self.precision {
-                Precision::F32 => self.add::<S, false>(rows, &mut panel[..cells.len()]),
-                Precision::Bf16 => self.add::<S, true>(rows, &mut panel[..cells.len()]),
-            }
-        }
-        if let Some(sums) = self.column_sums {
-            let cells = self.a.precision.cells(self.m);
-            for row in self.a.cells.chunks_exact(cells.max(1)) {
-                match self.a.precision {
-                    Precision::F32 => add::<S>(row, sums),
-                    Precision::Bf16 => add_pairs::<S>(row, sums),
-                }
-            }
-        }
-    }
-}
-
-#[inline(always)]
-fn add<S: Simd>(x: &[f32], sums: &mut [f32]) {
-    for piece in S::pieces(sums.len()) {
-        (S::load(&sums[piece.clone()]) + S::load(&x[piece.clone()])).store(&mut sums[piece]);
-    }
-}
-
-/// [`add`] for pairs of neighbours.
-#[inline(always)]
-fn add_pairs<S: Simd>(x: &[f32], sums: &mut [f32]) {
-    for piece in S::pieces(x.len()) {
-        let (first, second) = S::load(&x[piece.clone()]).neighbours();
-        let sums = &mut sums[2 * piece.start..];
-        (S::load(sums) + first).store(sums);
-        if let Some(sums) = sums.get_mut(S::LANES..) {
-            (S::load(sums) + second).store(sums);
-        }
-    }
-}
-
-impl WeightGradient<'_> {
-    /// Adds the products of `rows`; `panel` is room for 32 columns of `b`.
-    #[inline(always)]
-    fn add<S: Simd, const PAIRS: bool>(&mut self, rows: Range<usize>, panel: &mut [PanelRow]) {
-        let Self { m, n, a, b, .. } = *self;
-        let [a_stride, b_stride] = [(a, m), (b, n)].map(|(x, columns)| x.precision.cells(columns));
-        let mut left = a.cells[rows.start * a_stride..].as_ptr();
-        if PAIRS {
-            let to = block(self.pairs, panel.len() * m);
-            for (i, to) in to.chunks_exact_mut(m.max(1)).enumerate() {
-                pair_rows::<S>(a, a_stride, rows.start + 2 * i..rows.end, to);
-            }
-            left = to.as_ptr();
-        }
-        for first in (0..n).step_by(PANEL) {
-            let columns = PANEL.min(n - first);
-            let b = Matrix { cells: &b.cells[b.precision.cells(first)..], ..b };
-            for (i, to) in panel.iter_mut().enumerate() {
-                match PAIRS {
-                    false => to.copy_from(&b.cells[(rows.start + i) * n..][..columns]),
-                    true => to.pair::<S>(b, b_stride, rows.start + 2 * i..rows.end, columns),
-                }
-            }
-            let strip = Strip {
-                k: panel.len(),
-                a: left,
-                a_stride: m,
-                b: panel.as_ptr().cast(),
-                c: self.c.as_mut_ptr().wrapping_add(first),
-                c_stride: n,
-                columns,
-                bias: std::ptr::null(),
-                combine: Combine::Add,
-                fetch: std::ptr::null(),
-            };
-            // SAFETY: `left` holds [panel.len(), m] and `c` [m, n] values, as the caller has checked;
-            // `c` is borrowed exclusively.
-            unsafe { strip.run::<S, true, PAIRS>(m) };
-        }
     }
 }
 

@@ -1,3 +1,4 @@
+use super::gradient::matmul_transposed_a_at;
 use super::*;
 use crate::reference::{self, Generator, assert_close};
 

@@ -108,5 +108,7 @@ fn what_cannot_be_is_said() {
     assert!(refused("--img-size 100", Job::Pretrain).contains("a multiple of 16"));
     assert!(refused("--recipe papre", Job::Train).contains("did you mean `paper`"));
     assert!(refused("--crops 2x112@0.5-0.1", Job::Train).contains("(set by --crops)"));
-    assert!(refused("--amp-dtype bf16", Job::Train).contains("must be f32"));
+    assert!(
+        refused("--amp-dtype f64", Job::Train).contains("expected one of `auto`, `f32`, `bf16`")
+    );
 }
