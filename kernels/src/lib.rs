@@ -5,7 +5,7 @@
 //! | [`gemm`] | matrix products with bias, GELU and residual folded in | [`matmul`] | [`matmul`] with the weight packed the other way, [`matmul_transposed_a`] |
 //! | [`attention`] | softmax(Q K^T scale) V of all heads | [`attention_forward`] | [`attention_backward`] |
 //! | [`norm`] | layer normalisation | [`layer_norm_forward`] | [`layer_norm_backward`] |
-//! | [`depthwise`] | 3 x 3 convolutions of single channels, with GELU | [`depthwise_gelu_forward`] | [`depthwise_backward`] |
+//! | [`depthwise`] | 3 x 3 convolutions of single channels, with GELU | [`depthwise_gelu_forward`] | [`depthwise_gelu_backward`] |
 //! | [`cross_entropy`](mod@cross_entropy) | of softmax with smoothed, mixed targets | [`cross_entropy()`] | its `slopes` |
 //! | [`gelu`] | exact GELU and its derivative | [`gelu_forward`] | [`Epilogue::Multiply`] |
 //! | [`adamw`] | one pass of AdamW | [`adamw_step`] | |
@@ -42,7 +42,7 @@ pub use adamw::{AdamW, adamw_step};
 pub use attention::{AttentionShape, Qkv, attention_backward, attention_forward};
 pub use average::average_step;
 pub use cross_entropy::{MixedTarget, SoftTargets, cross_entropy};
-pub use depthwise::{MapShape, depthwise_backward, depthwise_gelu_forward};
+pub use depthwise::{MapShape, depthwise_gelu_backward, depthwise_gelu_forward};
 pub use gelu::gelu_forward;
 pub use gemm::{Epilogue, PackedB, Precision, matmul, matmul_transposed_a};
 pub use limits::{memory_bandwidth, multiply_add_limit};

@@ -136,7 +136,7 @@ pub(crate) fn layer_norm(
     y
 }
 
-/// Results of [`depthwise`].
+/// Results of [`depthwise_gelu`].
 pub(crate) struct Depthwise {
     pub out: Vec<f64>,
     pub dx: Vec<f64>,
@@ -144,8 +144,8 @@ pub(crate) struct Depthwise {
     pub dbias: Vec<f64>,
 }
 
-/// A 3 x 3 convolution of each channel (`weight` `[channels, 3, 3]`) and its gradients.
-pub(crate) fn depthwise(
+/// GELU of a 3 x 3 convolution of each channel (`weight` `[channels, 3, 3]`), and its gradients.
+pub(crate) fn depthwise_gelu(
     shape: &MapShape,
     x: &[f32],
     weight: &[f32],
@@ -154,27 +154,31 @@ pub(crate) fn depthwise(
 ) -> Depthwise {
     let &MapShape { height, width, channels, .. } = shape;
     let zeros = |n| vec![0.0; n];
-    let mut y = Depthwise {
-        out: zeros(x.len()),
-        dx: zeros(x.len()),
-        dweight: zeros(weight.len()),
-        dbias: zeros(channels),
-    };
+    let (dx, dweight) = (zeros(x.len()), zeros(weight.len()));
+    let mut y = Depthwise { out: vec![], dx, dweight, dbias: zeros(channels) };
     for (i, &dy) in dout.iter().enumerate() {
-        let (dy, token, c) = (f64::from(dy), i / channels, i % channels);
+        let (token, c) = (i / channels, i % channels);
         let (row, column) = (token / width % height, token % width);
-        y.out[i] += f64::from(bias[c]);
-        y.dbias[c] += dy;
-        for (down, right) in (0..3).flat_map(|d| (0..3).map(move |r| (d, r))) {
-            let inside =
-                (1..=height).contains(&(row + down)) && (1..=width).contains(&(column + right));
-            if inside {
+        let inside = |&(down, right): &(usize, usize)| {
+            (1..=height).contains(&(row + down)) && (1..=width).contains(&(column + right))
+        };
+        // Places in x and in the weight.
+        let taps: Vec<(usize, usize)> = (0..3)
+            .flat_map(|down| (0..3).map(move |right| (down, right)))
+            .filter(inside)
+            .map(|(down, right)| {
                 let from = ((token + down * width + right - width - 1) * channels) + c;
-                let tap = c * 9 + down * 3 + right;
-                y.out[i] += f64::from(x[from]) * f64::from(weight[tap]);
-                y.dx[from] += dy * f64::from(weight[tap]);
-                y.dweight[tap] += dy * f64::from(x[from]);
-            }
+                (from, c * 9 + down * 3 + right)
+            })
+            .collect();
+        let product = |&(from, tap): &(usize, usize)| f64::from(x[from]) * f64::from(weight[tap]);
+        let (out, slope) = gelu(f64::from(bias[c]) + taps.iter().map(product).sum::<f64>());
+        let dy = f64::from(dy) * slope;
+        y.out.push(out);
+        y.dbias[c] += dy;
+        for (from, tap) in taps {
+            y.dx[from] += dy * f64::from(weight[tap]);
+            y.dweight[tap] += dy * f64::from(x[from]);
         }
     }
     y
