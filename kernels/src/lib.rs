@@ -6,6 +6,7 @@
 //! | [`attention`] | softmax(Q K^T scale) V of all heads | [`attention_forward`] | [`attention_backward`] |
 //! | [`norm`] | layer normalisation | [`layer_norm_forward`] | [`layer_norm_backward`] |
 //! | [`depthwise`] | 3 x 3 convolutions of single channels, with GELU | [`depthwise_gelu_forward`] | [`depthwise_gelu_backward`] |
+//! | [`unfold`](mod@unfold) | windows of maps as rows of a matrix | [`unfold()`] | [`fold`] |
 //! | [`cross_entropy`](mod@cross_entropy) | of softmax with smoothed, mixed targets | [`cross_entropy()`] | its `slopes` |
 //! | [`gelu`] | exact GELU and its derivative | [`gelu_forward`] | [`Epilogue::Multiply`] |
 //! | [`adamw`] | one pass of AdamW | [`adamw_step`] | |
@@ -37,6 +38,7 @@ mod reference;
 pub mod sgd;
 mod simd;
 pub mod total;
+pub mod unfold;
 
 pub use adamw::{AdamW, adamw_step};
 pub use attention::{AttentionShape, Qkv, attention_backward, attention_forward};
@@ -49,6 +51,7 @@ pub use limits::{memory_bandwidth, multiply_add_limit};
 pub use norm::{layer_norm_backward, layer_norm_forward};
 pub use sgd::{Sgd, sgd_step};
 pub use total::total_of;
+pub use unfold::{Windows, fold, unfold};
 
 /// Whether the instruction set in use multiplies bf16, which makes [`Precision::Bf16`] fast.
 pub fn has_bf16() -> bool {

@@ -5,6 +5,7 @@ use crate::attention::AttentionShape;
 use crate::cross_entropy::SoftTargets;
 use crate::depthwise::MapShape;
 use crate::sgd::Sgd;
+use crate::unfold::Windows;
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
@@ -179,6 +180,38 @@ pub(crate) fn depthwise_gelu(
         for (from, tap) in taps {
             y.dx[from] += dy * f64::from(weight[tap]);
             y.dweight[tap] += dy * f64::from(x[from]);
+        }
+    }
+    y
+}
+
+/// Results of [`unfold`].
+pub(crate) struct Unfold {
+    pub out: Vec<f64>,
+    pub dx: Vec<f64>,
+}
+
+/// Windows of a map, place by place, and their gradient.
+pub(crate) fn unfold(shape: &MapShape, windows: &Windows, x: &[f32], dout: &[f32]) -> Unfold {
+    let &MapShape { height, width, channels, .. } = shape;
+    let &Windows { kernel, stride, padding } = windows;
+    let [rows, columns] = [height, width].map(|side| windows.count(side));
+    let mut y = Unfold { out: vec![], dx: vec![0.0; x.len()] };
+    for (i, &d) in dout.iter().enumerate() {
+        let (window, inside) = (i / (channels * kernel * kernel), i % (channels * kernel * kernel));
+        let (c, down, right) =
+            (inside / kernel / kernel, inside / kernel % kernel, inside % kernel);
+        // One padding too far down and right, so that nothing is negative.
+        let row = window / columns % rows * stride + down;
+        let column = window % columns * stride + right;
+        let on_map = (padding..padding + height).contains(&row)
+            && (padding..padding + width).contains(&column);
+        let sample = window / columns / rows;
+        let from = on_map
+            .then(|| ((sample * height + row - padding) * width + column - padding) * channels + c);
+        y.out.push(from.map_or(0.0, |from| x[from].into()));
+        if let Some(from) = from {
+            y.dx[from] += f64::from(d);
         }
     }
     y

@@ -17,12 +17,13 @@ mod fused_nodes;
 mod packed;
 mod precision;
 mod storage;
+pub mod unfold;
 
 use burn::tensor::{Device, Tensor};
 
 pub use buffers::BufferPool;
-pub use conv::{Windows, conv2d, unfold};
-pub use fewvit_kernels::{MixedTarget, SoftTargets};
+pub use conv::conv2d;
+pub use fewvit_kernels::{MixedTarget, SoftTargets, Windows};
 pub use flat::FlatMemory;
 pub use packed::forget_packed_weights;
 pub use precision::autocast;
@@ -103,6 +104,18 @@ pub fn depthwise_conv3x3_gelu(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>) 
     match on_cpu(&x.device()) {
         true => depthwise::fused(x, weight, bias),
         false => depthwise::composed(x, weight, bias),
+    }
+}
+
+/// Flattened windows of a map, PyTorch's `unfold`.
+///
+/// `x`: `[batch, height, width, channels]`; returns `[batch, rows, columns, channels * kernel^2]`
+/// with one entry a window, channel-major inside (index = channel * kernel^2 + row * kernel +
+/// column), as a convolution's weight lies.
+pub fn unfold(x: Tensor<4>, windows: Windows) -> Tensor<4> {
+    match on_cpu(&x.device()) {
+        true => unfold::fused(x, windows),
+        false => unfold::composed(x, windows),
     }
 }
 

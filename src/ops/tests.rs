@@ -6,7 +6,7 @@ use rand::RngExt as _;
 
 use super::{
     FlatMemory, MixedTarget, SoftTargets, Windows, autocast, composed, cross_entropy, depthwise,
-    fused,
+    fused, unfold,
 };
 use crate::rng::{Purpose, stream};
 
@@ -224,6 +224,26 @@ fn convolutions_are_burns() {
         let (a, b) = (run(super::conv2d), run(burns));
         for (i, what) in ["y", "dx", "dw", "db"].iter().enumerate() {
             assert_close(&a[i], &b[i], &format!("conv2d {what} {windows:?}"));
+        }
+    }
+}
+
+#[test]
+fn unfolded_maps() {
+    for (kernel, stride, padding) in [(1, 1, 0), (3, 2, 1), (7, 4, 2), (2, 2, 0)] {
+        let windows = Windows { kernel, stride, padding };
+        for (batch, height, width, channels) in [(1, 7, 9, 1), (2, 9, 8, 3), (1, 4, 5, 33)] {
+            let run = |op: fn(Tensor<4>, Windows) -> Tensor<4>| {
+                let x = random([batch, channels, height, width], 27);
+                // Channels that do not lie side by side.
+                let y = op(x.clone().permute([0, 2, 3, 1]), windows);
+                let g = weighted_sum(y.clone()).backward();
+                [values(y), values(x.grad(&g).expect("dx"))]
+            };
+            let (a, b) = (run(unfold::fused), run(unfold::composed));
+            for (i, what) in ["y", "dx"].iter().enumerate() {
+                assert_close(&a[i], &b[i], &format!("unfold {what} {windows:?} of {channels}"));
+            }
         }
     }
 }
