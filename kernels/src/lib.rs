@@ -4,6 +4,7 @@
 //! |---|---|---|---|
 //! | [`gemm`] | matrix products with bias, GELU and residual folded in | [`matmul`] | [`matmul`] with the weight packed the other way, [`matmul_transposed_a`] |
 //! | [`attention`] | softmax(Q K^T scale) V of all heads | [`attention_forward`] | [`attention_backward`] |
+//! | [`performer`] | attention by random features | [`performer_forward`] | [`performer_backward`] |
 //! | [`norm`] | layer normalisation | [`layer_norm_forward`] | [`layer_norm_backward`] |
 //! | [`depthwise`] | 3 x 3 convolutions of single channels, with GELU | [`depthwise_gelu_forward`] | [`depthwise_gelu_backward`] |
 //! | [`unfold`](mod@unfold) | windows of maps as rows of a matrix | [`unfold()`] | [`fold`] |
@@ -33,6 +34,7 @@ pub mod gelu;
 pub mod gemm;
 pub mod limits;
 pub mod norm;
+pub mod performer;
 #[cfg(test)]
 mod reference;
 pub mod sgd;
@@ -49,6 +51,7 @@ pub use gelu::gelu_forward;
 pub use gemm::{Epilogue, PackedB, Precision, matmul, matmul_transposed_a};
 pub use limits::{memory_bandwidth, multiply_add_limit};
 pub use norm::{layer_norm_backward, layer_norm_forward};
+pub use performer::{PerformerShape, performer_backward, performer_forward};
 pub use sgd::{Sgd, sgd_step};
 pub use total::total_of;
 pub use unfold::{Windows, fold, unfold};

@@ -4,6 +4,7 @@ use crate::adamw::AdamW;
 use crate::attention::AttentionShape;
 use crate::cross_entropy::SoftTargets;
 use crate::depthwise::MapShape;
+use crate::performer::PerformerShape;
 use crate::sgd::Sgd;
 use crate::unfold::Windows;
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
@@ -257,6 +258,61 @@ pub(crate) fn attention(s: &AttentionShape, q: &[f32], kv: &[f32], dout: &[f32])
                 }
             }
             y.probs.extend(p);
+        }
+    }
+    y
+}
+
+/// Results of [`performer`].
+pub(crate) struct Performer {
+    pub out: Vec<f64>,
+    pub dkqv: Vec<f64>,
+}
+
+/// Attention by random features and its gradient, token by token: scores phi(q_i) phi(k_j), each row
+/// divided by its sum.
+pub(crate) fn performer(s: &PerformerShape, kqv: &[f32], w: &[f32], dout: &[f32]) -> Performer {
+    let &PerformerShape { batch, tokens, dim, features, .. } = s;
+    let at = |b: usize, t: usize, part: usize, d: usize| ((b * tokens + t) * 3 + part) * dim + d;
+    let mut y = Performer { out: vec![0.0; dout.len()], dkqv: vec![0.0; kqv.len()] };
+    for b in 0..batch {
+        let x = |t, part, d| f64::from(kqv[at(b, t, part, d)]);
+        let weight = |f: usize, d: usize| f64::from(w[f * dim + d]);
+        let phi = |t, part, f| {
+            let exponent = (0..dim).map(|d| (weight(f, d) - x(t, part, d) / 2.0) * x(t, part, d));
+            exponent.sum::<f64>().exp() / (features as f64).sqrt()
+        };
+        let [k, q] = [0, 1].map(|part| -> Vec<Vec<f64>> {
+            (0..tokens).map(|t| (0..features).map(|f| phi(t, part, f)).collect()).collect()
+        });
+        let [mut dk, mut dq] = [0, 1].map(|_| vec![vec![0.0; features]; tokens]);
+        for i in 0..tokens {
+            let score = |j: usize| q[i].iter().zip(&k[j]).map(|(q, k)| q * k).sum::<f64>();
+            let scores: Vec<f64> = (0..tokens).map(score).collect();
+            let sum = scores.iter().sum::<f64>() + f64::from(s.eps);
+            let (row, d_out) =
+                ((b * tokens + i) * dim, |d| f64::from(dout[(b * tokens + i) * dim + d]));
+            for d in 0..dim {
+                y.out[row + d] = (0..tokens).map(|j| scores[j] * x(j, 2, d)).sum::<f64>() / sum;
+            }
+            for j in 0..tokens {
+                let slope = (0..dim).map(|d| d_out(d) * (x(j, 2, d) - y.out[row + d])).sum::<f64>();
+                for f in 0..features {
+                    dq[i][f] += slope / sum * k[j][f];
+                    dk[j][f] += slope / sum * q[i][f];
+                }
+                for d in 0..dim {
+                    y.dkqv[at(b, j, 2, d)] += scores[j] / sum * d_out(d);
+                }
+            }
+        }
+        for (t, (part, phi, d_phi)) in
+            (0..tokens).flat_map(|t| [(t, (0, &k, &dk)), (t, (1, &q, &dq))])
+        {
+            for (f, d) in (0..features).flat_map(|f| (0..dim).map(move |d| (f, d))) {
+                let slope = weight(f, d) - x(t, part, d);
+                y.dkqv[at(b, t, part, d)] += d_phi[t][f] * phi[t][f] * slope;
+            }
         }
     }
     y

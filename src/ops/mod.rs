@@ -11,10 +11,12 @@ pub mod composed;
 mod conv;
 pub mod cross_entropy;
 pub mod depthwise;
+pub mod dropout;
 mod flat;
 pub mod fused;
 mod fused_nodes;
 mod packed;
+pub mod performer;
 mod precision;
 mod storage;
 pub mod unfold;
@@ -63,6 +65,17 @@ pub fn linear_residual(
     }
 }
 
+/// `residual + factors x`, each value of `x` with a factor of its own; none = 1.
+///
+/// `x`: `[rows, dim]`, `residual`: `[rows, width]`, of which the last `dim` columns are meant,
+/// `factors`: 0 or `1 / keep` where dropout is on; returns `[rows, dim]`.
+pub fn dropout_residual(x: Tensor<2>, residual: Tensor<2>, factors: Option<Vec<f32>>) -> Tensor<2> {
+    match on_cpu(&x.device()) {
+        true => dropout::fused(x, residual, factors),
+        false => dropout::composed(x, residual, factors),
+    }
+}
+
 /// Layer normalisation over the last dimension.
 ///
 /// `x`: `[rows, dim]`, `weight`, `bias`: `[dim]`; returns `[rows, dim]`.
@@ -93,6 +106,18 @@ pub fn cross_attention(q: Tensor<3>, kv: Tensor<3>, heads: usize) -> Tensor<3> {
     match on_cpu(&q.device()) {
         true => fused::cross_attention(q, kv, heads),
         false => composed::cross_attention(q, kv, heads),
+    }
+}
+
+/// Attention by positive random features, `phi(q) sum_t phi(k_t) v_t^T / (phi(q) sum_t phi(k_t) +
+/// eps)` with `phi(x) = exp(w x - |x|^2 / 2) / sqrt(features)`.
+///
+/// `kqv`: `[batch, tokens, 3 * dim]`, keys, queries, values; `w`: `[features, dim]`, to which no
+/// gradient flows; returns `[batch, tokens, dim]`.
+pub fn performer(kqv: Tensor<3>, w: Tensor<2>) -> Tensor<3> {
+    match on_cpu(&kqv.device()) {
+        true => performer::fused(kqv, w),
+        false => performer::composed(kqv, w),
     }
 }
 
