@@ -211,18 +211,11 @@ pub(crate) fn attention_forward_at(
                     None => block(scores, rows.len() * tokens),
                 };
                 let query = Left::rows(&query[rows.start * stride..], stride);
-                product(
-                    level,
-                    rows.len(),
-                    query,
-                    keys,
-                    ((&mut p[..]).into(), tokens),
-                    Epilogue::Store,
-                );
+                product(level, rows.len(), query, keys, (&mut p[..], tokens), Epilogue::Store);
                 level.run(Softmax { scores: p, tokens, scale });
                 let out = &mut out[shape.out(head) + rows.start * shape.dim()..];
                 let p = Left::rows(&*p, tokens);
-                product(level, rows.len(), p, values, (out.into(), shape.dim()), Epilogue::Store);
+                product(level, rows.len(), p, values, (out, shape.dim()), Epilogue::Store);
             }
         }
     });
@@ -286,7 +279,7 @@ impl HeadBackward<'_> {
         let mut multiply = |m, a, b: &PackedB, to: Part, epilogue| {
             let (c, stride) = dqkv.part_mut(self.shape, to, self.head);
             let start = if to == Part::Query { rows.start * stride } else { 0 };
-            product(self.level, m, a, b, ((&mut c[start..]).into(), stride), epilogue);
+            product(self.level, m, a, b, (&mut c[start..], stride), epilogue);
         };
         // Keys and values receive from every block of rows.
         let sum = || {
@@ -303,14 +296,7 @@ impl HeadBackward<'_> {
         let (values, stride) = part(Part::Value);
         by_tokens.fill_transposed(self.level, precision, values, stride, [head_dim, tokens]);
         let dout = Left::rows(dout, dim);
-        product(
-            self.level,
-            rows.len(),
-            dout,
-            by_tokens,
-            ((&mut ds[..]).into(), tokens),
-            Epilogue::Store,
-        );
+        product(self.level, rows.len(), dout, by_tokens, (&mut ds[..], tokens), Epilogue::Store);
         self.level.run(SoftmaxBackward { probs: p, gradient: ds, tokens, scale });
 
         let (keys, stride) = part(Part::Key);

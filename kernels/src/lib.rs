@@ -4,8 +4,10 @@
 //! |---|---|---|---|
 //! | [`gemm`] | matrix products with bias, GELU and residual folded in | [`matmul`] | [`matmul`] with the weight packed the other way, [`matmul_transposed_a`] |
 //! | [`attention`] | softmax(Q K^T scale) V of all heads | [`attention_forward`] | [`attention_backward`] |
+//! | [`performer`] | attention by random features | [`performer_forward`] | [`performer_backward`] |
 //! | [`norm`] | layer normalisation | [`layer_norm_forward`] | [`layer_norm_backward`] |
-//! | [`depthwise`] | 3 x 3 convolutions of single channels, with GELU | [`depthwise_gelu_forward`] | [`depthwise_backward`] |
+//! | [`depthwise`] | 3 x 3 convolutions of single channels, with GELU | [`depthwise_gelu_forward`] | [`depthwise_gelu_backward`] |
+//! | [`unfold`](mod@unfold) | windows of maps as rows of a matrix | [`unfold()`] | [`fold`] |
 //! | [`cross_entropy`](mod@cross_entropy) | of softmax with smoothed, mixed targets | [`cross_entropy()`] | its `slopes` |
 //! | [`gelu`] | exact GELU and its derivative | [`gelu_forward`] | [`Epilogue::Multiply`] |
 //! | [`adamw`] | one pass of AdamW | [`adamw_step`] | |
@@ -32,23 +34,27 @@ pub mod gelu;
 pub mod gemm;
 pub mod limits;
 pub mod norm;
+pub mod performer;
 #[cfg(test)]
 mod reference;
 pub mod sgd;
 mod simd;
 pub mod total;
+pub mod unfold;
 
 pub use adamw::{AdamW, adamw_step};
 pub use attention::{AttentionShape, Qkv, attention_backward, attention_forward};
 pub use average::average_step;
 pub use cross_entropy::{MixedTarget, SoftTargets, cross_entropy};
-pub use depthwise::{MapShape, depthwise_backward, depthwise_gelu_forward};
+pub use depthwise::{MapShape, depthwise_gelu_backward, depthwise_gelu_forward};
 pub use gelu::gelu_forward;
 pub use gemm::{Epilogue, Matrix, PackedB, Precision, matmul, matmul_transposed_a};
 pub use limits::{memory_bandwidth, multiply_add_limit};
 pub use norm::{layer_norm_backward, layer_norm_forward};
+pub use performer::{PerformerShape, performer_backward, performer_forward};
 pub use sgd::{Sgd, sgd_step};
 pub use total::total_of;
+pub use unfold::{Windows, fold, unfold};
 
 /// Whether the instruction set in use multiplies bf16, which makes [`Precision::Bf16`] fast.
 pub fn has_bf16() -> bool {

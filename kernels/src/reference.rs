@@ -4,7 +4,9 @@ use crate::adamw::AdamW;
 use crate::attention::AttentionShape;
 use crate::cross_entropy::SoftTargets;
 use crate::depthwise::MapShape;
+use crate::performer::PerformerShape;
 use crate::sgd::Sgd;
+use crate::unfold::Windows;
 use std::f64::consts::{FRAC_1_SQRT_2, PI};
 
 /// SplitMix64 (Steele, Lea and Flood, 2014).
@@ -136,7 +138,7 @@ pub(crate) fn layer_norm(
     y
 }
 
-/// Results of [`depthwise`].
+/// Results of [`depthwise_gelu`].
 pub(crate) struct Depthwise {
     pub out: Vec<f64>,
     pub dx: Vec<f64>,
@@ -144,8 +146,8 @@ pub(crate) struct Depthwise {
     pub dbias: Vec<f64>,
 }
 
-/// A 3 x 3 convolution of each channel (`weight` `[channels, 3, 3]`) and its gradients.
-pub(crate) fn depthwise(
+/// GELU of a 3 x 3 convolution of each channel (`weight` `[channels, 3, 3]`), and its gradients.
+pub(crate) fn depthwise_gelu(
     shape: &MapShape,
     x: &[f32],
     weight: &[f32],
@@ -154,27 +156,63 @@ pub(crate) fn depthwise(
 ) -> Depthwise {
     let &MapShape { height, width, channels, .. } = shape;
     let zeros = |n| vec![0.0; n];
-    let mut y = Depthwise {
-        out: zeros(x.len()),
-        dx: zeros(x.len()),
-        dweight: zeros(weight.len()),
-        dbias: zeros(channels),
-    };
+    let (dx, dweight) = (zeros(x.len()), zeros(weight.len()));
+    let mut y = Depthwise { out: vec![], dx, dweight, dbias: zeros(channels) };
     for (i, &dy) in dout.iter().enumerate() {
-        let (dy, token, c) = (f64::from(dy), i / channels, i % channels);
+        let (token, c) = (i / channels, i % channels);
         let (row, column) = (token / width % height, token % width);
-        y.out[i] += f64::from(bias[c]);
-        y.dbias[c] += dy;
-        for (down, right) in (0..3).flat_map(|d| (0..3).map(move |r| (d, r))) {
-            let inside =
-                (1..=height).contains(&(row + down)) && (1..=width).contains(&(column + right));
-            if inside {
+        let inside = |&(down, right): &(usize, usize)| {
+            (1..=height).contains(&(row + down)) && (1..=width).contains(&(column + right))
+        };
+        // Places in x and in the weight.
+        let taps: Vec<(usize, usize)> = (0..3)
+            .flat_map(|down| (0..3).map(move |right| (down, right)))
+            .filter(inside)
+            .map(|(down, right)| {
                 let from = ((token + down * width + right - width - 1) * channels) + c;
-                let tap = c * 9 + down * 3 + right;
-                y.out[i] += f64::from(x[from]) * f64::from(weight[tap]);
-                y.dx[from] += dy * f64::from(weight[tap]);
-                y.dweight[tap] += dy * f64::from(x[from]);
-            }
+                (from, c * 9 + down * 3 + right)
+            })
+            .collect();
+        let product = |&(from, tap): &(usize, usize)| f64::from(x[from]) * f64::from(weight[tap]);
+        let (out, slope) = gelu(f64::from(bias[c]) + taps.iter().map(product).sum::<f64>());
+        let dy = f64::from(dy) * slope;
+        y.out.push(out);
+        y.dbias[c] += dy;
+        for (from, tap) in taps {
+            y.dx[from] += dy * f64::from(weight[tap]);
+            y.dweight[tap] += dy * f64::from(x[from]);
+        }
+    }
+    y
+}
+
+/// Results of [`unfold`].
+pub(crate) struct Unfold {
+    pub out: Vec<f64>,
+    pub dx: Vec<f64>,
+}
+
+/// Windows of a map, place by place, and their gradient.
+pub(crate) fn unfold(shape: &MapShape, windows: &Windows, x: &[f32], dout: &[f32]) -> Unfold {
+    let &MapShape { height, width, channels, .. } = shape;
+    let &Windows { kernel, stride, padding } = windows;
+    let [rows, columns] = [height, width].map(|side| windows.count(side));
+    let mut y = Unfold { out: vec![], dx: vec![0.0; x.len()] };
+    for (i, &d) in dout.iter().enumerate() {
+        let (window, inside) = (i / (channels * kernel * kernel), i % (channels * kernel * kernel));
+        let (c, down, right) =
+            (inside / kernel / kernel, inside / kernel % kernel, inside % kernel);
+        // One padding too far down and right, so that nothing is negative.
+        let row = window / columns % rows * stride + down;
+        let column = window % columns * stride + right;
+        let on_map = (padding..padding + height).contains(&row)
+            && (padding..padding + width).contains(&column);
+        let sample = window / columns / rows;
+        let from = on_map
+            .then(|| ((sample * height + row - padding) * width + column - padding) * channels + c);
+        y.out.push(from.map_or(0.0, |from| x[from].into()));
+        if let Some(from) = from {
+            y.dx[from] += f64::from(d);
         }
     }
     y
@@ -220,6 +258,61 @@ pub(crate) fn attention(s: &AttentionShape, q: &[f32], kv: &[f32], dout: &[f32])
                 }
             }
             y.probs.extend(p);
+        }
+    }
+    y
+}
+
+/// Results of [`performer`].
+pub(crate) struct Performer {
+    pub out: Vec<f64>,
+    pub dkqv: Vec<f64>,
+}
+
+/// Attention by random features and its gradient, token by token: scores phi(q_i) phi(k_j), each row
+/// divided by its sum.
+pub(crate) fn performer(s: &PerformerShape, kqv: &[f32], w: &[f32], dout: &[f32]) -> Performer {
+    let &PerformerShape { batch, tokens, dim, features, .. } = s;
+    let at = |b: usize, t: usize, part: usize, d: usize| ((b * tokens + t) * 3 + part) * dim + d;
+    let mut y = Performer { out: vec![0.0; dout.len()], dkqv: vec![0.0; kqv.len()] };
+    for b in 0..batch {
+        let x = |t, part, d| f64::from(kqv[at(b, t, part, d)]);
+        let weight = |f: usize, d: usize| f64::from(w[f * dim + d]);
+        let phi = |t, part, f| {
+            let exponent = (0..dim).map(|d| (weight(f, d) - x(t, part, d) / 2.0) * x(t, part, d));
+            exponent.sum::<f64>().exp() / (features as f64).sqrt()
+        };
+        let [k, q] = [0, 1].map(|part| -> Vec<Vec<f64>> {
+            (0..tokens).map(|t| (0..features).map(|f| phi(t, part, f)).collect()).collect()
+        });
+        let [mut dk, mut dq] = [0, 1].map(|_| vec![vec![0.0; features]; tokens]);
+        for i in 0..tokens {
+            let score = |j: usize| q[i].iter().zip(&k[j]).map(|(q, k)| q * k).sum::<f64>();
+            let scores: Vec<f64> = (0..tokens).map(score).collect();
+            let sum = scores.iter().sum::<f64>() + f64::from(s.eps);
+            let (row, d_out) =
+                ((b * tokens + i) * dim, |d| f64::from(dout[(b * tokens + i) * dim + d]));
+            for d in 0..dim {
+                y.out[row + d] = (0..tokens).map(|j| scores[j] * x(j, 2, d)).sum::<f64>() / sum;
+            }
+            for j in 0..tokens {
+                let slope = (0..dim).map(|d| d_out(d) * (x(j, 2, d) - y.out[row + d])).sum::<f64>();
+                for f in 0..features {
+                    dq[i][f] += slope / sum * k[j][f];
+                    dk[j][f] += slope / sum * q[i][f];
+                }
+                for d in 0..dim {
+                    y.dkqv[at(b, j, 2, d)] += scores[j] / sum * d_out(d);
+                }
+            }
+        }
+        for (t, (part, phi, d_phi)) in
+            (0..tokens).flat_map(|t| [(t, (0, &k, &dk)), (t, (1, &q, &dq))])
+        {
+            for (f, d) in (0..features).flat_map(|f| (0..dim).map(move |d| (f, d))) {
+                let slope = weight(f, d) - x(t, part, d);
+                y.dkqv[at(b, t, part, d)] += d_phi[t][f] * phi[t][f] * slope;
+            }
         }
     }
     y

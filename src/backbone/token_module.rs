@@ -12,8 +12,6 @@ use crate::ops::{self, Windows};
 const NORM_EPS: f64 = 1e-5;
 /// Of the performer, in training, whatever the recipe says: fixed in the official code.
 const DROPOUT: f64 = 0.1;
-/// Keeps the performer's normaliser from 0.
-const PERFORMER_EPS: f64 = 1e-8;
 /// The unfoldings.
 const WINDOWS: [Windows; 3] = [
     Windows { kernel: 7, stride: 4, padding: 2 },
@@ -202,45 +200,14 @@ impl Performer {
     fn forward(&self, x: Tensor<2>, batch: usize, drop_path: &DropPath) -> Tensor<2> {
         let kqv = self.kqv.forward(self.norm1.forward(x));
         let [rows, e] = [kqv.dims()[0], kqv.dims()[1] / 3];
-        let [k, q, v] = [0, 1, 2].map(|i| kqv.clone().narrow(1, i * e, e));
-        let attended = self.attend([k, q, v.clone()], batch);
-        let dropped = |x: Tensor<2>, draw| match drop_path.dropout(
-            [batch, rows / batch * e],
-            DROPOUT,
-            self.dropout + draw,
-        ) {
-            Some(factors) => {
-                let factors = Tensor::<1>::from_data(factors.as_slice(), &x.device());
-                x * factors.reshape([rows, e])
-            }
-            None => x,
-        };
-        let x = v + dropped(self.proj.forward(attended), 0);
+        let sequences = kqv.clone().reshape([batch, rows / batch, 3 * e]);
+        let attended = ops::performer(sequences, self.w.val()).reshape([rows, e]);
+        let dropout =
+            |draw| drop_path.dropout([batch, rows / batch * e], DROPOUT, self.dropout + draw);
+        // The values are the last third of each row.
+        let x = ops::dropout_residual(self.proj.forward(attended), kqv, dropout(0));
         let hidden = self.mlp.0.forward_gelu(self.norm2.forward(x.clone()));
-        x + dropped(self.mlp.2.forward(hidden), 1)
-    }
-
-    /// `phi(q) sum_t phi(k_t) v_t^T / (phi(q) sum_t phi(k_t))`, `[batch * tokens, token_dim]`.
-    fn attend(&self, kqv: [Tensor<2>; 3], batch: usize) -> Tensor<2> {
-        let [rows, e] = kqv[0].dims();
-        let [k, q, v] = kqv;
-        let sequences = |x: Tensor<2>| {
-            let width = x.dims()[1];
-            x.reshape([batch, rows / batch, width])
-        };
-        let (k, q, v) = (sequences(self.phi(k)), sequences(self.phi(q)), sequences(v));
-        let normaliser = (q.clone() * k.clone().sum_dim(1)).sum_dim(2) + PERFORMER_EPS;
-        let y = q.matmul(k.transpose().matmul(v)) / normaliser;
-        y.reshape([rows, e])
-    }
-
-    /// Positive random features `exp(w x - |x|^2 / 2) / sqrt(features)`, `[rows, features]`.
-    fn phi(&self, x: Tensor<2>) -> Tensor<2> {
-        let w = self.w.val();
-        let features = w.dims()[0];
-        let half_square = x.clone().square().sum_dim(1) / 2.0;
-        let projected = ops::linear(x, w, Tensor::zeros([features], &half_square.device()));
-        (projected - half_square).exp() / (features as f64).sqrt()
+        ops::dropout_residual(self.mlp.2.forward(hidden), x, dropout(1))
     }
 
     fn graph(&self, g: &mut Graph, x: &Value, tokens: usize) -> Value {
@@ -258,7 +225,7 @@ impl Performer {
         g.add(&x, &out)
     }
 
-    /// [`Self::attend`] in ONNX operators.
+    /// [`ops::performer`] in ONNX operators.
     fn attend_graph(&self, g: &mut Graph, [k, q, v]: [&Value; 3], tokens: usize) -> Value {
         let [rows, e] = self.w.val().dims();
         let (k, q) = (self.phi_graph(g, k), self.phi_graph(g, q));
@@ -267,7 +234,7 @@ impl Performer {
         let total = g.sum(&k, 1);
         let shares = g.mul(&q, &total);
         let normaliser = g.sum(&shares, 2);
-        let normaliser = g.offset(&normaliser, PERFORMER_EPS);
+        let normaliser = g.offset(&normaliser, ops::performer::EPS);
         let k = g.transpose(&k, &[0, 2, 1]);
         let memory = g.matmul(&k, &v);
         let y = g.matmul(&q, &memory);
@@ -275,7 +242,7 @@ impl Performer {
         g.reshape(&y, &[-1, e as i64])
     }
 
-    /// [`Self::phi`] in ONNX operators.
+    /// Positive random features in ONNX operators.
     fn phi_graph(&self, g: &mut Graph, x: &Value) -> Value {
         let features = self.w.val().dims()[0];
         let square = g.mul(x, x);

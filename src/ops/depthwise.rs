@@ -6,7 +6,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::{Tensor, activation::gelu, module::conv2d, ops::ConvOptions};
 use burn_flex::FlexTensor;
-use fewvit_kernels::{MapShape, depthwise_backward, depthwise_gelu_forward};
+use fewvit_kernels::{MapShape, depthwise_gelu_backward, depthwise_gelu_forward};
 
 use super::buffers::Buffer;
 use super::flat::{add_gradients, parents};
@@ -42,7 +42,7 @@ pub trait DepthwiseOps: Backend {
 
 impl DepthwiseOps for Flex {
     fn depthwise_conv3x3_gelu(x: FlexTensor, weight: FlexTensor, bias: FlexTensor) -> FlexTensor {
-        forward(&[x, weight, bias].map(contiguous))[0].clone()
+        forward(&[x, weight, bias].map(contiguous))
     }
 }
 
@@ -51,34 +51,28 @@ fn shape_of(x: &FlexTensor) -> MapShape {
     MapShape { batch: shape[0], height: shape[1], width: shape[2], channels: shape[3] }
 }
 
-/// The output and `gelu'` at its pre-activation, of `x`, weight and bias.
-fn forward([x, weight, bias]: &[FlexTensor; 3]) -> [FlexTensor; 2] {
-    let mut out = [(); 2].map(|()| Buffer::stale(slice(x).len()));
-    let [y, derivative] = &mut out;
-    depthwise_gelu_forward(&shape_of(x), slice(x), slice(weight), slice(bias), y, derivative);
-    out.map(|buffer| buffer.into_tensor(x.layout().shape().clone()))
+fn forward([x, weight, bias]: &[FlexTensor; 3]) -> FlexTensor {
+    let mut y = Buffer::stale(slice(x).len());
+    depthwise_gelu_forward(&shape_of(x), slice(x), slice(weight), slice(bias), &mut y);
+    y.into_tensor(x.layout().shape().clone())
 }
 
 #[derive(Debug)]
 struct DepthwiseGelu;
 
 impl Backward<Flex, 3> for DepthwiseGelu {
-    /// The inputs and `gelu'` at the pre-activation.
-    type State = ([FlexTensor; 3], FlexTensor);
+    type State = [FlexTensor; 3];
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = contiguous(grads.consume::<Flex>(&ops.node));
-        let ([x, weight, bias], derivative) = &ops.state;
-        let mut du = Buffer::stale(slice(&dy).len());
-        for ((u, g), d) in du.iter_mut().zip(slice(&dy)).zip(slice(derivative)) {
-            *u = g * d;
-        }
+        let inputs = ops.state.each_ref().map(slice);
+        let [x, weight, bias] = &ops.state;
         let [x_node, weight_node, bias_node] = ops.parents;
         let mut dx = Buffer::stale(slice(x).len());
         let parents = parents![weight_node, bias_node];
         let mut backward = |dweight: &mut [f32], dbias: &mut [f32]| {
-            let (x, weight) = (slice(x), slice(weight));
-            depthwise_backward(&shape_of(&dy), &du, x, weight, &mut dx, dweight, dbias);
+            let shape = shape_of(x);
+            depthwise_gelu_backward(&shape, slice(&dy), inputs, &mut dx, dweight, dbias);
         };
         match parents.iter().any(Option::is_some) {
             true => add_gradients([weight, bias], parents, grads, |[dw, db]| backward(dw, db)),
@@ -102,9 +96,9 @@ impl<C: CheckpointStrategy> DepthwiseOps for Autodiff<Flex, C> {
         let ((x, xn), (weight, wn), (bias, bn)) =
             (x.into_parts(), weight.into_parts(), bias.into_parts());
         let inputs = [x, weight, bias].map(contiguous);
-        let [y, derivative] = forward(&inputs);
+        let y = forward(&inputs);
         match DepthwiseGelu.prepare::<C>([xn, wn, bn]).compute_bound().stateful() {
-            OpsKind::Tracked(node) => node.finish((inputs, derivative), y),
+            OpsKind::Tracked(node) => node.finish(inputs, y),
             OpsKind::UnTracked(node) => node.finish(y),
         }
     }

@@ -11,19 +11,22 @@ pub mod composed;
 mod conv;
 pub mod cross_entropy;
 pub mod depthwise;
+pub mod dropout;
 mod flat;
 pub mod fused;
 mod fused_nodes;
 pub mod mlp;
 mod packed;
+pub mod performer;
 mod precision;
 mod storage;
+pub mod unfold;
 
 use burn::tensor::{Device, Tensor};
 
 pub use buffers::{BufferPool, filled};
-pub use conv::{Windows, conv2d, unfold};
-pub use fewvit_kernels::{MixedTarget, SoftTargets};
+pub use conv::conv2d;
+pub use fewvit_kernels::{MixedTarget, SoftTargets, Windows};
 pub use flat::FlatMemory;
 pub use packed::forget_packed_weights;
 pub use precision::autocast;
@@ -80,6 +83,17 @@ pub fn mlp(
     }
 }
 
+/// `residual + factors x`, each value of `x` with a factor of its own; none = 1.
+///
+/// `x`: `[rows, dim]`, `residual`: `[rows, width]`, of which the last `dim` columns are meant,
+/// `factors`: 0 or `1 / keep` where dropout is on; returns `[rows, dim]`.
+pub fn dropout_residual(x: Tensor<2>, residual: Tensor<2>, factors: Option<Vec<f32>>) -> Tensor<2> {
+    match on_cpu(&x.device()) {
+        true => dropout::fused(x, residual, factors),
+        false => dropout::composed(x, residual, factors),
+    }
+}
+
 /// Layer normalisation over the last dimension.
 ///
 /// `x`: `[rows, dim]`, `weight`, `bias`: `[dim]`; returns `[rows, dim]`.
@@ -113,6 +127,18 @@ pub fn cross_attention(q: Tensor<3>, kv: Tensor<3>, heads: usize) -> Tensor<3> {
     }
 }
 
+/// Attention by positive random features, `phi(q) sum_t phi(k_t) v_t^T / (phi(q) sum_t phi(k_t) +
+/// eps)` with `phi(x) = exp(w x - |x|^2 / 2) / sqrt(features)`.
+///
+/// `kqv`: `[batch, tokens, 3 * dim]`, keys, queries, values; `w`: `[features, dim]`, to which no
+/// gradient flows; returns `[batch, tokens, dim]`.
+pub fn performer(kqv: Tensor<3>, w: Tensor<2>) -> Tensor<3> {
+    match on_cpu(&kqv.device()) {
+        true => performer::fused(kqv, w),
+        false => performer::composed(kqv, w),
+    }
+}
+
 /// GELU of a 3 x 3 convolution of each channel by itself, stride 1, one zero around the map.
 ///
 /// `x`: `[batch, height, width, channels]`, `weight`: `[channels, 1, 3, 3]`, `bias`: `[channels]`;
@@ -121,6 +147,18 @@ pub fn depthwise_conv3x3_gelu(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>) 
     match on_cpu(&x.device()) {
         true => depthwise::fused(x, weight, bias),
         false => depthwise::composed(x, weight, bias),
+    }
+}
+
+/// Flattened windows of a map, PyTorch's `unfold`.
+///
+/// `x`: `[batch, height, width, channels]`; returns `[batch, rows, columns, channels * kernel^2]`
+/// with one entry a window, channel-major inside (index = channel * kernel^2 + row * kernel +
+/// column), as a convolution's weight lies.
+pub fn unfold(x: Tensor<4>, windows: Windows) -> Tensor<4> {
+    match on_cpu(&x.device()) {
+        true => unfold::fused(x, windows),
+        false => unfold::composed(x, windows),
     }
 }
 

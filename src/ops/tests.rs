@@ -6,7 +6,7 @@ use rand::RngExt as _;
 
 use super::{
     FlatMemory, MixedTarget, SoftTargets, Windows, autocast, composed, cross_entropy, depthwise,
-    fused, mlp, mlp::Layer,
+    dropout, fused, mlp, mlp::Layer, performer, unfold,
 };
 use crate::rng::{Purpose, stream};
 
@@ -261,6 +261,58 @@ fn convolutions_are_burns() {
         let (a, b) = (run(super::conv2d), run(burns));
         for (i, what) in ["y", "dx", "dw", "db"].iter().enumerate() {
             assert_close(&a[i], &b[i], &format!("conv2d {what} {windows:?}"));
+        }
+    }
+}
+
+#[test]
+fn performers() {
+    for (batch, tokens, dim, features) in [(1, 1, 1, 1), (2, 5, 7, 3), (3, 37, 16, 8)] {
+        let run = |op: fn(Tensor<3>, Tensor<2>) -> Tensor<3>| {
+            let kqv = random([batch, tokens, 3 * dim], 28);
+            let y = op(kqv.clone() * 0.5, random([features, dim], 29).detach());
+            let g = weighted_sum(y.clone()).backward();
+            [values(y), values(kqv.grad(&g).expect("dkqv"))]
+        };
+        let (a, b) = (run(performer::fused), run(performer::composed));
+        for (i, what) in ["y", "dkqv"].iter().enumerate() {
+            assert_close(&a[i], &b[i], &format!("performer {what} {batch}x{tokens}x{dim}"));
+        }
+    }
+}
+
+#[test]
+fn dropouts_with_a_residual() {
+    for (factors, width) in [(None, 3), (Some(vec![0.0, 2.0, 1.5, 0.0, 1.0, 0.5]), 3), (None, 7)] {
+        let run = |op: fn(Tensor<2>, Tensor<2>, Option<Vec<f32>>) -> Tensor<2>| {
+            let (x, r) = (random([2, 3], 30), random([2, width], 31));
+            let y = op(x.clone(), r.clone(), factors.clone());
+            let g = weighted_sum(y.clone()).backward();
+            [values(y), values(x.grad(&g).expect("dx")), values(r.grad(&g).expect("dr"))]
+        };
+        let (a, b) = (run(dropout::fused), run(dropout::composed));
+        for (i, what) in ["y", "dx", "dr"].iter().enumerate() {
+            assert_close(&a[i], &b[i], &format!("dropout_residual {what} {factors:?} {width}"));
+        }
+    }
+}
+
+#[test]
+fn unfolded_maps() {
+    for (kernel, stride, padding) in [(1, 1, 0), (3, 2, 1), (7, 4, 2), (2, 2, 0)] {
+        let windows = Windows { kernel, stride, padding };
+        for (batch, height, width, channels) in [(1, 7, 9, 1), (2, 9, 8, 3), (1, 4, 5, 33)] {
+            let run = |op: fn(Tensor<4>, Windows) -> Tensor<4>| {
+                let x = random([batch, channels, height, width], 27);
+                // Channels that do not lie side by side.
+                let y = op(x.clone().permute([0, 2, 3, 1]), windows);
+                let g = weighted_sum(y.clone()).backward();
+                [values(y), values(x.grad(&g).expect("dx"))]
+            };
+            let (a, b) = (run(unfold::fused), run(unfold::composed));
+            for (i, what) in ["y", "dx"].iter().enumerate() {
+                assert_close(&a[i], &b[i], &format!("unfold {what} {windows:?} of {channels}"));
+            }
         }
     }
 }

@@ -151,14 +151,15 @@ pub(crate) fn matmul_at(
 }
 
 /// C = A B for parts of larger matrices; the rows of `c` are the given distance apart.
-pub(crate) fn product(
+pub(crate) fn product<'a>(
     level: Level,
     m: usize,
     a: Left,
     b: &PackedB,
-    (c, c_stride): (Matrix<&mut [f32]>, usize),
+    (c, c_stride): (impl Into<Matrix<&'a mut [f32]>>, usize),
     epilogue: Epilogue,
 ) {
+    let c = c.into();
     LEFT.with_borrow_mut(|pairs| level.run(Product { m, a, b, c, c_stride, epilogue, pairs }));
 }
 

@@ -162,7 +162,7 @@ fn product_of_parts_leaves_the_rest_alone(n: usize) {
         let packed = PackedB::pack(precision, &b, k, n);
         let mut c = vec![9.0; m * stride];
         let left = Left::transposed(&a[..], 20);
-        product(level, m, left, &packed, ((&mut c[..]).into(), stride), Epilogue::Store);
+        product(level, m, left, &packed, (&mut c[..], stride), Epilogue::Store);
         for (row, exact) in c.chunks(stride).zip(exact.chunks(n)) {
             assert_close(&row[..n], exact, 1e-5);
             assert!(row[n..].iter().all(|&x| x == 9.0), "{level:?} {n}");
