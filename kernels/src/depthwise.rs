@@ -3,7 +3,7 @@
 //!
 //! A map of a first stage is larger than a core's cache, and each pass over it costs as much as the
 //! arithmetic. So either direction is one pass over rows: the three rows around the current one are
-//! in a small [`Rows`], and what the backward needs of the forward it computes again.
+//! in a small `Rows`, and what the backward needs of the forward it computes again.
 
 use crate::gelu::gelu;
 use crate::gemm::check_len;

@@ -210,7 +210,7 @@ impl Graph {
     }
 
     /// Flattened windows of a map `[batch, channels, height, width]`, as rows in the order of
-    /// [`crate::ops::unfold`]: a convolution whose every filter picks one place.
+    /// [`crate::ops::unfold()`]: a convolution whose every filter picks one place.
     pub fn unfold(&mut self, map: &Value, channels: usize, windows: Windows) -> Value {
         let (side, places) = (windows.kernel, windows.kernel.pow(2));
         let picks = |i: usize| f32::from(u8::from(i / places % places == i % places));

@@ -20,7 +20,7 @@ use super::{composed, packed, precision};
 /// Weight `[out, in]` and bias `[out]` of a linear layer.
 pub type Layer = (Tensor<2>, Tensor<1>);
 
-/// See [`super::mlp`]; composed of the operations on single layers.
+/// See [`super::mlp()`]; composed of the operations on single layers.
 pub fn composed(
     x: Tensor<2>,
     fc1: Layer,
@@ -32,7 +32,7 @@ pub fn composed(
     composed::linear_residual(hidden, fc2.0, fc2.1, residual, factors)
 }
 
-/// See [`super::mlp`]; one autodiff node over the kernels.
+/// See [`super::mlp()`]; one autodiff node over the kernels.
 pub fn fused(
     x: Tensor<2>,
     fc1: Layer,
@@ -54,7 +54,7 @@ pub fn fused(
 /// The operation on a backend's primitives.
 #[backend_extension(Autodiff, Flex)]
 pub trait MlpOps: Backend {
-    /// See [`super::mlp`].
+    /// See [`super::mlp()`].
     fn mlp(
         x: FloatTensor<Self>,
         weight1: FloatTensor<Self>,

@@ -15,10 +15,12 @@ use super::storage::{dims2, slice};
 /// Sides of a weight, the precision it is packed in and whether transposed.
 type Form = ([usize; 2], Precision, bool);
 
+type Cell = Arc<OnceLock<PackedB>>;
+
 #[derive(Default)]
 struct Cache {
     /// By address of the weight's first element.
-    current: HashMap<(usize, Form), (FlexTensor, Arc<OnceLock<PackedB>>)>,
+    current: HashMap<(usize, Form), (FlexTensor, Cell)>,
     /// Of earlier steps.
     spare: HashMap<Form, Vec<PackedB>>,
 }
@@ -41,7 +43,7 @@ pub fn forget_packed_weights() {
 }
 
 /// A right-hand side shared by the worker threads.
-pub(super) struct Shared(Arc<OnceLock<PackedB>>);
+pub(super) struct Shared(Cell);
 
 impl Shared {
     /// The packed matrix.

@@ -15,7 +15,7 @@ use super::storage::{contiguous, dims2, slice};
 /// Keeps the normaliser from 0.
 pub const EPS: f64 = 1e-8;
 
-/// See [`super::performer`]; composed of burn's operations.
+/// See [`super::performer()`]; composed of burn's operations.
 pub fn composed(kqv: Tensor<3>, w: Tensor<2>) -> Tensor<3> {
     let [batch, tokens, width] = kqv.dims();
     let (e, features) = (width / 3, w.dims()[0]);
@@ -32,7 +32,7 @@ pub fn composed(kqv: Tensor<3>, w: Tensor<2>) -> Tensor<3> {
     q.matmul(k.transpose().matmul(v)) / normaliser
 }
 
-/// See [`super::performer`]; one autodiff node over the kernels.
+/// See [`super::performer()`]; one autodiff node over the kernels.
 pub fn fused(kqv: Tensor<3>, w: Tensor<2>) -> Tensor<3> {
     Tensor::from_dispatch(Dispatch::performer(kqv.into_dispatch(), w.into_dispatch()))
 }
@@ -40,7 +40,7 @@ pub fn fused(kqv: Tensor<3>, w: Tensor<2>) -> Tensor<3> {
 /// The operation on a backend's primitives.
 #[backend_extension(Autodiff, Flex)]
 pub trait PerformerOps: Backend {
-    /// See [`super::performer`].
+    /// See [`super::performer()`].
     fn performer(kqv: FloatTensor<Self>, w: FloatTensor<Self>) -> FloatTensor<Self>;
 }
 

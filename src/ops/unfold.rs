@@ -11,7 +11,7 @@ use fewvit_kernels::{MapShape, Windows};
 use super::buffers::Buffer;
 use super::storage::{contiguous, slice};
 
-/// See [`super::unfold`]; composed of burn's operations.
+/// See [`super::unfold()`]; composed of burn's operations.
 pub fn composed(x: Tensor<4>, windows: Windows) -> Tensor<4> {
     let [batch, height, width, channels] = x.dims();
     let (device, size) = (x.device(), windows.kernel.pow(2));
@@ -50,7 +50,7 @@ fn pairs(rows: usize, columns: usize) -> impl Iterator<Item = (usize, usize)> {
     (0..rows).flat_map(move |row| (0..columns).map(move |column| (row, column)))
 }
 
-/// See [`super::unfold`]; one autodiff node over the kernels.
+/// See [`super::unfold()`]; one autodiff node over the kernels.
 pub fn fused(x: Tensor<4>, windows: Windows) -> Tensor<4> {
     Tensor::from_dispatch(Dispatch::unfold(x.into_dispatch(), windows))
 }
@@ -58,7 +58,7 @@ pub fn fused(x: Tensor<4>, windows: Windows) -> Tensor<4> {
 /// The operation on a backend's primitives.
 #[backend_extension(Autodiff, Flex)]
 pub trait UnfoldOps: Backend {
-    /// See [`super::unfold`].
+    /// See [`super::unfold()`].
     fn unfold(x: FloatTensor<Self>, windows: Windows) -> FloatTensor<Self>;
 }
 

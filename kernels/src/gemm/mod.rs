@@ -5,7 +5,7 @@
 //! more than it saves. Rows are taken in blocks small enough to stay in the second-level cache
 //! while panel after panel goes through the first.
 //!
-//! In bf16 both factors are rounded to pairs of neighbouring terms ([`pairs`]), the left one block
+//! In bf16 both factors are rounded to pairs of neighbouring terms (`pairs`), the left one block
 //! by block; a pair takes the place of one f32 and everything else stays as it is.
 
 use crate::gelu::gelu;

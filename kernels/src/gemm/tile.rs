@@ -293,14 +293,14 @@ unsafe fn store<S: Simd, const ROWS: usize, const FULL: bool>(
     value: impl Fn(usize, usize) -> S,
 ) {
     for row in 0..ROWS {
-        for v in 0..2 {
+        for (v, width) in width.into_iter().enumerate() {
             let c = strip.c.wrapping_add(row * strip.c_stride + v * S::LANES);
             // SAFETY: the caller vouches for `columns` floats in each row.
             unsafe {
-                if FULL || width[v] == S::LANES {
+                if FULL || width == S::LANES {
                     value(row, v).store_full(c);
                 } else {
-                    value(row, v).store_first(c, width[v]);
+                    value(row, v).store_first(c, width);
                 }
             }
         }

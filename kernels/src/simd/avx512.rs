@@ -172,7 +172,10 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             return bf16::add_products(self, a, b);
         }
         // SAFETY: as in `pairs`.
-        Self(unsafe { _mm512_dpbf16_ps(self.0, transmute(a.0), transmute(b.0)) })
+        unsafe {
+            let [a, b] = [a.0, b.0].map(|pairs| transmute::<__m512, __m512bh>(pairs));
+            Self(_mm512_dpbf16_ps(self.0, a, b))
+        }
     }
 
     #[inline(always)]
