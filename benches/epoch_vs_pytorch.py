@@ -120,6 +120,7 @@ def ask(process, seconds):
 def fewvit(options, env):
     command = [options.fewvit, "bench", "epoch", options.folder, "--json", "--recipe", "paper"]
     command += ["--seconds", options.seconds, "--threads", options.threads]
+    command += ["--amp-dtype", options.amp_dtype]
     output = subprocess.run([str(c) for c in command], env=env, check=True, capture_output=True)
     return json.loads(output.stdout)
 
@@ -129,6 +130,7 @@ def main():
     parser.add_argument("folder", type=Path)
     parser.add_argument("-b", "--batch-size", type=int, default=64, help="images a step of PyTorch")
     parser.add_argument("--dtypes", default="f32,bf16", help="of PyTorch")
+    parser.add_argument("--amp-dtype", default="f32", help="of fewvit: f32 or bf16")
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=20.0, help="of each turn")
