@@ -1,6 +1,6 @@
 //! AdamW, Adam with decoupled weight decay (Loshchilov and Hutter, 2019), in one pass.
 
-use crate::gemm::check_len;
+use crate::check::check_len;
 use crate::simd::{Kernel, Level, Simd};
 
 /// Hyper-parameters of one step.

@@ -5,7 +5,8 @@
 //! taken one after the other, and long sequences in blocks of query rows whose scores fit the
 //! second-level cache.
 
-use crate::gemm::{Epilogue, Left, PackedB, Precision, block, check_len, product};
+use crate::check::check_len;
+use crate::gemm::{Epilogue, Left, PackedB, Precision, block, product};
 use crate::simd::{Kernel, Level, Simd, exp};
 use std::cell::RefCell;
 use std::ops::Range;

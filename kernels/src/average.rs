@@ -1,6 +1,6 @@
 //! Exponential moving averages: averaged weights, and teachers that follow their students.
 
-use crate::gemm::check_len;
+use crate::check::check_len;
 use crate::simd::{Kernel, Level, Simd};
 
 /// `average = decay average + (1 - decay) x`, both of one length.

@@ -1,7 +1,7 @@
 //! Cross-entropy of softmax over many classes with targets of two classes and a share for all, and
 //! its gradient, in closed form.
 
-use crate::gemm::check_len;
+use crate::check::check_len;
 use crate::simd::{Kernel, Level, Simd, exp};
 
 /// A row's target: `lambda` of class `a` and the rest of class `b`.

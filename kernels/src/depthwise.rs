@@ -5,8 +5,8 @@
 //! arithmetic. So either direction is one pass over rows: the three rows around the current one are
 //! in a small `Rows`, and what the backward needs of the forward it computes again.
 
+use crate::check::check_len;
 use crate::gelu::gelu;
-use crate::gemm::check_len;
 use crate::simd::{Kernel, Level, PANEL, Simd};
 use std::ops::Range;
 

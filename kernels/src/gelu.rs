@@ -1,7 +1,7 @@
 //! GELU in its exact form, x Phi(x) with Phi the normal distribution function (Hendrycks and
 //! Gimpel, 2016), and its derivative Phi(x) + x phi(x).
 
-use crate::gemm::check_len;
+use crate::check::check_len;
 use crate::simd::{Kernel, Level, Simd, exp};
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 

@@ -28,6 +28,7 @@
 pub mod adamw;
 pub mod attention;
 pub mod average;
+mod check;
 pub mod cross_entropy;
 pub mod depthwise;
 pub mod gelu;

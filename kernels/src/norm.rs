@@ -1,6 +1,6 @@
 //! Layer normalisation over the channels of each token (Ba, Kiros and Hinton, 2016).
 
-use crate::gemm::check_len;
+use crate::check::check_len;
 use crate::simd::{Kernel, Level, Simd};
 
 /// `out = (x - mean) / sqrt(variance + eps) * weight + bias` for each row of `x` `[rows, dim]`;

@@ -4,7 +4,8 @@
 //! With phi(x) = exp(w x - |x|^2 / 2) / sqrt(features), K = phi(k) and Q = phi(q) of a sequence, M =
 //! K^T V and s the column sums of K, the output is Q M / (Q s + eps).
 
-use crate::gemm::{Epilogue, Left, PackedB, Precision, block, check_len, product};
+use crate::check::check_len;
+use crate::gemm::{Epilogue, Left, PackedB, Precision, block, product};
 use crate::simd::{Kernel, Level, Simd, exp};
 use std::cell::RefCell;
 

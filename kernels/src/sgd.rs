@@ -1,6 +1,6 @@
 //! Stochastic gradient descent with momentum as PyTorch has it, in one pass.
 
-use crate::gemm::check_len;
+use crate::check::check_len;
 use crate::simd::{Kernel, Level, Simd};
 
 /// Hyper-parameters of one step.

@@ -1,6 +1,6 @@
 //! The gradients of several workers as one.
 
-use crate::gemm::check_len;
+use crate::check::check_len;
 use crate::simd::{Kernel, Level, Simd};
 
 /// Values that are added up and squared while they lie in the first-level cache.

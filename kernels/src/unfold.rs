@@ -1,7 +1,7 @@
 //! Windows of maps as rows of a matrix, and back: what makes a convolution a product.
 
+use crate::check::check_len;
 use crate::depthwise::MapShape;
-use crate::gemm::check_len;
 use std::ops::Range;
 
 /// The windows of a convolution: square, the same distance apart along both sides.

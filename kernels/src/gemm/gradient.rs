@@ -3,7 +3,8 @@
 use super::pack::PanelRow;
 use super::pairs::pair_rows;
 use super::tile::{Combine, Strip};
-use super::{LEFT, Matrix, Precision, block, check_len, check_precision};
+use super::{LEFT, Matrix, Precision, block, check_precision};
+use crate::check::check_len;
 use crate::simd::{Kernel, Level, PANEL, Simd};
 use std::ops::Range;
 

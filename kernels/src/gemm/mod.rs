@@ -8,6 +8,7 @@
 //! In bf16 both factors are rounded to pairs of neighbouring terms (`pairs`), the left one block
 //! by block; a pair takes the place of one f32 and everything else stays as it is.
 
+use crate::check::check_len;
 use crate::gelu::gelu;
 use crate::simd::{Kernel, Level, PANEL, Simd};
 use std::cell::RefCell;
@@ -168,12 +169,6 @@ pub(crate) fn product<'a>(
 fn check_precision(name: &str, precision: Precision, of_product: Precision) {
     let fits = precision == Precision::F32 || of_product == Precision::Bf16;
     assert!(fits, "{name} is bf16 in a product of f32");
-}
-
-/// Panics with both numbers unless `x` holds `expected` values.
-#[track_caller]
-pub(crate) fn check_len(name: &str, x: &[f32], expected: usize) {
-    assert!(x.len() == expected, "{name}: {} values where {expected} are needed", x.len());
 }
 
 /// The left factor of a product: `[m, k]` with rows at distance `stride`, or its transpose.

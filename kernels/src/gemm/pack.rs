@@ -1,7 +1,8 @@
 //! The right factor of a product, rearranged for the microkernel.
 
 use super::pairs::{PairColumns, pair_rows};
-use super::{Matrix, Precision, block, check_len};
+use super::{Matrix, Precision, block};
+use crate::check::check_len;
 use crate::simd::{Kernel, Level, PANEL, Simd};
 use std::ops::Range;
 
