@@ -75,7 +75,7 @@ impl<T> From<T> for Matrix<T> {
 }
 
 thread_local! {
-    /// A block of the left factor as pairs.
+    /// Pairs on their way into a product: a block of its left factor, or a panel before it is transposed.
     static LEFT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
 }
 

@@ -1,7 +1,7 @@
 //! The right factor of a product, rearranged for the microkernel.
 
 use super::pairs::{PairColumns, pair_rows};
-use super::{Matrix, Precision, block};
+use super::{LEFT, Matrix, Precision, block};
 use crate::check::check_len;
 use crate::simd::{Kernel, Level, PANEL, Simd};
 use std::ops::Range;
@@ -129,21 +129,22 @@ impl PackedB {
     ) {
         self.resize(precision, k, n);
         let cells = precision.cells(k);
-        let mut pairs = Vec::new();
-        for (p, panel) in self.rows.chunks_exact_mut(cells.max(1)).enumerate() {
-            let first = p * PANEL;
-            let columns = PANEL.min(n - first);
-            let from = &bt[first * stride..];
-            let transpose = match precision {
-                Precision::F32 => Transpose { bt: from, stride, columns, panel },
-                Precision::Bf16 => {
-                    let to = block(&mut pairs, columns * cells);
-                    level.run(PairColumns { from, stride, columns: k, to: &mut *to });
-                    Transpose { bt: to, stride: cells, columns, panel }
-                }
-            };
-            level.run(transpose);
-        }
+        LEFT.with_borrow_mut(|pairs| {
+            for (p, panel) in self.rows.chunks_exact_mut(cells.max(1)).enumerate() {
+                let first = p * PANEL;
+                let columns = PANEL.min(n - first);
+                let from = &bt[first * stride..];
+                let transpose = match precision {
+                    Precision::F32 => Transpose { bt: from, stride, columns, panel },
+                    Precision::Bf16 => {
+                        let to = block(pairs, columns * cells);
+                        level.run(PairColumns { from, stride, columns: k, to: &mut *to });
+                        Transpose { bt: to, stride: cells, columns, panel }
+                    }
+                };
+                level.run(transpose);
+            }
+        });
     }
 
     /// Pointer to the rows of a panel.
