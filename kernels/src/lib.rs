@@ -21,9 +21,10 @@
 //! may round their factors to bf16 on the way in ([`Precision`]).
 //!
 //! Each kernel is written once and compiled for AVX-512 and AVX2 with FMA on x86-64, for NEON on
-//! aarch64, and for whatever the compilation target guarantees. The best that the machine has is
-//! used; `FEWVIT_SIMD=avx512bf16`, `avx512`, `avx2`, `neon` or `scalar`, read once, asks for another one. Results
-//! are the same in every run on one level and differ in rounding between levels.
+//! aarch64, and for whatever the compilation target guarantees; products of bf16 use the tiles of AMX
+//! where the processor has them. The best that the machine has is used; `FEWVIT_SIMD=amx`,
+//! `avx512bf16`, `avx512`, `avx2`, `neon` or `scalar`, read once, asks for another one. Results are the
+//! same in every run on one level and differ in rounding between levels.
 
 pub mod adamw;
 pub mod attention;
@@ -57,13 +58,18 @@ pub use sgd::{Sgd, sgd_step};
 pub use total::total_of;
 pub use unfold::{Windows, fold, unfold};
 
-/// Whether the instruction set in use multiplies bf16, which makes [`Precision::Bf16`] fast.
+/// Whether the instruction set in use multiplies bf16; elsewhere [`Precision::Bf16`] is very slow.
 pub fn has_bf16() -> bool {
     simd::Level::current().has_bf16()
 }
 
-/// The instruction set in use: `"avx512bf16"`, `"avx512"`, `"avx2"`, `"neon"` or `"scalar"`. What `FEWVIT_SIMD` asks
-/// for and the machine lacks is not used.
+/// Whether [`Precision::Bf16`] is faster than f32 with the instruction set in use.
+pub fn bf16_is_faster() -> bool {
+    simd::Level::current().bf16_is_faster()
+}
+
+/// The instruction set in use: `"amx"`, `"avx512bf16"`, `"avx512"`, `"avx2"`, `"neon"` or `"scalar"`.
+/// What `FEWVIT_SIMD` asks for and the machine lacks is not used.
 pub fn simd_level() -> &'static str {
     simd::Level::current().name()
 }

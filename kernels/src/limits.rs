@@ -1,6 +1,8 @@
 //! What one thread of this machine can reach at best, to judge the kernels by.
 
 use crate::gemm::Precision;
+#[cfg(target_arch = "x86_64")]
+use crate::simd::amx;
 use crate::simd::{Kernel, Level, Simd};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
@@ -15,6 +17,8 @@ pub fn multiply_add_limit(precision: Precision) -> f64 {
     // Enough independent chains to hide the latency, few enough for the registers: which number
     // that is depends on the processor.
     match precision {
+        #[cfg(target_arch = "x86_64")]
+        Precision::Bf16 if Level::current().has_tiles() => tiles(),
         Precision::F32 => {
             chains::<8, false>().max(chains::<12, false>()).max(chains::<16, false>())
         }
@@ -34,6 +38,17 @@ fn chains<const CHAINS: usize, const PAIRS: bool>() -> f64 {
     });
     let operations = if PAIRS { 4 } else { 2 };
     (operations * rounds * CHAINS * lanes) as f64 / seconds / 1e9
+}
+
+/// As [`chains`], for products of tiles.
+#[cfg(target_arch = "x86_64")]
+fn tiles() -> f64 {
+    let mut operations = 0;
+    let seconds = best(|| {
+        // SAFETY: the level in use has tiles.
+        operations = unsafe { amx::products(20_000) };
+    });
+    operations as f64 / seconds / 1e9
 }
 
 /// Reading a buffer of 256 MiB, beyond the caches of most machines: GB/s of this thread. Takes
@@ -107,9 +122,9 @@ mod tests {
 
     #[test]
     fn limits_are_of_this_world() {
-        // From a slow emulator to 64 lanes at 6 GHz.
+        // From a slow emulator to 64 lanes, and to tiles, at 6 GHz.
         assert!((0.01..1000.0).contains(&multiply_add_limit(Precision::F32)));
-        assert!((0.01..2000.0).contains(&multiply_add_limit(Precision::Bf16)));
+        assert!((0.01..7000.0).contains(&multiply_add_limit(Precision::Bf16)));
         assert!((0.01..1000.0).contains(&memory_bandwidth()));
     }
 }

@@ -36,7 +36,7 @@ pub struct Finding {
 /// What to look at.
 #[derive(Clone, Copy, Debug)]
 pub struct Patient<'a> {
-    /// Instruction set of the kernels: `avx512`, `avx2`, `neon` or `scalar`.
+    /// Instruction set of the kernels: as `fewvit_kernels::simd_level` names it.
     pub simd: &'a str,
     /// A data set that should be readable.
     pub data: Option<&'a Path>,

@@ -49,7 +49,7 @@ pub struct RunConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AmpDtype {
-    /// `bf16` where the processor multiplies it, else `f32`.
+    /// `bf16` where the processor multiplies it faster, else `f32`.
     Auto,
     /// 32-bit.
     F32,

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::panic::AssertUnwindSafe;
 
 use burn::tensor::{Device, Tensor};
-use fewvit_kernels::{Precision, has_bf16};
+use fewvit_kernels::{Precision, bf16_is_faster, has_bf16};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::passes::{Gradient, for_each};
@@ -164,10 +164,12 @@ pub fn micro_batch(img_size: usize) -> usize {
     (12 * 112 * 112 / (img_size * img_size).max(1)).clamp(1, 64)
 }
 
-/// What `amp_dtype` means on this machine: bf16 only where the processor multiplies it.
+/// What `amp_dtype` means on this machine: bf16 only where the processor multiplies it, `auto` where
+/// that is faster.
 pub fn precision(amp_dtype: AmpDtype) -> Precision {
     match amp_dtype {
-        AmpDtype::Bf16 | AmpDtype::Auto if has_bf16() => Precision::Bf16,
+        AmpDtype::Bf16 if has_bf16() => Precision::Bf16,
+        AmpDtype::Auto if bf16_is_faster() => Precision::Bf16,
         AmpDtype::Bf16 | AmpDtype::Auto | AmpDtype::F32 => Precision::F32,
     }
 }

@@ -1,11 +1,11 @@
 //! Gradients of weights: products of two activations, summed over their rows.
 
 use super::pack::PanelRow;
-use super::pairs::pair_rows;
+use super::pairs::{pair_rows, transpose_to_pairs};
 use super::tile::{Combine, Strip};
 use super::{LEFT, Matrix, Precision, block, check_precision};
 use crate::check::check_len;
-use crate::simd::{Kernel, Level, PANEL, Simd};
+use crate::simd::{Kernel, Level, PANEL, Simd, TILE_PAIRS};
 use std::ops::Range;
 
 /// Rows, or pairs of rows, of a weight gradient's operands that are summed in registers: their packed
@@ -48,13 +48,15 @@ pub(crate) fn matmul_transposed_a_at(
     if let Some(sums) = &column_sums {
         check_len("the column sums", sums, m);
     }
-    let sides = [rows, m, n];
+    let (sides, tiles) = ([rows, m, n], level.has_tiles() && precision == Precision::Bf16);
     LEFT.with_borrow_mut(|pairs| {
-        level.run(WeightGradient { precision, sides, a, b, c, column_sums, pairs });
+        level.run(WeightGradient { tiles, precision, sides, a, b, c, column_sums, pairs });
     });
 }
 
 struct WeightGradient<'a> {
+    /// Multiply tiles of pairs.
+    tiles: bool,
     precision: Precision,
     /// Rows, m and n.
     sides: [usize; 3],
@@ -79,9 +81,11 @@ impl Kernel for WeightGradient<'_> {
             let cells = cells * block / blocks..cells * (block + 1) / blocks;
             let terms = self.precision.terms();
             let rows = terms * cells.start..rows.min(terms * cells.end);
+            let cells =
+                if self.tiles { cells.len().next_multiple_of(TILE_PAIRS) } else { cells.len() };
             match self.precision {
-                Precision::F32 => self.add::<S, false>(rows, &mut panel[..cells.len()]),
-                Precision::Bf16 => self.add::<S, true>(rows, &mut panel[..cells.len()]),
+                Precision::F32 => self.add::<S, false>(rows, &mut panel[..cells]),
+                Precision::Bf16 => self.add::<S, true>(rows, &mut panel[..cells]),
             }
         }
         if let Some(sums) = self.column_sums {
@@ -120,15 +124,19 @@ impl WeightGradient<'_> {
     /// Adds the products of `rows`; `panel` is room for 32 columns of `b`.
     #[inline(always)]
     fn add<S: Simd, const PAIRS: bool>(&mut self, rows: Range<usize>, panel: &mut [PanelRow]) {
-        let Self { sides: [_, m, n], a, b, .. } = *self;
+        let Self { tiles, sides: [_, m, n], a, b, .. } = *self;
         let [a_stride, b_stride] = [(a, m), (b, n)].map(|(x, columns)| x.precision.cells(columns));
         let mut left = a.cells[rows.start * a_stride..].as_ptr();
         if PAIRS {
             let to = block(self.pairs, panel.len() * m);
-            for (i, to) in to.chunks_exact_mut(m.max(1)).enumerate() {
-                pair_rows::<S>(a, a_stride, rows.start + 2 * i..rows.end, to);
-            }
             left = to.as_ptr();
+            if tiles {
+                transpose_to_pairs::<S>(a, a_stride, rows.clone(), panel.len(), to);
+            } else {
+                for (i, to) in to.chunks_exact_mut(m.max(1)).enumerate() {
+                    pair_rows::<S>(a, a_stride, rows.start + 2 * i..rows.end, to);
+                }
+            }
         }
         for first in (0..n).step_by(PANEL) {
             let columns = PANEL.min(n - first);
@@ -142,7 +150,7 @@ impl WeightGradient<'_> {
             let strip = Strip {
                 k: panel.len(),
                 a: left,
-                a_stride: m,
+                a_stride: if tiles { panel.len() } else { m },
                 b: panel.as_ptr().cast(),
                 c: self.c.as_mut_ptr().wrapping_add(first),
                 c_stride: n,
@@ -153,7 +161,13 @@ impl WeightGradient<'_> {
             };
             // SAFETY: `left` holds [panel.len(), m] and `c` [m, n] values, as the caller has checked;
             // `c` is borrowed exclusively.
-            unsafe { strip.run::<S, true, PAIRS>(m) };
+            unsafe {
+                match tiles {
+                    #[cfg(target_arch = "x86_64")]
+                    true => strip.run_tiles::<S>(m),
+                    _ => strip.run::<S, true, PAIRS>(m),
+                }
+            }
         }
     }
 }

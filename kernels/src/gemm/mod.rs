@@ -10,7 +10,7 @@
 
 use crate::check::check_len;
 use crate::gelu::gelu;
-use crate::simd::{Kernel, Level, PANEL, Simd};
+use crate::simd::{Kernel, Level, PANEL, Simd, TILE_PAIRS};
 use std::cell::RefCell;
 use std::ops::Range;
 use tile::{Combine, Strip};
@@ -19,9 +19,11 @@ mod gradient;
 mod pack;
 mod pairs;
 mod tile;
+#[cfg(target_arch = "x86_64")]
+mod tiled;
 pub use gradient::matmul_transposed_a;
 pub use pack::PackedB;
-use pairs::{PairColumns, pair_rows};
+use pairs::{PairColumns, pair_rows, transpose_to_pairs};
 
 /// How exactly the factors of a product enter it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -29,8 +31,8 @@ pub enum Precision {
     /// As they are.
     #[default]
     F32,
-    /// Rounded to bf16, 8 significant bits; products and sums are f32. Twice as fast where
-    /// [`crate::has_bf16`], very slow elsewhere.
+    /// Rounded to bf16, 8 significant bits; products and sums are f32. See
+    /// [`crate::bf16_is_faster`].
     Bf16,
 }
 
@@ -54,6 +56,14 @@ impl Precision {
     /// f32 or pairs that `k` columns of a [`Matrix`], or terms of a sum, fill.
     pub const fn cells(self, k: usize) -> usize {
         k.div_ceil(self.terms())
+    }
+
+    /// [`Self::cells`] and the zeros that fill the last tile of pairs.
+    const fn padded_cells(self, k: usize) -> usize {
+        match self {
+            Self::F32 => k,
+            Self::Bf16 => self.cells(k).next_multiple_of(TILE_PAIRS),
+        }
     }
 }
 
@@ -88,7 +98,8 @@ pub(crate) fn block(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
 }
 
 /// Rows of the left factor that go through all panels before the next rows.
-const ROW_BLOCK: usize = 100;
+const ROW_BLOCK: usize = 128;
+
 /// What [`matmul`] does with the product before it is stored, while it is still in registers or in
 /// the first-level cache.
 pub enum Epilogue<'a> {
@@ -161,7 +172,10 @@ pub(crate) fn product<'a>(
     epilogue: Epilogue,
 ) {
     let c = c.into();
-    LEFT.with_borrow_mut(|pairs| level.run(Product { m, a, b, c, c_stride, epilogue, pairs }));
+    let tiles = level.has_tiles() && b.precision() == Precision::Bf16;
+    LEFT.with_borrow_mut(|pairs| {
+        level.run(Product { tiles, m, a, b, c, c_stride, epilogue, pairs });
+    });
 }
 
 /// Panics if a matrix is bf16 in a product that is not.
@@ -192,6 +206,8 @@ impl<'a> Left<'a> {
 /// A product into a matrix whose rows lie `c_stride` apart. The matrices inside the epilogue are
 /// laid out like `c`.
 struct Product<'a> {
+    /// Multiply tiles of pairs.
+    tiles: bool,
     m: usize,
     a: Left<'a>,
     b: &'a PackedB,
@@ -222,6 +238,8 @@ impl Kernel for Product<'_> {
                 // for a block.
                 unsafe {
                     match (self.a.transposed, self.b.precision()) {
+                        #[cfg(target_arch = "x86_64")]
+                        (_, Precision::Bf16) if self.tiles => strip.run_tiles::<S>(rows.len()),
                         (false, Precision::F32) => strip.run::<S, false, false>(rows.len()),
                         (false, Precision::Bf16) => strip.run::<S, false, true>(rows.len()),
                         (true, Precision::F32) => strip.run::<S, true, false>(rows.len()),
@@ -242,21 +260,33 @@ impl Product<'_> {
     #[inline(always)]
     fn left<S: Simd>(&mut self, rows: Range<usize>) -> (*const f32, usize) {
         let Left { data, stride, transposed } = self.a;
-        let start = rows.start * if transposed { 1 } else { stride };
-        if data.precision == self.b.precision() || rows.is_empty() {
+        let (start, k) = (rows.start * if transposed { 1 } else { stride }, self.b.k());
+        let cells = self.strip_cells();
+        let whole_tiles = !self.tiles || cells == data.precision.cells(k);
+        if rows.is_empty() || data.precision == self.b.precision() && whole_tiles {
             return (data.cells.as_ptr().wrapping_add(start), stride);
         }
-        let (from, k) = (&data.cells[start..], self.b.k());
-        let cells = Precision::Bf16.cells(k);
+        let from = Matrix { cells: &data.cells[start..], ..data };
         let to = block(self.pairs, rows.len() * cells);
         if !transposed {
-            PairColumns { from, stride, columns: k, to }.run::<S>();
+            PairColumns { from, stride, columns: k, cells, to: &mut *to }.run::<S>();
+            return (to.as_ptr(), cells);
+        }
+        if self.tiles {
+            transpose_to_pairs::<S>(from, stride, 0..k, cells, to);
             return (to.as_ptr(), cells);
         }
         for (i, to) in to.chunks_exact_mut(rows.len()).enumerate() {
-            pair_rows::<S>(from.into(), stride, 2 * i..k, to);
+            pair_rows::<S>(from, stride, 2 * i..k, to);
         }
         (to.as_ptr(), rows.len())
+    }
+
+    /// Terms of each sum, or pairs of them, that are multiplied.
+    #[inline(always)]
+    fn strip_cells(&self) -> usize {
+        let (precision, k) = (self.b.precision(), self.b.k());
+        if self.tiles { precision.padded_cells(k) } else { precision.cells(k) }
     }
 
     /// The strip of `columns` from row `row` on, made from `left`; that of a GELU in bf16 goes to
@@ -274,7 +304,7 @@ impl Product<'_> {
         let (bias, combine, fetch) = self.ending(first, row, offset);
         let aside = self.gelu_in_bf16();
         Strip {
-            k: self.b.precision().cells(self.b.k()),
+            k: self.strip_cells(),
             a,
             a_stride,
             b: self.b.panel(first / PANEL),

@@ -25,7 +25,7 @@ impl PanelRow {
         }
     }
 
-    /// Pairs of the first two of `rows`, see [`pair_rows`]; the rest becomes zero.
+    /// Pairs of the first two of `rows`, if there are any, see [`pair_rows`]; the rest becomes zero.
     #[inline(always)]
     pub fn pair<S: Simd>(
         &mut self,
@@ -41,7 +41,8 @@ impl PanelRow {
 }
 
 /// The right factor `[k, n]` of a product in panels of 32 columns, the last one padded with zeros.
-/// The layout is the same for every instruction set. Packing again reuses the memory.
+/// Panels of pairs end with whole tiles, the last one padded likewise. The layout is the same for every
+/// instruction set. Packing again reuses the memory.
 #[derive(Clone, Default)]
 pub struct PackedB {
     /// Panel after panel, `k` rows each, in bf16 half as many of pairs.
@@ -130,7 +131,11 @@ impl PackedB {
         self.resize(precision, k, n);
         let cells = precision.cells(k);
         LEFT.with_borrow_mut(|pairs| {
-            for (p, panel) in self.rows.chunks_exact_mut(cells.max(1)).enumerate() {
+            for (p, panel) in
+                self.rows.chunks_exact_mut(precision.padded_cells(k).max(1)).enumerate()
+            {
+                let (panel, padding) = panel.split_at_mut(cells);
+                padding.fill(PanelRow::ZERO);
                 let first = p * PANEL;
                 let columns = PANEL.min(n - first);
                 let from = &bt[first * stride..];
@@ -138,7 +143,8 @@ impl PackedB {
                     Precision::F32 => Transpose { bt: from, stride, columns, panel },
                     Precision::Bf16 => {
                         let to = block(pairs, columns * cells);
-                        level.run(PairColumns { from, stride, columns: k, to: &mut *to });
+                        let from = from.into();
+                        level.run(PairColumns { from, stride, columns: k, cells, to: &mut *to });
                         Transpose { bt: to, stride: cells, columns, panel }
                     }
                 };
@@ -149,12 +155,12 @@ impl PackedB {
 
     /// Pointer to the rows of a panel.
     pub(super) fn panel(&self, index: usize) -> *const f32 {
-        self.rows[index * self.precision.cells(self.k)..].as_ptr().cast()
+        self.rows[index * self.precision.padded_cells(self.k)..].as_ptr().cast()
     }
 
     fn resize(&mut self, precision: Precision, k: usize, n: usize) {
         (self.precision, self.k, self.n) = (precision, k, n);
-        self.rows.resize(precision.cells(k) * n.div_ceil(PANEL), PanelRow::ZERO);
+        self.rows.resize(precision.padded_cells(k) * n.div_ceil(PANEL), PanelRow::ZERO);
     }
 }
 
@@ -174,7 +180,7 @@ impl Kernel for Fill<'_> {
     #[inline(always)]
     fn run<S: Simd>(self) {
         let Self { precision, b, stride, k, n, rows } = self;
-        for (p, panel) in rows.chunks_exact_mut(precision.cells(k).max(1)).enumerate() {
+        for (p, panel) in rows.chunks_exact_mut(precision.padded_cells(k).max(1)).enumerate() {
             let first = p * PANEL;
             let columns = PANEL.min(n - first);
             for (i, row) in panel.iter_mut().enumerate() {

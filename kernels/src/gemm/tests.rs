@@ -175,7 +175,13 @@ fn stored(x: &[f32], columns: usize) -> Vec<f32> {
     let mut cells = Vec::new();
     for row in x.chunks(columns) {
         let mut to = vec![9.0; columns.div_ceil(2)];
-        Level::Scalar.run(PairColumns { from: row, stride: columns, columns, to: &mut to });
+        Level::Scalar.run(PairColumns {
+            from: row.into(),
+            stride: columns,
+            columns,
+            cells: columns.div_ceil(2),
+            to: &mut to,
+        });
         cells.extend(to);
     }
     cells

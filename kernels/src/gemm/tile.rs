@@ -111,7 +111,7 @@ impl Strip {
 
     /// The strip without its first `rows` rows.
     #[inline(always)]
-    unsafe fn below<const TRANSPOSED: bool>(self, rows: usize) -> Self {
+    pub unsafe fn below<const TRANSPOSED: bool>(self, rows: usize) -> Self {
         let a_offset = if TRANSPOSED { rows } else { rows * self.a_stride };
         // SAFETY: the caller has more than `rows` rows.
         unsafe {
@@ -147,7 +147,7 @@ impl<const ROWS: usize, const TRANSPOSED: bool, const PAIRS: bool> Kernel
             // a panel is PANEL wide whatever `columns` says.
             unsafe {
                 let part = strip.right_of(start);
-                prefetch_output::<S, ROWS>(&part);
+                prefetch_output::<S>(&part, ROWS);
                 let product = accumulate::<S, ROWS, TRANSPOSED, PAIRS>(&part);
                 if part.columns >= 2 * S::LANES {
                     finish::<S, ROWS, true>(&part, product);
@@ -181,12 +181,12 @@ impl Strip {
 
 /// Fetches the output tile, and what will be read or written with it, while the sums are made.
 #[inline(always)]
-fn prefetch_output<S: Simd, const ROWS: usize>(strip: &Strip) {
+pub(super) fn prefetch_output<S: Simd>(strip: &Strip, rows: usize) {
     for matrix in [strip.c, strip.fetch] {
         if matrix.is_null() {
             continue;
         }
-        for row in 0..ROWS {
+        for row in 0..rows {
             for v in 0..2 {
                 S::prefetch(matrix.wrapping_add(row * strip.c_stride + v * S::LANES));
             }
@@ -241,7 +241,7 @@ unsafe fn accumulate<S: Simd, const ROWS: usize, const TRANSPOSED: bool, const P
 
 /// Adds the bias, combines with what is there and stores. `FULL`: both vectors are complete.
 #[inline(always)]
-unsafe fn finish<S: Simd, const ROWS: usize, const FULL: bool>(
+pub(super) unsafe fn finish<S: Simd, const ROWS: usize, const FULL: bool>(
     strip: &Strip,
     mut tile: [[S; 2]; ROWS],
 ) {
