@@ -67,16 +67,17 @@ fn products(precision: Precision, rows: usize, [inputs, outputs]: [usize; 2], li
 fn attention(precision: Precision, batch: usize, tokens: usize, limit: f64) {
     let (heads, head_dim) = (3, 64);
     let (queries, keys, scale) = (tokens, tokens, 0.125);
-    let shape = AttentionShape { batch, queries, keys, heads, head_dim, scale, precision };
+    let stored = precision;
+    let shape = AttentionShape { batch, queries, keys, heads, head_dim, scale, precision, stored };
     let flops = (4 * batch * heads * tokens * tokens * head_dim) as f64;
-    let (qkv, dout) = (values(batch * tokens * 576), values(batch * tokens * 192));
+    let [qkv, dout] = [576, 192].map(|columns| values(batch * tokens * precision.cells(columns)));
     let mut out = dout.clone();
-    let mut probs = vec![0.0; batch * heads * tokens * tokens];
+    let mut sums = vec![0.0; 2 * batch * heads * tokens];
     let forward =
-        gflops(flops, || attention_forward(&shape, Qkv::Joint(&qkv), &mut out, Some(&mut probs)));
+        gflops(flops, || attention_forward(&shape, Qkv::Joint(&qkv), &mut out, Some(&mut sums)));
     let mut dqkv = qkv.clone();
     let backward = gflops(2.0 * flops, || {
-        attention_backward(&shape, &dout, Qkv::Joint(&qkv), &probs, Qkv::Joint(&mut dqkv))
+        attention_backward(&shape, &dout, Qkv::Joint(&qkv), &sums, Qkv::Joint(&mut dqkv))
     });
     print_row(&format!("{batch} x {tokens} tokens"), &[forward, backward], limit);
 }

@@ -3,13 +3,19 @@
 //!
 //! One head is small (its keys and values fit the first- or second-level cache), so heads are
 //! taken one after the other, and long sequences in blocks of query rows whose scores fit the
-//! second-level cache.
+//! second-level cache. The probabilities are never kept: the backward pass makes them again, which
+//! is cheaper than to bring them back from memory (Dao et al., 2022, for longer sequences).
 
 use crate::check::check_len;
-use crate::gemm::{Epilogue, Left, PackedB, Precision, block, product};
-use crate::simd::{Kernel, Level, Simd, exp};
+use crate::gemm::{Epilogue, Left, Matrix, PackedB, Precision, block, product};
+use crate::simd::Level;
+use softmax::{Rows, Softmax, pair_cells};
 use std::cell::RefCell;
 use std::ops::Range;
+
+mod backward;
+mod softmax;
+pub use backward::attention_backward;
 
 /// Scores held at a time: 256 KiB.
 const SCORE_BLOCK: usize = 64 * 1024;
@@ -31,6 +37,9 @@ pub struct AttentionShape {
     pub scale: f32,
     /// Of the products; the softmax is f32.
     pub precision: Precision,
+    /// Of queries, keys, values and output in memory, and of their gradients. In bf16 rows are pairs and
+    /// `head_dim` is even.
+    pub stored: Precision,
 }
 
 /// Queries, keys and values, or their gradients: where they lie.
@@ -75,7 +84,7 @@ impl<T> Qkv<T> {
         let (parts, index) = self.place(part);
         let tokens = if part == Part::Query { shape.queries } else { shape.keys };
         let dim = shape.dim();
-        sequence * tokens * parts * dim + index * dim + head * shape.head_dim
+        sequence * tokens * parts * dim + index * dim + head * shape.head_cells()
     }
 }
 
@@ -122,19 +131,29 @@ impl Qkv<&mut [f32]> {
 }
 
 impl AttentionShape {
-    /// Channels of all heads together.
+    /// Channels of all heads together, in bf16 pairs of them.
     fn dim(&self) -> usize {
-        self.heads * self.head_dim
+        self.heads * self.head_cells()
+    }
+
+    /// Channels of one head, in bf16 pairs of them.
+    fn head_cells(&self) -> usize {
+        self.stored.cells(self.head_dim)
+    }
+
+    /// Channels or pairs as the matrix that they are.
+    fn matrix<T>(&self, cells: T) -> Matrix<T> {
+        Matrix { cells, precision: self.stored }
     }
 
     /// Where a head begins in `[batch, queries, heads * head_dim]`.
     fn out(&self, (sequence, head): (usize, usize)) -> usize {
-        sequence * self.queries * self.dim() + head * self.head_dim
+        sequence * self.queries * self.dim() + head * self.head_cells()
     }
 
-    /// Where the probabilities of a head begin.
-    fn probs(&self, (sequence, head): (usize, usize)) -> usize {
-        (sequence * self.heads + head) * self.queries * self.keys
+    /// Where the sums of a head begin, see [`attention_forward`].
+    fn sums(&self, (sequence, head): (usize, usize)) -> usize {
+        (sequence * self.heads + head) * self.queries * 2
     }
 
     /// Sequence and head of all heads.
@@ -144,17 +163,22 @@ impl AttentionShape {
     }
 
     /// Query rows in blocks of equal height.
-    fn row_blocks(&self) -> impl Iterator<Item = Range<usize>> + use<> {
+    fn row_blocks(&self) -> impl ExactSizeIterator<Item = Range<usize>> + use<> {
         let queries = self.queries;
         let blocks = (queries * self.keys).div_ceil(SCORE_BLOCK).max(1);
         (0..blocks).map(move |i| queries * i / blocks..queries * (i + 1) / blocks)
     }
 
-    fn check(&self, out: &[f32], probs: Option<usize>) {
+    fn check(&self, out: &[f32], sums: Option<usize>) {
+        assert!(
+            self.stored == Precision::F32 || self.head_dim.is_multiple_of(2),
+            "heads of {} channels are not pairs",
+            self.head_dim
+        );
         check_len("the attention output", out, self.batch * self.queries * self.dim());
-        let expected = self.batch * self.heads * self.queries * self.keys;
-        if let Some(len) = probs {
-            assert!(len == expected, "the probabilities: {len} values where {expected} are needed");
+        let expected = self.batch * self.heads * self.queries * 2;
+        if let Some(len) = sums {
+            assert!(len == expected, "the sums: {len} values where {expected} are needed");
         }
     }
 }
@@ -165,14 +189,35 @@ struct Scratch {
     first: PackedB,
     second: PackedB,
     scores: Vec<f32>,
+    gradient: Vec<f32>,
+    /// Rows of pairs on their way into a product.
+    pairs: Vec<f32>,
+    /// Gradients of keys and values to which several blocks of rows add.
+    sums: [Vec<f32>; 2],
+}
+
+/// Rows of scores in the memory of `scores`; in bf16 with room for their pairs.
+fn rows_for<'a>(
+    precision: Precision,
+    tokens: usize,
+    scores: &'a mut [f32],
+    pairs: &'a mut Vec<f32>,
+) -> Rows<'a> {
+    let rows = scores.len() / tokens.max(1);
+    let pairs = match precision {
+        Precision::F32 => None,
+        Precision::Bf16 => Some(block(pairs, rows * pair_cells(tokens))),
+    };
+    Rows { values: scores, pairs, tokens }
 }
 
 thread_local! {
     static SCRATCH: RefCell<Scratch> = RefCell::default();
 }
 
-/// `out` `[batch, queries, heads * head_dim]` = softmax(Q K^T scale) V. `probs` `[batch, heads,
-/// queries, keys]`, if given, keeps the softmax for [`attention_backward`].
+/// `out` `[batch, queries, heads * head_dim]` = softmax(Q K^T scale) V. `sums` `[batch, heads, queries,
+/// 2]`, if given, keeps the largest scaled score and 1 / the sum of each softmax for
+/// [`attention_backward`].
 ///
 /// # Panics
 /// If a slice has not the length that `shape` implies.
@@ -180,9 +225,9 @@ pub fn attention_forward(
     shape: &AttentionShape,
     qkv: Qkv<&[f32]>,
     out: &mut [f32],
-    probs: Option<&mut [f32]>,
+    sums: Option<&mut [f32]>,
 ) {
-    attention_forward_at(Level::current(), shape, qkv, out, probs);
+    attention_forward_at(Level::current(), shape, qkv, out, sums);
 }
 
 pub(crate) fn attention_forward_at(
@@ -190,195 +235,34 @@ pub(crate) fn attention_forward_at(
     shape: &AttentionShape,
     qkv: Qkv<&[f32]>,
     out: &mut [f32],
-    mut probs: Option<&mut [f32]>,
+    mut sums: Option<&mut [f32]>,
 ) {
     qkv.check(shape);
-    shape.check(out, probs.as_ref().map(|p| p.len()));
+    shape.check(out, sums.as_ref().map(|s| s.len()));
     let &AttentionShape { keys: tokens, head_dim, scale, precision, .. } = shape;
     SCRATCH.with_borrow_mut(|scratch| {
-        let Scratch { first: keys, second: values, scores } = scratch;
+        let Scratch { first: keys, second: values, scores, pairs, .. } = scratch;
         for head in shape.all_heads() {
             let (k, stride) = qkv.part(shape, Part::Key, head);
-            keys.fill_transposed(level, precision, k, stride, [head_dim, tokens]);
+            keys.fill_transposed(level, precision, shape.matrix(k), stride, [head_dim, tokens]);
             let (v, stride) = qkv.part(shape, Part::Value, head);
-            values.fill(level, precision, v, stride, [tokens, head_dim]);
+            values.fill(level, precision, shape.matrix(v), stride, [tokens, head_dim]);
             let (query, stride) = qkv.part(shape, Part::Query, head);
             for rows in shape.row_blocks() {
-                let p = match &mut probs {
-                    Some(probs) => {
-                        let first = shape.probs(head) + rows.start * tokens;
-                        &mut probs[first..][..rows.len() * tokens]
-                    }
-                    None => block(scores, rows.len() * tokens),
-                };
-                let query = Left::rows(&query[rows.start * stride..], stride);
-                product(level, rows.len(), query, keys, (&mut p[..], tokens), Epilogue::Store);
-                level.run(Softmax { scores: p, tokens, scale });
+                let scores = block(scores, rows.len() * tokens);
+                let query = Left::rows(shape.matrix(&query[rows.start * stride..]), stride);
+                product(level, rows.len(), query, keys, (&mut scores[..], tokens), Epilogue::Store);
+                let sums = sums
+                    .as_mut()
+                    .map(|sums| &mut sums[shape.sums(head) + 2 * rows.start..][..2 * rows.len()]);
+                let mut p = rows_for(precision, tokens, scores, pairs);
+                level.run(Softmax { rows: &mut p, scale, sums });
                 let out = &mut out[shape.out(head) + rows.start * shape.dim()..];
-                let p = Left::rows(&*p, tokens);
-                product(level, rows.len(), p, values, (out, shape.dim()), Epilogue::Store);
+                let out = (shape.matrix(out), shape.dim());
+                product(level, rows.len(), p.left(), values, out, Epilogue::Store);
             }
         }
     });
-}
-
-/// `dqkv` (overwritten, laid out like `qkv`) from `dout`, the gradient of the output of
-/// [`attention_forward`], which has left `probs`.
-///
-/// # Panics
-/// If a slice has not the length that `shape` implies.
-pub fn attention_backward(
-    shape: &AttentionShape,
-    dout: &[f32],
-    qkv: Qkv<&[f32]>,
-    probs: &[f32],
-    dqkv: Qkv<&mut [f32]>,
-) {
-    attention_backward_at(Level::current(), shape, dout, qkv, probs, dqkv);
-}
-
-pub(crate) fn attention_backward_at(
-    level: Level,
-    shape: &AttentionShape,
-    dout: &[f32],
-    qkv: Qkv<&[f32]>,
-    probs: &[f32],
-    mut dqkv: Qkv<&mut [f32]>,
-) {
-    qkv.check(shape);
-    dqkv.check(shape);
-    shape.check(dout, Some(probs.len()));
-    SCRATCH.with_borrow_mut(|scratch| {
-        for head in shape.all_heads() {
-            let probs = &probs[shape.probs(head)..][..shape.queries * shape.keys];
-            let dout = &dout[shape.out(head)..];
-            let backward = HeadBackward { level, shape, head, dout, qkv, probs };
-            for rows in shape.row_blocks() {
-                backward.rows(rows, scratch, &mut dqkv);
-            }
-        }
-    });
-}
-
-/// The backward pass of one head.
-struct HeadBackward<'a> {
-    level: Level,
-    shape: &'a AttentionShape,
-    head: (usize, usize),
-    dout: &'a [f32],
-    qkv: Qkv<&'a [f32]>,
-    probs: &'a [f32],
-}
-
-impl HeadBackward<'_> {
-    /// What a block of query rows contributes. With S the scores and P their softmax:
-    /// dV = P^T dO, dP = dO V^T, dS = P (dP - rowsum(P dP)) scale, dQ = dS K, dK = dS^T Q.
-    fn rows(&self, rows: Range<usize>, scratch: &mut Scratch, dqkv: &mut Qkv<&mut [f32]>) {
-        let &AttentionShape { keys: tokens, head_dim, scale, precision, .. } = self.shape;
-        let dim = self.shape.dim();
-        let part = |part| self.qkv.part(self.shape, part, self.head);
-        let mut multiply = |m, a, b: &PackedB, to: Part, epilogue| {
-            let (c, stride) = dqkv.part_mut(self.shape, to, self.head);
-            let start = if to == Part::Query { rows.start * stride } else { 0 };
-            product(self.level, m, a, b, (&mut c[start..], stride), epilogue);
-        };
-        // Keys and values receive from every block of rows.
-        let sum = || {
-            if rows.start == 0 { Epilogue::Store } else { Epilogue::Accumulate }
-        };
-        let Scratch { first: by_rows, second: by_tokens, scores } = scratch;
-        let p = &self.probs[rows.start * tokens..rows.end * tokens];
-        let dout = &self.dout[rows.start * dim..];
-        let ds = block(scores, p.len());
-
-        by_rows.fill(self.level, precision, dout, dim, [rows.len(), head_dim]);
-        multiply(tokens, Left::transposed(p, tokens), by_rows, Part::Value, sum());
-
-        let (values, stride) = part(Part::Value);
-        by_tokens.fill_transposed(self.level, precision, values, stride, [head_dim, tokens]);
-        let dout = Left::rows(dout, dim);
-        product(self.level, rows.len(), dout, by_tokens, (&mut ds[..], tokens), Epilogue::Store);
-        self.level.run(SoftmaxBackward { probs: p, gradient: ds, tokens, scale });
-
-        let (keys, stride) = part(Part::Key);
-        by_tokens.fill(self.level, precision, keys, stride, [tokens, head_dim]);
-        multiply(rows.len(), Left::rows(&*ds, tokens), by_tokens, Part::Query, Epilogue::Store);
-
-        let (queries, stride) = part(Part::Query);
-        by_rows.fill(
-            self.level,
-            precision,
-            &queries[rows.start * stride..],
-            stride,
-            [rows.len(), head_dim],
-        );
-        multiply(tokens, Left::transposed(&*ds, tokens), by_rows, Part::Key, sum());
-    }
-}
-
-/// Rows of `tokens` scores become softmax(scores * scale).
-struct Softmax<'a> {
-    scores: &'a mut [f32],
-    tokens: usize,
-    scale: f32,
-}
-
-impl Kernel for Softmax<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self) {
-        let (lowest, zero) = (S::splat(f32::NEG_INFINITY), S::splat(0.0));
-        let scale = S::splat(self.scale);
-        for row in self.scores.chunks_exact_mut(self.tokens.max(1)) {
-            let mut largest = lowest;
-            for piece in S::pieces(row.len()) {
-                let scaled = S::load(&row[piece.clone()]) * scale;
-                largest = largest.max(scaled.first(piece.len(), lowest));
-            }
-            let shift = zero - S::splat(largest.largest());
-            let mut sum = zero;
-            for piece in S::pieces(row.len()) {
-                let e = exp(S::load(&row[piece.clone()]).mul_add(scale, shift));
-                sum = sum + e.first(piece.len(), zero);
-                e.store(&mut row[piece]);
-            }
-            let factor = S::splat(1.0 / sum.sum());
-            for piece in S::pieces(row.len()) {
-                (S::load(&row[piece.clone()]) * factor).store(&mut row[piece]);
-            }
-        }
-    }
-}
-
-/// The gradient of the probabilities becomes that of the scores before scaling.
-struct SoftmaxBackward<'a> {
-    probs: &'a [f32],
-    gradient: &'a mut [f32],
-    tokens: usize,
-    scale: f32,
-}
-
-impl Kernel for SoftmaxBackward<'_> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<S: Simd>(self) {
-        let scale = S::splat(self.scale);
-        let tokens = self.tokens.max(1);
-        let rows = self.probs.chunks_exact(tokens).zip(self.gradient.chunks_exact_mut(tokens));
-        for (p, d) in rows {
-            let mut sum = S::splat(0.0);
-            for piece in S::pieces(tokens) {
-                sum = S::load(&p[piece.clone()]).mul_add(S::load(&d[piece]), sum);
-            }
-            let mean = S::splat(sum.sum());
-            for piece in S::pieces(tokens) {
-                let p = S::load(&p[piece.clone()]) * scale;
-                (p * (S::load(&d[piece.clone()]) - mean)).store(&mut d[piece]);
-            }
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,9 +1,7 @@
 //! What one thread of this machine can reach at best, to judge the kernels by.
 
 use crate::gemm::Precision;
-#[cfg(target_arch = "x86_64")]
-use crate::simd::amx;
-use crate::simd::{Kernel, Level, Simd};
+use crate::simd::{Kernel, Level, Simd, amx};
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
@@ -17,7 +15,6 @@ pub fn multiply_add_limit(precision: Precision) -> f64 {
     // Enough independent chains to hide the latency, few enough for the registers: which number
     // that is depends on the processor.
     match precision {
-        #[cfg(target_arch = "x86_64")]
         Precision::Bf16 if Level::current().has_tiles() => tiles(),
         Precision::F32 => {
             chains::<8, false>().max(chains::<12, false>()).max(chains::<16, false>())
@@ -41,7 +38,6 @@ fn chains<const CHAINS: usize, const PAIRS: bool>() -> f64 {
 }
 
 /// As [`chains`], for products of tiles.
-#[cfg(target_arch = "x86_64")]
 fn tiles() -> f64 {
     let mut operations = 0;
     let seconds = best(|| {

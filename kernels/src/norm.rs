@@ -1,42 +1,49 @@
 //! Layer normalisation over the channels of each token (Ba, Kiros and Hinton, 2016).
 
 use crate::check::check_len;
+use crate::gemm::{Matrix, Precision};
 use crate::simd::{Kernel, Level, Simd};
 
 /// `out = (x - mean) / sqrt(variance + eps) * weight + bias` for each row of `x` `[rows, dim]`;
-/// `weight` and `bias` are `[dim]`. `saved`, if given, receives what [`layer_norm_backward`] needs:
-/// the normalised rows `[rows, dim]` and `1 / sqrt(variance + eps)` `[rows]`.
+/// `weight` and `bias` are `[dim]`, `out` may be bf16. `moments` `[rows, 2]`, if given, receives mean
+/// and `1 / sqrt(variance + eps)` of each row for [`layer_norm_backward`].
 ///
 /// # Panics
 /// If `weight` is empty, or a slice has not the length that `x` and `weight` imply.
-pub fn layer_norm_forward(
+pub fn layer_norm_forward<'a>(
     x: &[f32],
     weight: &[f32],
     bias: &[f32],
     eps: f32,
-    out: &mut [f32],
-    saved: Option<(&mut [f32], &mut [f32])>,
+    out: impl Into<Matrix<&'a mut [f32]>>,
+    moments: Option<&mut [f32]>,
 ) {
-    let forward = Forward { x, weight, bias, eps, out, saved };
+    let forward = Forward { x, weight, bias, eps, out: out.into(), moments };
     forward.check();
     Level::current().run(forward);
 }
 
-/// `dx` (overwritten) from `dout`, both `[rows, dim]`, and what [`layer_norm_forward`] saved. The
+/// `dx` (overwritten) from `dout`, both `[rows, dim]`, the `x` of [`layer_norm_forward`] and the
+/// `moments` it has left. What has come to `x` by other ways, `residual` `[rows, dim]`, is added. The
 /// gradients of weight and bias are added to `dweight` and `dbias` `[dim]`.
 ///
 /// # Panics
 /// If `weight` is empty, or a slice has not the length that `dout` and `weight` imply.
+#[expect(
+    clippy::too_many_arguments,
+    reason = "all of them slices; names at the call would not help"
+)]
 pub fn layer_norm_backward(
     dout: &[f32],
-    x_hat: &[f32],
-    rstd: &[f32],
+    x: &[f32],
+    moments: &[f32],
     weight: &[f32],
+    residual: Option<&[f32]>,
     dx: &mut [f32],
     dweight: &mut [f32],
     dbias: &mut [f32],
 ) {
-    let backward = Backward { dout, x_hat, rstd, weight, dx, dweight, dbias };
+    let backward = Backward { dout, x, moments, weight, residual, dx, dweight, dbias };
     backward.check();
     Level::current().run(backward);
 }
@@ -52,18 +59,17 @@ struct Forward<'a> {
     weight: &'a [f32],
     bias: &'a [f32],
     eps: f32,
-    out: &'a mut [f32],
-    saved: Option<(&'a mut [f32], &'a mut [f32])>,
+    out: Matrix<&'a mut [f32]>,
+    moments: Option<&'a mut [f32]>,
 }
 
 impl Forward<'_> {
     fn check(&self) {
         let rows = rows_of(self.x, self.weight);
         check_len("the bias", self.bias, self.weight.len());
-        check_len("the output", self.out, self.x.len());
-        if let Some((x_hat, rstd)) = &self.saved {
-            check_len("the saved rows", x_hat, self.x.len());
-            check_len("the saved deviations", rstd, rows);
+        check_len("the output", self.out.cells, rows * self.out.precision.cells(self.weight.len()));
+        if let Some(moments) = &self.moments {
+            check_len("the moments", moments, 2 * rows);
         }
     }
 }
@@ -73,41 +79,71 @@ impl Kernel for Forward<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self { x, weight, bias, eps, out, mut saved } = self;
+        let Self { x, weight, bias, eps, out, mut moments } = self;
         let dim = weight.len();
-        for (r, (x, out)) in x.chunks_exact(dim).zip(out.chunks_exact_mut(dim)).enumerate() {
-            let mut sum = S::splat(0.0);
-            for piece in S::pieces(dim) {
-                sum = sum + S::load(&x[piece]);
+        let cells = out.precision.cells(dim);
+        for (r, (x, y)) in x.chunks_exact(dim).zip(out.cells.chunks_exact_mut(cells)).enumerate() {
+            let [mean, rstd] = moments_of::<S>(x, eps);
+            if let Some(moments) = &mut moments {
+                moments[2 * r..][..2].copy_from_slice(&[mean, rstd]);
             }
-            let mean = S::splat(sum.sum() / dim as f32);
-            let mut squares = S::splat(0.0);
-            for piece in S::pieces(dim) {
-                let centred = (S::load(&x[piece.clone()]) - mean).first(piece.len(), S::splat(0.0));
-                squares = centred.mul_add(centred, squares);
-            }
-            let rstd = 1.0 / (squares.sum() / dim as f32 + eps).sqrt();
-            for piece in S::pieces(dim) {
-                let x_hat = (S::load(&x[piece.clone()]) - mean) * S::splat(rstd);
-                if let Some((saved, _)) = &mut saved {
-                    x_hat.store(&mut saved[r * dim..][piece.clone()]);
+            let row = Row { x, weight, bias, mean: S::splat(mean), rstd: S::splat(rstd) };
+            for piece in S::pieces(cells) {
+                match out.precision {
+                    Precision::F32 => row.normalised(piece.start).store(&mut y[piece]),
+                    Precision::Bf16 => {
+                        let first = 2 * piece.start;
+                        let second = dim.min(first + S::LANES);
+                        let (first, second) = (row.normalised(first), row.normalised(second));
+                        S::pairs_of_neighbours(first, second).store(&mut y[piece]);
+                    }
                 }
-                let y =
-                    x_hat.mul_add(S::load(&weight[piece.clone()]), S::load(&bias[piece.clone()]));
-                y.store(&mut out[piece]);
-            }
-            if let Some((_, saved)) = &mut saved {
-                saved[r] = rstd;
             }
         }
     }
 }
 
+/// Mean of a row and 1 / its deviation.
+#[inline(always)]
+fn moments_of<S: Simd>(x: &[f32], eps: f32) -> [f32; 2] {
+    let mut sum = S::splat(0.0);
+    for piece in S::pieces(x.len()) {
+        sum = sum + S::load(&x[piece]);
+    }
+    let mean = sum.sum() / x.len() as f32;
+    let mut squares = S::splat(0.0);
+    for piece in S::pieces(x.len()) {
+        let centred = S::load(&x[piece.clone()]) - S::splat(mean);
+        let centred = centred.first(piece.len(), S::splat(0.0));
+        squares = centred.mul_add(centred, squares);
+    }
+    [mean, 1.0 / (squares.sum() / x.len() as f32 + eps).sqrt()]
+}
+
+/// A row on its way to its normalised form.
+struct Row<'a, S> {
+    x: &'a [f32],
+    weight: &'a [f32],
+    bias: &'a [f32],
+    mean: S,
+    rstd: S,
+}
+
+impl<S: Simd> Row<'_, S> {
+    /// The vector from channel `first` on, zeros behind the last channel.
+    #[inline(always)]
+    fn normalised(&self, first: usize) -> S {
+        let x_hat = (S::load(&self.x[first..]) - self.mean) * self.rstd;
+        x_hat.mul_add(S::load(&self.weight[first..]), S::load(&self.bias[first..]))
+    }
+}
+
 struct Backward<'a> {
     dout: &'a [f32],
-    x_hat: &'a [f32],
-    rstd: &'a [f32],
+    x: &'a [f32],
+    moments: &'a [f32],
     weight: &'a [f32],
+    residual: Option<&'a [f32]>,
     dx: &'a mut [f32],
     dweight: &'a mut [f32],
     dbias: &'a mut [f32],
@@ -116,8 +152,11 @@ struct Backward<'a> {
 impl Backward<'_> {
     fn check(&self) {
         let rows = rows_of(self.dout, self.weight);
-        check_len("the saved rows", self.x_hat, self.dout.len());
-        check_len("the saved deviations", self.rstd, rows);
+        check_len("x", self.x, self.dout.len());
+        check_len("the moments", self.moments, 2 * rows);
+        if let Some(residual) = self.residual {
+            check_len("the residual's gradient", residual, self.dout.len());
+        }
         check_len("dx", self.dx, self.dout.len());
         check_len("dweight", self.dweight, self.weight.len());
         check_len("dbias", self.dbias, self.weight.len());
@@ -130,13 +169,16 @@ impl Kernel for Backward<'_> {
     /// With g = dout * weight: dx = (g - mean(g) - x_hat mean(g x_hat)) / deviation.
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self { dout, x_hat, rstd, weight, dx, dweight, dbias } = self;
+        let Self { dout, x, moments, weight, residual, dx, dweight, dbias } = self;
         let dim = weight.len();
-        let rows = dout.chunks_exact(dim).zip(x_hat.chunks_exact(dim)).zip(rstd);
-        for (((dout, x_hat), &rstd), dx) in rows.zip(dx.chunks_exact_mut(dim)) {
+        for (r, (dout, dx)) in dout.chunks_exact(dim).zip(dx.chunks_exact_mut(dim)).enumerate() {
+            let row = r * dim..(r + 1) * dim;
+            let (x, residual) = (&x[row.clone()], residual.map(|residual| &residual[row]));
+            let [mean, rstd] = [S::splat(moments[2 * r]), S::splat(moments[2 * r + 1])];
             let (mut sum, mut sum_x_hat) = (S::splat(0.0), S::splat(0.0));
             for piece in S::pieces(dim) {
-                let (d, x_hat) = (S::load(&dout[piece.clone()]), S::load(&x_hat[piece.clone()]));
+                let d = S::load(&dout[piece.clone()]);
+                let x_hat = (S::load(&x[piece.clone()]) - mean) * rstd;
                 let g = d * S::load(&weight[piece.clone()]);
                 sum = sum + g;
                 sum_x_hat = g.mul_add(x_hat, sum_x_hat);
@@ -144,12 +186,17 @@ impl Kernel for Backward<'_> {
                 dw.store(&mut dweight[piece.clone()]);
                 (d + S::load(&dbias[piece.clone()])).store(&mut dbias[piece]);
             }
-            let mean = S::splat(sum.sum() / dim as f32);
+            let mean_g = S::splat(sum.sum() / dim as f32);
             let slope = S::splat(-sum_x_hat.sum() / dim as f32);
             for piece in S::pieces(dim) {
                 let g = S::load(&dout[piece.clone()]) * S::load(&weight[piece.clone()]);
-                let x_hat = S::load(&x_hat[piece.clone()]);
-                (x_hat.mul_add(slope, g - mean) * S::splat(rstd)).store(&mut dx[piece]);
+                let x_hat = (S::load(&x[piece.clone()]) - mean) * rstd;
+                let d = x_hat.mul_add(slope, g - mean_g);
+                let d = match residual {
+                    Some(residual) => d.mul_add(rstd, S::load(&residual[piece.clone()])),
+                    None => d * rstd,
+                };
+                d.store(&mut dx[piece]);
             }
         }
     }
@@ -170,15 +217,14 @@ mod tests {
             let exact = reference::layer_norm(&x, &weight, &bias, 1e-6, &dout);
             for level in Level::available() {
                 let mut out = vec![9.0; rows * dim];
-                let (mut x_hat, mut rstd) = (out.clone(), vec![9.0; rows]);
-                let saved = Some((&mut x_hat[..], &mut rstd[..]));
+                let mut moments = vec![9.0; 2 * rows];
                 let forward = Forward {
                     x: &x,
                     weight: &weight,
                     bias: &bias,
                     eps: 1e-6,
-                    out: &mut out,
-                    saved,
+                    out: (&mut out[..]).into(),
+                    moments: Some(&mut moments),
                 };
                 forward.check();
                 level.run(forward);
@@ -186,9 +232,10 @@ mod tests {
                 let (mut dweight, mut dbias) = (vec![1.0; dim], vec![2.0; dim]);
                 let backward = Backward {
                     dout: &dout,
-                    x_hat: &x_hat,
-                    rstd: &rstd,
+                    x: &x,
+                    moments: &moments,
                     weight: &weight,
+                    residual: None,
                     dx: &mut dx,
                     dweight: &mut dweight,
                     dbias: &mut dbias,
@@ -210,27 +257,39 @@ mod tests {
                 if dim > 2 {
                     assert_close(&dx, &exact.dx, 2e-5);
                 }
-                let mut inference = vec![9.0; rows * dim];
-                let (bias, out) = (&bias, &mut inference);
-                level.run(Forward { x: &x, weight: &weight, bias, eps: 1e-6, out, saved: None });
-                assert_eq!(out, &inference_of(&x_hat, &weight, bias, level), "{rows} x {dim}");
+                let mut with_residual = vec![9.0; rows * dim];
+                level.run(Backward {
+                    dout: &dout,
+                    x: &x,
+                    moments: &moments,
+                    weight: &weight,
+                    residual: Some(&x),
+                    dx: &mut with_residual,
+                    dweight: &mut dweight,
+                    dbias: &mut dbias,
+                });
+                let sums: Vec<f64> =
+                    dx.iter().zip(&x).map(|(&d, &x)| f64::from(d) + f64::from(x)).collect();
+                assert_close(&with_residual, &sums, 1e-6);
+                let cells = Precision::Bf16.cells(dim);
+                let mut pairs = vec![9.0; rows * cells];
+                let rounded = Matrix { cells: &mut pairs[..], precision: Precision::Bf16 };
+                let (x, weight, bias) = (&x, &weight, &bias);
+                level.run(Forward { x, weight, bias, eps: 1e-6, out: rounded, moments: None });
+                for (pairs, out) in pairs.chunks(cells).zip(out.chunks(dim)) {
+                    let bits = out.iter().map(|&y| reference::bf16(y).to_bits() >> 16);
+                    let expected: Vec<u32> = bits.chain([0]).take(2 * cells).collect();
+                    let pairs =
+                        pairs.iter().flat_map(|p| [p.to_bits() & 0xffff, p.to_bits() >> 16]);
+                    assert_eq!(pairs.collect::<Vec<_>>(), expected, "{level:?} {rows} x {dim}");
+                }
             }
         }
-    }
-
-    /// Saving must not change the output: it is the saved rows, scaled and shifted.
-    fn inference_of(x_hat: &[f32], weight: &[f32], bias: &[f32], level: Level) -> Vec<f32> {
-        let fused = level != Level::Scalar || cfg!(target_arch = "aarch64");
-        let affine = |(i, &x): (usize, &f32)| {
-            let (w, b) = (weight[i % weight.len()], bias[i % weight.len()]);
-            if fused { x.mul_add(w, b) } else { x * w + b }
-        };
-        x_hat.iter().enumerate().map(affine).collect()
     }
 
     #[test]
     #[should_panic(expected = "the output: 7 values where 8 are needed")]
     fn a_short_output_is_refused() {
-        layer_norm_forward(&[0.0; 8], &[1.0; 4], &[0.0; 4], 1e-6, &mut [0.0; 7], None);
+        layer_norm_forward(&[0.0; 8], &[1.0; 4], &[0.0; 4], 1e-6, &mut [0.0; 7][..], None);
     }
 }

@@ -103,7 +103,7 @@ fn performer_forward_at(
             level.run(Features { kqv, dim, phi, features });
             scratch.remember(level, shape, kqv, phi);
             let Scratch { packed, memory, sums, .. } = scratch;
-            packed.fill(level, precision, memory, dim, [features, dim]);
+            packed.fill(level, precision, &memory[..], dim, [features, dim]);
             let queries = Left::rows(&phi[features..], 2 * features);
             product(level, tokens, queries, packed, (&mut out[..], dim), Epilogue::Store);
             level.run(Normalise { phi, sums: &sums[..features], eps, out, dim });
@@ -184,16 +184,16 @@ impl Scratch {
         product(level, tokens, rows, packed, to, Epilogue::Store);
 
         let d_memory = block(&mut self.d_memory, features * dim);
-        packed.fill(level, precision, d_rows, dim, [tokens, dim]);
+        packed.fill(level, precision, &*d_rows, dim, [tokens, dim]);
         let queries = Left::transposed(&phi[features..], stride);
         product(level, features, queries, packed, (&mut d_memory[..], dim), Epilogue::Store);
         let d_sums = block(&mut self.d_sums, features);
         level.run(WeightedSum { phi, part: 1, weights: Some(d_normaliser), sums: d_sums });
 
-        packed.fill_transposed(level, precision, d_memory, dim, [dim, features]);
+        packed.fill_transposed(level, precision, &*d_memory, dim, [dim, features]);
         let values = Left::rows(&kqv[2 * dim..], 3 * dim);
         product(level, tokens, values, packed, (&mut d_phi[..], stride), Epilogue::Store);
-        packed.fill(level, precision, d_memory, dim, [features, dim]);
+        packed.fill(level, precision, &*d_memory, dim, [features, dim]);
         let (keys, to) = (Left::rows(phi, stride), (&mut dkqv[2 * dim..], 3 * dim));
         product(level, tokens, keys, packed, to, Epilogue::Store);
 

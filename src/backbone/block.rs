@@ -29,9 +29,9 @@ impl BlockSpec {
     }
 
     /// Values kept for the backward of a sequence of `tokens`: of each token 9 widths and twice the
-    /// MLP's, and the attention probabilities.
+    /// MLP's.
     pub(super) fn activations(&self, tokens: usize) -> usize {
-        tokens * (9 * self.dim + 2 * self.hidden + self.num_heads * tokens)
+        tokens * (9 * self.dim + 2 * self.hidden)
     }
 }
 
@@ -119,9 +119,11 @@ impl Block {
             let rows = [place.batch, x.dims()[0] / place.batch];
             drop_path.factors(rows, [place.block, place.depth], branch)
         };
-        let factors = [factors(0), factors(1)];
-        let attended = self.attn.forward(self.norm1.forward(x.clone()), place.batch);
-        self.finish(attended, x, factors)
+        let [attn, mlp] = [factors(0), factors(1)];
+        let Attention { qkv, proj, num_heads } = &self.attn;
+        let (qkv, proj, sizes) = (qkv.layer(), proj.layer(), [place.batch, *num_heads]);
+        let x = ops::attention_block(x, self.norm1.norm(), qkv, proj, sizes, attn);
+        self.mlp.forward(x, &self.norm2, mlp)
     }
 
     /// [`Self::forward`] in ONNX operators.
@@ -146,33 +148,22 @@ impl Block {
         };
         let normed = self.norm1.forward(x.clone());
         let attended = self.attn.forward_class(class(&normed), normed, batch);
-        let factors =
+        let [attn, mlp] =
             [0, 1].map(|branch| drop_path.factors([batch, 1], [place.block, place.depth], branch));
-        self.finish(attended, class(&x), factors)
+        let x = self.attn.proj.forward_residual(attended, class(&x), attn);
+        self.mlp.forward(x, &self.norm2, mlp)
     }
+}
 
-    /// The output projection of the attention, then the MLP, each added to what came in.
-    fn finish(
-        &self,
-        attended: Tensor<2>,
-        x: Tensor<2>,
-        [attn, mlp]: [Option<Vec<f32>>; 2],
-    ) -> Tensor<2> {
-        let x = self.attn.proj.forward_residual(attended, x, attn);
-        let Mlp { fc1, fc2 } = &self.mlp;
-        ops::mlp(self.norm2.forward(x.clone()), fc1.layer(), fc2.layer(), x, mlp)
+impl Mlp {
+    /// The second half of the block, `[rows, dim]`.
+    fn forward(&self, x: Tensor<2>, norm: &LayerNorm, factors: Option<Vec<f32>>) -> Tensor<2> {
+        ops::mlp_block(x, norm.norm(), self.fc1.layer(), self.fc2.layer(), factors)
     }
 }
 
 impl Attention {
-    /// Up to the output projection, `[batch * tokens, dim]`.
-    fn forward(&self, x: Tensor<2>, batch: usize) -> Tensor<2> {
-        let [rows, d] = x.dims();
-        let qkv = self.qkv.forward(x).reshape([batch, rows / batch, 3 * d]);
-        ops::attention(qkv, self.num_heads).reshape([rows, d])
-    }
-
-    /// [`Self::forward`] and the output projection in ONNX operators.
+    /// With the output projection, in ONNX operators.
     fn graph(&self, g: &mut Graph, x: &Value, [tokens, dim]: [usize; 2]) -> Value {
         let qkv = self.qkv.graph(g, x);
         let parts = g.split_heads(&qkv, [tokens, 3, self.num_heads], dim);
@@ -181,7 +172,7 @@ impl Attention {
         self.proj.graph(g, &attended)
     }
 
-    /// [`Self::forward`] with the class tokens `[batch, dim]` alone as queries.
+    /// Up to the output projection, with the class tokens `[batch, dim]` alone as queries.
     fn forward_class(&self, class: Tensor<2>, x: Tensor<2>, batch: usize) -> Tensor<2> {
         let [rows, d] = x.dims();
         let q = self.qkv.forward_part(class, 0..d).reshape([batch, 1, d]);

@@ -148,11 +148,11 @@ impl Family for PvtV2Spec {
         self.stages(img_size).next().map_or(0, |(stage, side)| stage.macs(side)[1] as u64)
     }
 
-    /// Of a token and block, about 9 widths and 4 of the MLP's, and the attention probabilities.
+    /// Of a token and block, about 9 widths and 4 of the MLP's.
     fn activations(&self, img_size: usize) -> usize {
         let stage = |(stage, side): (StageSpec, usize)| {
-            let [tokens, keys] = stage.tokens(side);
-            stage.depth * tokens * (9 * stage.dim + 4 * stage.hidden + stage.num_heads * keys)
+            let [tokens, _] = stage.tokens(side);
+            stage.depth * tokens * (9 * stage.dim + 4 * stage.hidden)
         };
         self.stages(img_size).map(stage).sum()
     }

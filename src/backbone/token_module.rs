@@ -103,13 +103,13 @@ impl TokensToToken {
     }
 
     /// Values kept for the backward of one image: three times the unfolded width and about 20
-    /// widths of a token, and the performer's features or the attention probabilities.
+    /// widths of a token, and the performer's features.
     pub(super) fn activations(spec: &T2tVitSpec, img_size: usize) -> usize {
         let (widths, tokens, e) = (widths(spec), tokens(img_size), spec.token_dim);
         let block = |i: usize| {
             let attention = match spec.attention {
                 TokenAttention::Performer => 6 * features(e),
-                TokenAttention::Transformer => tokens[i],
+                TokenAttention::Transformer => 0,
             };
             tokens[i] * (3 * widths[i] + 20 * e + attention)
         };

@@ -70,7 +70,7 @@ impl Linear {
     }
 
     /// Weight and bias.
-    pub fn layer(&self) -> ops::mlp::Layer {
+    pub fn layer(&self) -> ops::Layer {
         (self.weight.val(), self.bias_or_zeros())
     }
 
@@ -102,6 +102,11 @@ impl LayerNorm {
     /// `[rows, dim]` to `[rows, dim]`.
     pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
         ops::layer_norm(x, self.weight.val(), self.bias.val(), self.eps)
+    }
+
+    /// What the operations on whole blocks take.
+    pub fn norm(&self) -> ops::Norm {
+        (self.weight.val(), self.bias.val(), self.eps)
     }
 
     /// [`Self::forward`] in ONNX operators.

@@ -104,7 +104,7 @@ macro_rules! parents {
 }
 pub(super) use parents;
 
-/// Has `add` add the gradients of `parameters` where they belong: to the flat gradient if all are
+/// Has `add` add the gradients of `parameters` where they belong: to the flat gradient if they are
 /// leaves in the memory that is being collected for, otherwise to zeros that are registered with
 /// the `parents` that want them. An inner node must be registered: autodiff waits for it.
 pub(super) fn add_gradients<const N: usize>(
@@ -116,19 +116,26 @@ pub(super) fn add_gradients<const N: usize>(
     if parents.iter().all(Option::is_none) {
         return;
     }
-    let leaves = parents.iter().all(|p| p.as_ref().is_some_and(|parent| parent.leaf));
     SINK.with_borrow_mut(|sink| {
-        let places = sink.as_ref().and_then(|sink| {
-            let places = parameters.map(|parameter| sink.place(parameter));
-            (leaves && places.iter().all(Option::is_some)).then(|| places.map(Option::unwrap))
+        let places: [_; N] = std::array::from_fn(|i| {
+            let leaf = parents[i].as_ref().is_some_and(|parent| parent.leaf);
+            sink.as_ref().filter(|_| leaf)?.place(parameters[i])
         });
-        if let (Some(sink), Some(places)) = (sink, places) {
-            return add(sink.sum.get_disjoint_mut(places).expect("parameters do not overlap"));
+        let mut apart: [_; N] = std::array::from_fn(|i| {
+            places[i].is_none().then(|| Buffer::zeros(slice(parameters[i]).len()))
+        });
+        let sum = sink.as_mut().map_or(&mut [][..], |sink| &mut sink.sum);
+        let mut targets = sum
+            .get_disjoint_mut(places.map(Option::unwrap_or_default))
+            .expect("parameters do not overlap");
+        for (target, apart) in targets.iter_mut().zip(&mut apart) {
+            if let Some(apart) = apart {
+                *target = apart;
+            }
         }
-        let mut gradients = parameters.map(|parameter| Buffer::zeros(slice(parameter).len()));
-        add(gradients.each_mut().map(|gradient| &mut **gradient));
-        for ((gradient, parameter), parent) in gradients.into_iter().zip(parameters).zip(parents) {
-            if let Some(parent) = parent {
+        add(targets);
+        for ((gradient, parameter), parent) in apart.into_iter().zip(parameters).zip(parents) {
+            if let Some((gradient, parent)) = gradient.zip(parent) {
                 let gradient = gradient.into_tensor(parameter.layout().shape().clone());
                 grads.register::<Flex>(parent.id, gradient);
             }

@@ -6,11 +6,10 @@
 use burn::backend::{Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
-use fewvit_kernels::{
-    AttentionShape, Epilogue, Qkv, attention_forward, layer_norm_forward, matmul,
-};
+use fewvit_kernels::{AttentionShape, Epilogue, Precision, Qkv, attention_forward, matmul};
 
 use super::buffers::Buffer;
+use super::pre_norm::PreNorm;
 use super::storage::{contiguous, dims2, slice};
 use super::{packed, precision};
 
@@ -131,9 +130,7 @@ impl FusedOps for Flex {
 
     fn layer_norm(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, eps: f64) -> FlexTensor {
         let [x, weight, bias] = [x, weight, bias].map(contiguous);
-        let mut y = Buffer::stale(slice(&x).len());
-        layer_norm_forward(slice(&x), slice(&weight), slice(&bias), eps as f32, &mut y, None);
-        y.into_tensor(x.layout().shape().clone())
+        PreNorm { x, weight, bias, eps }.forward(Precision::F32).into_parts().0
     }
 
     fn attention(qkv: FlexTensor, heads: usize) -> FlexTensor {
@@ -185,23 +182,6 @@ fn product(x: &FlexTensor, weight: &FlexTensor, epilogue: Epilogue) -> FlexTenso
     y.into_tensor([rows, out])
 }
 
-/// What the backward of layer normalisation needs: normalised rows and 1 / deviation.
-pub(super) type NormSaved = [FlexTensor; 2];
-
-pub(super) fn norm_forward(
-    x: &FlexTensor,
-    weight: &FlexTensor,
-    bias: &FlexTensor,
-    eps: f64,
-) -> (FlexTensor, NormSaved) {
-    let [rows, dim] = dims2(x);
-    let [mut y, mut x_hat] = [0, 1].map(|_| Buffer::stale(rows * dim));
-    let mut rstd = Buffer::stale(rows);
-    let saved = Some((&mut x_hat[..], &mut rstd[..]));
-    layer_norm_forward(slice(x), slice(weight), slice(bias), eps as f32, &mut y, saved);
-    (y.into_tensor([rows, dim]), [x_hat.into_tensor([rows, dim]), rstd.into_tensor([rows])])
-}
-
 /// Sizes of one attention call. `tokens` holds keys and values, `[batch, keys, parts * dim]`, and
 /// the queries too unless they are apart, `[batch, queries, dim]`.
 pub(super) fn attention_shape(
@@ -215,17 +195,14 @@ pub(super) fn attention_shape(
     let queries = apart.map_or(keys, |q| q.layout().shape()[1]);
     let head_dim = shape[2] / parts / heads;
     let scale = (head_dim as f32).powf(-0.5);
-    AttentionShape { batch, queries, keys, heads, head_dim, scale, precision: precision::current() }
+    let (precision, stored) = (precision::current(), Precision::F32);
+    AttentionShape { batch, queries, keys, heads, head_dim, scale, precision, stored }
 }
 
-/// The output `[batch, queries, heads * head_dim]`; `probs` as the kernel's.
-pub(super) fn attend(
-    s: &AttentionShape,
-    qkv: Qkv<&[f32]>,
-    probs: Option<&mut [f32]>,
-) -> FlexTensor {
+/// The output `[batch, queries, heads * head_dim]`; `sums` as the kernel's.
+pub(super) fn attend(s: &AttentionShape, qkv: Qkv<&[f32]>, sums: Option<&mut [f32]>) -> FlexTensor {
     let shape = [s.batch, s.queries, s.heads * s.head_dim];
     let mut out = Buffer::stale(shape.iter().product());
-    attention_forward(s, qkv, &mut out, probs);
+    attention_forward(s, qkv, &mut out, sums);
     out.into_tensor(shape)
 }

@@ -6,16 +6,15 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Autodiff, Flex, tensor::FloatTensor};
 use burn_flex::FlexTensor;
 use fewvit_kernels::{
-    AttentionShape, Epilogue, Precision, Qkv, attention_backward, layer_norm_backward, matmul,
-    matmul_transposed_a,
+    AttentionShape, Epilogue, Precision, Qkv, attention_backward, matmul, matmul_transposed_a,
 };
 
 use super::buffers::Buffer;
 use super::flat::{Parent, add_gradients, parents};
 use super::fused::{
-    FusedOps, NormSaved, attend, attention_shape, linear_forward, linear_gelu_forward,
-    linear_residual_forward, norm_forward,
+    FusedOps, attend, attention_shape, linear_forward, linear_gelu_forward, linear_residual_forward,
 };
+use super::pre_norm::PreNorm;
 use super::storage::{contiguous, dims2, slice};
 use super::{packed, precision};
 
@@ -120,29 +119,14 @@ pub(super) fn scaled(x: &FlexTensor, factors: &[f32]) -> Buffer {
 struct LayerNorm;
 
 impl Backward<Flex, 3> for LayerNorm {
-    /// Weight, bias and what the forward saved.
-    type State = (FlexTensor, FlexTensor, NormSaved);
+    /// With the moments of the rows.
+    type State = (PreNorm, FlexTensor);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = contiguous(grads.consume::<Flex>(&ops.node));
-        let (weight, bias, [x_hat, rstd]) = &ops.state;
-        let [x, weight_node, bias_node] = ops.parents;
-        let mut dx = Buffer::stale(slice(&dy).len());
-        let mut backward = |dw: &mut [f32], db: &mut [f32]| {
-            let (x_hat, rstd) = (slice(x_hat), slice(rstd));
-            layer_norm_backward(slice(&dy), x_hat, rstd, slice(weight), &mut dx, dw, db);
-        };
-        let parents = parents![weight_node, bias_node];
-        match parents.iter().any(Option::is_some) {
-            true => add_gradients([weight, bias], parents, grads, |[dw, db]| backward(dw, db)),
-            false => {
-                let [mut dw, mut db] = [weight, bias].map(|p| Buffer::zeros(slice(p).len()));
-                backward(&mut dw, &mut db);
-            }
-        }
-        if let Some(node) = x {
-            grads.register::<Flex>(node.id, dx.into_tensor(dims2(&dy)));
-        }
+        let (norm, moments) = &ops.state;
+        let [x, weight, bias] = ops.parents;
+        norm.register(moments, slice(&dy), None, parents![x, weight, bias], grads);
     }
 }
 
@@ -150,15 +134,15 @@ impl Backward<Flex, 3> for LayerNorm {
 struct Attention;
 
 impl Backward<Flex, 1> for Attention {
-    /// Sizes, the joint projection and the probabilities.
+    /// Sizes, the joint projection and the sums of each softmax.
     type State = (AttentionShape, FlexTensor, FlexTensor);
 
     fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = contiguous(grads.consume::<Flex>(&ops.node));
-        let (shape, qkv, probs) = &ops.state;
+        let (shape, qkv, sums) = &ops.state;
         let mut dqkv = Buffer::stale(slice(qkv).len());
         let gradient = Qkv::Joint(&mut dqkv[..]);
-        attention_backward(shape, slice(&dy), Qkv::Joint(slice(qkv)), slice(probs), gradient);
+        attention_backward(shape, slice(&dy), Qkv::Joint(slice(qkv)), slice(sums), gradient);
         if let [Some(node)] = ops.parents {
             grads.register::<Flex>(node.id, dqkv.into_tensor(qkv.layout().shape().clone()));
         }
@@ -169,16 +153,16 @@ impl Backward<Flex, 1> for Attention {
 struct CrossAttention;
 
 impl Backward<Flex, 2> for CrossAttention {
-    /// Sizes, queries, keys with values, and the probabilities.
+    /// Sizes, queries, keys with values, and the sums of each softmax.
     type State = (AttentionShape, [FlexTensor; 2], FlexTensor);
 
     fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = contiguous(grads.consume::<Flex>(&ops.node));
-        let (shape, inputs, probs) = &ops.state;
+        let (shape, inputs, sums) = &ops.state;
         let [mut dq, mut dkv] = inputs.each_ref().map(|t| Buffer::stale(slice(t).len()));
         let [q, kv] = inputs.each_ref().map(slice);
         let gradient = Qkv::Split { q: &mut dq[..], kv: &mut dkv[..] };
-        attention_backward(shape, slice(&dy), Qkv::Split { q, kv }, slice(probs), gradient);
+        attention_backward(shape, slice(&dy), Qkv::Split { q, kv }, slice(sums), gradient);
         for ((node, gradient), input) in ops.parents.into_iter().zip([dq, dkv]).zip(inputs) {
             if let Some(node) = node {
                 grads.register::<Flex>(
@@ -190,9 +174,9 @@ impl Backward<Flex, 2> for CrossAttention {
     }
 }
 
-/// A buffer for the probabilities of one attention call.
-fn probabilities(s: &AttentionShape) -> Buffer {
-    Buffer::stale(s.batch * s.heads * s.queries * s.keys)
+/// A buffer for the sums of each softmax of an attention call.
+pub(super) fn softmax_sums(s: &AttentionShape) -> Buffer {
+    Buffer::stale(s.batch * s.heads * s.queries * 2)
 }
 
 impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
@@ -254,9 +238,10 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         let ((x, xn), (weight, wn), (bias, bn)) =
             (x.into_parts(), weight.into_parts(), bias.into_parts());
         let [x, weight, bias] = [x, weight, bias].map(contiguous);
-        let (y, saved) = norm_forward(&x, &weight, &bias, eps);
+        let norm = PreNorm { x, weight, bias, eps };
+        let (y, moments) = norm.forward(Precision::F32).into_parts();
         match LayerNorm.prepare::<C>([xn, wn, bn]).compute_bound().stateful() {
-            OpsKind::Tracked(node) => node.finish((weight, bias, saved), y),
+            OpsKind::Tracked(node) => node.finish((norm, moments), y),
             OpsKind::UnTracked(node) => node.finish(y),
         }
     }
@@ -268,10 +253,10 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         let joint = Qkv::Joint(slice(&qkv));
         match Attention.prepare::<C>([node]).compute_bound().stateful() {
             OpsKind::Tracked(node) => {
-                let mut probs = probabilities(&shape);
-                let y = attend(&shape, joint, Some(&mut probs));
-                let probs = probs.into_tensor([shape.batch, heads, shape.queries, shape.keys]);
-                node.finish((shape, qkv, probs), y)
+                let mut sums = softmax_sums(&shape);
+                let y = attend(&shape, joint, Some(&mut sums));
+                let sums = sums.into_tensor([shape.batch, heads, shape.queries, 2]);
+                node.finish((shape, qkv, sums), y)
             }
             OpsKind::UnTracked(node) => node.finish(attend(&shape, joint, None)),
         }
@@ -288,10 +273,10 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
         let split = Qkv::Split { q: slice(&q), kv: slice(&kv) };
         match CrossAttention.prepare::<C>([qn, kvn]).compute_bound().stateful() {
             OpsKind::Tracked(node) => {
-                let mut probs = probabilities(&shape);
-                let y = attend(&shape, split, Some(&mut probs));
-                let probs = probs.into_tensor([shape.batch, heads, shape.queries, shape.keys]);
-                node.finish((shape, [q, kv], probs), y)
+                let mut sums = softmax_sums(&shape);
+                let y = attend(&shape, split, Some(&mut sums));
+                let sums = sums.into_tensor([shape.batch, heads, shape.queries, 2]);
+                node.finish((shape, [q, kv], sums), y)
             }
             OpsKind::UnTracked(node) => node.finish(attend(&shape, split, None)),
         }

@@ -6,6 +6,7 @@
 //!
 //! Weights are stored as PyTorch and timm store them: a linear layer's is `[out, in]`.
 
+pub mod attention_block;
 mod buffers;
 pub mod composed;
 mod conv;
@@ -15,9 +16,10 @@ pub mod dropout;
 mod flat;
 pub mod fused;
 mod fused_nodes;
-pub mod mlp;
+pub mod mlp_block;
 mod packed;
 pub mod performer;
+mod pre_norm;
 mod precision;
 mod storage;
 pub mod unfold;
@@ -30,6 +32,12 @@ pub use fewvit_kernels::{MixedTarget, SoftTargets, Windows};
 pub use flat::FlatMemory;
 pub use packed::forget_packed_weights;
 pub use precision::autocast;
+
+/// Weight `[out, in]` and bias `[out]` of a linear layer.
+pub type Layer = (Tensor<2>, Tensor<1>);
+
+/// Weight and bias `[dim]` of a layer norm, and what it adds to the variance.
+pub type Norm = (Tensor<1>, Tensor<1>, f64);
 
 /// `x W^T + b`.
 ///
@@ -66,20 +74,38 @@ pub fn linear_residual(
     }
 }
 
-/// `residual + factor (gelu(x W1^T + b1) W2^T + b2)`, the MLP of a transformer block.
+/// `x + factor proj(attention(qkv(norm(x))))`, the first half of a transformer block.
 ///
-/// `x`: `[rows, in]`, `fc1`: weight `[hidden, in]` and bias, `fc2`: weight `[out, hidden]` and bias,
-/// `residual`: `[rows, out]`; `factors` as in [`linear_residual`].
-pub fn mlp(
+/// `x`: `[batch * tokens, dim]`, `qkv`: weight `[3 * dim, dim]` and bias as in [`attention`], `proj`:
+/// weight `[dim, dim]` and bias; `factors` as in [`linear_residual`].
+pub fn attention_block(
     x: Tensor<2>,
-    fc1: mlp::Layer,
-    fc2: mlp::Layer,
-    residual: Tensor<2>,
+    norm: Norm,
+    qkv: Layer,
+    proj: Layer,
+    [batch, heads]: [usize; 2],
     factors: Option<Vec<f32>>,
 ) -> Tensor<2> {
     match on_cpu(&x.device()) {
-        true => mlp::fused(x, fc1, fc2, residual, factors),
-        false => mlp::composed(x, fc1, fc2, residual, factors),
+        true => attention_block::fused(x, norm, qkv, proj, [batch, heads], factors),
+        false => attention_block::composed(x, norm, qkv, proj, [batch, heads], factors),
+    }
+}
+
+/// `x + factor fc2(gelu(fc1(norm(x))))`, the second half of a transformer block.
+///
+/// `x`: `[rows, dim]`, `fc1`: weight `[hidden, dim]` and bias, `fc2`: weight `[dim, hidden]` and bias;
+/// `factors` as in [`linear_residual`].
+pub fn mlp_block(
+    x: Tensor<2>,
+    norm: Norm,
+    fc1: Layer,
+    fc2: Layer,
+    factors: Option<Vec<f32>>,
+) -> Tensor<2> {
+    match on_cpu(&x.device()) {
+        true => mlp_block::fused(x, norm, fc1, fc2, factors),
+        false => mlp_block::composed(x, norm, fc1, fc2, factors),
     }
 }
 

@@ -17,3 +17,10 @@ pub(super) fn dims2(tensor: &FlexTensor) -> [usize; 2] {
     let shape = tensor.layout().shape();
     [shape[0], shape[1]]
 }
+
+/// The first and the second parts of pairs.
+pub(super) fn unzip<A, B, const N: usize>(pairs: [(A, B); N]) -> ([A; N], [B; N]) {
+    let mut second = pairs.map(|(a, b)| (Some(a), Some(b)));
+    let first = second.each_mut().map(|(a, _)| a.take().expect("taken once"));
+    (first, second.map(|(_, b)| b.expect("not taken before")))
+}

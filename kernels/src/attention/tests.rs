@@ -1,3 +1,4 @@
+use super::backward::attention_backward_at;
 use super::*;
 use crate::reference::{self, Generator, assert_close};
 
@@ -20,8 +21,9 @@ fn matches_f64_at_every_level() {
         (1, 300, 300, 1, 16),
     ] {
         let scale = 1.0 / (head_dim as f32).sqrt();
-        let precision = Precision::F32;
-        let shape = AttentionShape { batch, queries, keys, heads, head_dim, scale, precision };
+        let [precision, stored] = [Precision::F32; 2];
+        let shape =
+            AttentionShape { batch, queries, keys, heads, head_dim, scale, precision, stored };
         let mut random = Generator::new(keys as u64);
         let dim = heads * head_dim;
         let (q, dout) =
@@ -31,13 +33,12 @@ fn matches_f64_at_every_level() {
         for level in Level::available() {
             let split = Qkv::Split { q: &q[..], kv: &kv[..] };
             let mut out = vec![9.0; q.len()];
-            let mut probs = vec![9.0; exact.probs.len()];
-            attention_forward_at(level, &shape, split, &mut out, Some(&mut probs));
+            let mut sums = vec![9.0; 2 * batch * heads * queries];
+            attention_forward_at(level, &shape, split, &mut out, Some(&mut sums));
             assert_close(&out, &exact.out, 3e-6);
-            assert_close(&probs, &exact.probs, 1e-6);
             let (mut dq, mut dkv) = (vec![9.0; q.len()], vec![9.0; kv.len()]);
             let gradient = Qkv::Split { q: &mut dq[..], kv: &mut dkv[..] };
-            attention_backward_at(level, &shape, &dout, split, &probs, gradient);
+            attention_backward_at(level, &shape, &dout, split, &sums, gradient);
             assert_close(&dq, &exact.dq, 1e-5);
             assert_close(&dkv, &exact.dkv, 1e-5);
             let mut inference = vec![9.0; q.len()];
@@ -51,7 +52,7 @@ fn matches_f64_at_every_level() {
                 assert_eq!(out, same, "{level:?} {shape:?}");
                 let mut dqkv = vec![9.0; 3 * q.len()];
                 let gradient = Qkv::Joint(&mut dqkv[..]);
-                attention_backward_at(level, &shape, &dout, qkv, &probs, gradient);
+                attention_backward_at(level, &shape, &dout, qkv, &sums, gradient);
                 assert_eq!(dqkv, joint(&dq, &dkv, dim), "{level:?} {shape:?}");
             }
         }
@@ -61,33 +62,76 @@ fn matches_f64_at_every_level() {
 /// Rounded to bf16, every product errs by up to 2^-8 and the softmax passes it on.
 #[test]
 fn bf16_is_close_to_f64_at_every_level() {
-    let (batch, queries, keys, heads, head_dim) = (1, 37, 50, 2, 65);
-    let (scale, precision) = (1.0 / (head_dim as f32).sqrt(), Precision::Bf16);
-    let shape = AttentionShape { batch, queries, keys, heads, head_dim, scale, precision };
+    for (batch, queries, keys, heads, head_dim, stored) in [
+        (1, 37, 50, 2, 65, Precision::F32),
+        (2, 37, 50, 2, 66, Precision::Bf16),
+        (2, 1, 5, 2, 2, Precision::Bf16),
+        // Scores of several blocks.
+        (1, 300, 301, 1, 16, Precision::Bf16),
+    ] {
+        let (scale, precision) = (1.0 / (head_dim as f32).sqrt(), Precision::Bf16);
+        let shape =
+            AttentionShape { batch, queries, keys, heads, head_dim, scale, precision, stored };
+        bf16_is_close(&shape);
+    }
+}
+
+fn bf16_is_close(shape: &AttentionShape) {
+    let dim = shape.heads * shape.head_dim;
     let mut random = Generator::new(7);
-    let (q, dout) =
-        (random.normal(queries * heads * head_dim), random.normal(queries * heads * head_dim));
-    let kv = random.normal(2 * keys * heads * head_dim);
-    let exact = reference::attention(&shape, &q, &kv, &dout);
+    let queries = shape.batch * shape.queries * dim;
+    let (q, dout) = (random.normal(queries), random.normal(queries));
+    let kv = random.normal(2 * shape.batch * shape.keys * dim);
+    let exact = reference::attention(shape, &q, &kv, &dout);
+    let [stored_q, stored_dout, stored_kv] = [&q, &dout, &kv].map(|x| stored(shape, x));
     for level in Level::available() {
-        let split = Qkv::Split { q: &q[..], kv: &kv[..] };
-        let (mut out, mut probs) = (vec![9.0; q.len()], vec![9.0; exact.probs.len()]);
-        attention_forward_at(level, &shape, split, &mut out, Some(&mut probs));
-        let (mut dq, mut dkv) = (vec![9.0; q.len()], vec![9.0; kv.len()]);
+        let split = Qkv::Split { q: &stored_q[..], kv: &stored_kv[..] };
+        let mut sums = vec![9.0; 2 * shape.batch * shape.heads * shape.queries];
+        let (mut out, mut dq) = (vec![9.0; stored_q.len()], vec![9.0; stored_q.len()]);
+        let mut dkv = vec![9.0; stored_kv.len()];
+        attention_forward_at(level, shape, split, &mut out, Some(&mut sums));
         let gradient = Qkv::Split { q: &mut dq[..], kv: &mut dkv[..] };
-        attention_backward_at(level, &shape, &dout, split, &probs, gradient);
+        attention_backward_at(level, shape, &stored_dout, split, &sums, gradient);
         for (x, exact) in [(&out, &exact.out), (&dq, &exact.dq), (&dkv, &exact.dkv)] {
-            let error = reference::relative_error(x, exact);
-            assert!(error < 1e-2, "{level:?}: {error}");
+            let error = reference::relative_error(&values(shape, x), exact);
+            assert!(error < 1e-2, "{level:?} {shape:?}: {error}");
             // A wrong pair somewhere would be worse, f32 everywhere better.
-            assert!(error > 1e-4, "{level:?}: {error} is too good for bf16");
+            assert!(error > 1e-4, "{level:?} {shape:?}: {error} is too good for bf16");
+        }
+    }
+}
+
+/// Rows as `shape` stores them.
+fn stored(shape: &AttentionShape, x: &[f32]) -> Vec<f32> {
+    match shape.stored {
+        Precision::F32 => x.to_vec(),
+        Precision::Bf16 => {
+            let pairs = x.as_chunks::<2>().0.iter();
+            pairs.map(|pair| f32::from_bits(bits(pair[0]) | bits(pair[1]) << 16)).collect()
+        }
+    }
+}
+
+/// Upper half of a number rounded to bf16.
+fn bits(x: f32) -> u32 {
+    reference::bf16(x).to_bits() >> 16
+}
+
+/// The values of [`stored`].
+fn values(shape: &AttentionShape, x: &[f32]) -> Vec<f32> {
+    match shape.stored {
+        Precision::F32 => x.to_vec(),
+        Precision::Bf16 => {
+            let pairs = x.iter().map(|pair| pair.to_bits());
+            pairs.flat_map(|pair| [pair << 16, pair >> 16 << 16].map(f32::from_bits)).collect()
         }
     }
 }
 
 fn three_scalars(precision: Precision) -> AttentionShape {
     let (batch, queries, keys, heads, head_dim, scale) = (1, 3, 3, 1, 1, 1.0);
-    AttentionShape { batch, queries, keys, heads, head_dim, scale, precision }
+    let stored = Precision::F32;
+    AttentionShape { batch, queries, keys, heads, head_dim, scale, precision, stored }
 }
 
 #[test]
@@ -107,8 +151,8 @@ fn large_scores_do_not_overflow_and_not_a_number_shows() {
 }
 
 #[test]
-#[should_panic(expected = "the probabilities: 8 values where 9 are needed")]
-fn short_probs_are_refused() {
+#[should_panic(expected = "the sums: 5 values where 6 are needed")]
+fn short_sums_are_refused() {
     let shape = three_scalars(Precision::F32);
-    attention_forward(&shape, Qkv::Joint(&[0.0; 9][..]), &mut [0.0; 3], Some(&mut [0.0; 8]));
+    attention_forward(&shape, Qkv::Joint(&[0.0; 9][..]), &mut [0.0; 3], Some(&mut [0.0; 5]));
 }

@@ -3,6 +3,7 @@
 use super::pack::PanelRow;
 use super::pairs::{pair_rows, transpose_to_pairs};
 use super::tile::{Combine, Strip};
+use super::tiled::RowTiles;
 use super::{LEFT, Matrix, Precision, block, check_precision};
 use crate::check::check_len;
 use crate::simd::{Kernel, Level, PANEL, Simd, TILE_PAIRS};
@@ -11,6 +12,9 @@ use std::ops::Range;
 /// Rows, or pairs of rows, of a weight gradient's operands that are summed in registers: their packed
 /// panel (32 KiB) stays in the first-level cache.
 const SUM_BLOCK: usize = 256;
+/// The same for tiles, which are through with a panel so fast that the gradient's way to memory and
+/// back counts for more.
+const TILED_SUM_BLOCK: usize = 512;
 
 /// C = C + A^T B, the gradient of a weight stored `[out, in]`: `a` is the gradient of the layer's
 /// output `[rows, m]`, `b` its input `[rows, n]`, `c` `[m, n]`. The sums of `a`'s columns, the
@@ -73,10 +77,10 @@ impl Kernel for WeightGradient<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self) {
-        let mut panel = [PanelRow::ZERO; SUM_BLOCK];
+        let mut panel = [PanelRow::ZERO; TILED_SUM_BLOCK];
         let [rows, m, _] = self.sides;
         let cells = self.precision.cells(rows);
-        let blocks = cells.div_ceil(SUM_BLOCK);
+        let blocks = cells.div_ceil(if self.tiles { TILED_SUM_BLOCK } else { SUM_BLOCK });
         for block in 0..blocks {
             let cells = cells * block / blocks..cells * (block + 1) / blocks;
             let terms = self.precision.terms();
@@ -138,6 +142,8 @@ impl WeightGradient<'_> {
                 }
             }
         }
+        // SAFETY: `tiles` is set where the level has them.
+        let tiles = tiles.then(|| unsafe { RowTiles::new(m) });
         for first in (0..n).step_by(PANEL) {
             let columns = PANEL.min(n - first);
             let b = Matrix { cells: &b.cells[b.precision.cells(first)..], ..b };
@@ -150,7 +156,7 @@ impl WeightGradient<'_> {
             let strip = Strip {
                 k: panel.len(),
                 a: left,
-                a_stride: if tiles { panel.len() } else { m },
+                a_stride: if tiles.is_some() { panel.len() } else { m },
                 b: panel.as_ptr().cast(),
                 c: self.c.as_mut_ptr().wrapping_add(first),
                 c_stride: n,
@@ -162,10 +168,9 @@ impl WeightGradient<'_> {
             // SAFETY: `left` holds [panel.len(), m] and `c` [m, n] values, as the caller has checked;
             // `c` is borrowed exclusively.
             unsafe {
-                match tiles {
-                    #[cfg(target_arch = "x86_64")]
-                    true => strip.run_tiles::<S>(m),
-                    _ => strip.run::<S, true, PAIRS>(m),
+                match &tiles {
+                    Some(tiles) => strip.run_tiles::<S>(tiles),
+                    None => strip.run::<S, true, PAIRS>(m),
                 }
             }
         }

@@ -14,16 +14,17 @@ use crate::simd::{Kernel, Level, PANEL, Simd, TILE_PAIRS};
 use std::cell::RefCell;
 use std::ops::Range;
 use tile::{Combine, Strip};
+use tiled::RowTiles;
 
 mod gradient;
 mod pack;
 mod pairs;
 mod tile;
-#[cfg(target_arch = "x86_64")]
 mod tiled;
 pub use gradient::matmul_transposed_a;
 pub use pack::PackedB;
-use pairs::{PairColumns, pair_rows, transpose_to_pairs};
+pub(crate) use pairs::PairColumns;
+use pairs::{pair_rows, transpose_to_pairs};
 
 /// How exactly the factors of a product enter it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
@@ -59,7 +60,7 @@ impl Precision {
     }
 
     /// [`Self::cells`] and the zeros that fill the last tile of pairs.
-    const fn padded_cells(self, k: usize) -> usize {
+    pub(crate) const fn padded_cells(self, k: usize) -> usize {
         match self {
             Self::F32 => k,
             Self::Bf16 => self.cells(k).next_multiple_of(TILE_PAIRS),
@@ -191,15 +192,23 @@ pub(crate) struct Left<'a> {
     pub stride: usize,
     /// `data` is `[k, m]`.
     pub transposed: bool,
+    /// Zeros in each row of pairs fill its last tile.
+    pub padded: bool,
 }
 
 impl<'a> Left<'a> {
     pub fn rows(data: impl Into<Matrix<&'a [f32]>>, stride: usize) -> Self {
-        Self { data: data.into(), stride, transposed: false }
+        Self { data: data.into(), stride, transposed: false, padded: false }
+    }
+
+    /// Rows of `k` columns, each filled up to [`Precision::padded_cells`] with zeros.
+    pub fn padded_rows(data: impl Into<Matrix<&'a [f32]>>, k: usize) -> Self {
+        let data = data.into();
+        Self { data, stride: data.precision.padded_cells(k), transposed: false, padded: true }
     }
 
     pub fn transposed(data: impl Into<Matrix<&'a [f32]>>, stride: usize) -> Self {
-        Self { data: data.into(), stride, transposed: true }
+        Self { data: data.into(), stride, transposed: true, padded: false }
     }
 }
 
@@ -230,6 +239,8 @@ impl Kernel for Product<'_> {
         for block in 0..blocks {
             let rows = self.m * block / blocks..self.m * (block + 1) / blocks;
             let left = self.left::<S>(rows.clone());
+            // SAFETY: `tiles` is set where the level has them.
+            let tiles = self.tiles.then(|| unsafe { RowTiles::new(rows.len()) });
             for first in (0..n).step_by(PANEL) {
                 let columns = first..n.min(first + PANEL);
                 let strip = self.strip(left, rows.start, columns.clone(), &mut scratch);
@@ -237,13 +248,12 @@ impl Kernel for Product<'_> {
                 // returns as many rows and terms, `c` is borrowed exclusively, and `scratch` has room
                 // for a block.
                 unsafe {
-                    match (self.a.transposed, self.b.precision()) {
-                        #[cfg(target_arch = "x86_64")]
-                        (_, Precision::Bf16) if self.tiles => strip.run_tiles::<S>(rows.len()),
-                        (false, Precision::F32) => strip.run::<S, false, false>(rows.len()),
-                        (false, Precision::Bf16) => strip.run::<S, false, true>(rows.len()),
-                        (true, Precision::F32) => strip.run::<S, true, false>(rows.len()),
-                        (true, Precision::Bf16) => strip.run::<S, true, true>(rows.len()),
+                    match (&tiles, self.a.transposed, self.b.precision()) {
+                        (Some(tiles), ..) => strip.run_tiles::<S>(tiles),
+                        (_, false, Precision::F32) => strip.run::<S, false, false>(rows.len()),
+                        (_, false, Precision::Bf16) => strip.run::<S, false, true>(rows.len()),
+                        (_, true, Precision::F32) => strip.run::<S, true, false>(rows.len()),
+                        (_, true, Precision::Bf16) => strip.run::<S, true, true>(rows.len()),
                     }
                 }
                 if matches!(self.epilogue, Epilogue::BiasGelu { .. }) {
@@ -259,10 +269,10 @@ impl Product<'_> {
     /// columns, lie; in bf16 after they have been made pairs.
     #[inline(always)]
     fn left<S: Simd>(&mut self, rows: Range<usize>) -> (*const f32, usize) {
-        let Left { data, stride, transposed } = self.a;
+        let Left { data, stride, transposed, padded } = self.a;
         let (start, k) = (rows.start * if transposed { 1 } else { stride }, self.b.k());
         let cells = self.strip_cells();
-        let whole_tiles = !self.tiles || cells == data.precision.cells(k);
+        let whole_tiles = !self.tiles || padded || cells == data.precision.cells(k);
         if rows.is_empty() || data.precision == self.b.precision() && whole_tiles {
             return (data.cells.as_ptr().wrapping_add(start), stride);
         }
@@ -355,7 +365,11 @@ impl Product<'_> {
         check_precision("the output", c.precision, precision);
         let (a_rows, a_columns) = if self.a.transposed { (k, m) } else { (m, k) };
         assert!(!self.a.transposed || a.precision == Precision::F32, "a transpose of pairs");
-        let a_needs = span(a_rows, a.precision.cells(a_columns), self.a.stride);
+        let a_cells = match self.a.padded {
+            true => a.precision.padded_cells(a_columns),
+            false => a.precision.cells(a_columns),
+        };
+        let a_needs = span(a_rows, a_cells, self.a.stride);
         let c_needs = span(m, c.precision.cells(n), self.c_stride);
         let covers = |name: &str, len: usize, needs: usize| {
             assert!(len >= needs, "{name}: {len} values where {needs} are needed");

@@ -1,7 +1,7 @@
 //! The right factor of a product, rearranged for the microkernel.
 
 use super::pairs::{PairColumns, pair_rows};
-use super::{LEFT, Matrix, Precision, block};
+use super::{LEFT, Matrix, Precision, block, check_precision};
 use crate::check::check_len;
 use crate::simd::{Kernel, Level, PANEL, Simd};
 use std::ops::Range;
@@ -106,28 +106,33 @@ impl PackedB {
         self.precision
     }
 
-    /// Packs `[k, n]` whose rows lie `stride` apart, into the memory in use so far.
-    pub(crate) fn fill(
+    /// Packs `[k, n]` whose rows lie `stride` apart, into the memory in use so far. Pairs can be packed
+    /// in bf16 only.
+    pub(crate) fn fill<'b>(
         &mut self,
         level: Level,
         precision: Precision,
-        b: &[f32],
+        b: impl Into<Matrix<&'b [f32]>>,
         stride: usize,
         [k, n]: [usize; 2],
     ) {
+        let b = b.into();
+        check_precision("the matrix to pack", b.precision, precision);
         self.resize(precision, k, n);
         level.run(Fill { precision, b, stride, k, n, rows: &mut self.rows });
     }
 
-    /// Packs the transpose of `[n, k]` whose rows lie `stride` apart.
-    pub(crate) fn fill_transposed(
+    /// As [`Self::fill`], from the transpose `[n, k]`.
+    pub(crate) fn fill_transposed<'b>(
         &mut self,
         level: Level,
         precision: Precision,
-        bt: &[f32],
+        bt: impl Into<Matrix<&'b [f32]>>,
         stride: usize,
         [k, n]: [usize; 2],
     ) {
+        let bt = bt.into();
+        check_precision("the matrix to pack", bt.precision, precision);
         self.resize(precision, k, n);
         let cells = precision.cells(k);
         LEFT.with_borrow_mut(|pairs| {
@@ -138,17 +143,15 @@ impl PackedB {
                 padding.fill(PanelRow::ZERO);
                 let first = p * PANEL;
                 let columns = PANEL.min(n - first);
-                let from = &bt[first * stride..];
-                let transpose = match precision {
-                    Precision::F32 => Transpose { bt: from, stride, columns, panel },
-                    Precision::Bf16 => {
-                        let to = block(pairs, columns * cells);
-                        let from = from.into();
-                        level.run(PairColumns { from, stride, columns: k, cells, to: &mut *to });
-                        Transpose { bt: to, stride: cells, columns, panel }
-                    }
-                };
-                level.run(transpose);
+                let from = &bt.cells[first * stride..];
+                if bt.precision == precision {
+                    level.run(Transpose { bt: from, stride, columns, panel });
+                    continue;
+                }
+                let to = block(pairs, columns * cells);
+                let from = from.into();
+                level.run(PairColumns { from, stride, columns: k, cells, to: &mut *to });
+                level.run(Transpose { bt: to, stride: cells, columns, panel });
             }
         });
     }
@@ -167,7 +170,7 @@ impl PackedB {
 /// Fills all panels from rows.
 struct Fill<'a> {
     precision: Precision,
-    b: &'a [f32],
+    b: Matrix<&'a [f32]>,
     stride: usize,
     k: usize,
     n: usize,
@@ -183,10 +186,14 @@ impl Kernel for Fill<'_> {
         for (p, panel) in rows.chunks_exact_mut(precision.padded_cells(k).max(1)).enumerate() {
             let first = p * PANEL;
             let columns = PANEL.min(n - first);
+            let from = &b.cells[b.precision.cells(first).min(b.cells.len())..];
             for (i, row) in panel.iter_mut().enumerate() {
                 match precision {
-                    Precision::F32 => row.copy_from(&b[i * stride + first..][..columns]),
-                    Precision::Bf16 => row.pair::<S>(b[first..].into(), stride, 2 * i..k, columns),
+                    Precision::F32 => row.copy_from(&from[i * stride..][..columns]),
+                    Precision::Bf16 => {
+                        let from = Matrix { cells: from, ..b };
+                        row.pair::<S>(from, stride, k.min(2 * i)..k, columns);
+                    }
                 }
             }
         }

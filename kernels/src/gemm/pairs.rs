@@ -6,7 +6,7 @@ use std::ops::Range;
 
 /// Rows `[rows, columns]` that lie `stride` apart become rows of pairs of neighbours, `[rows, cells]`;
 /// an odd last column pairs with zeros, and zeros fill the rest.
-pub(super) struct PairColumns<'a> {
+pub(crate) struct PairColumns<'a> {
     pub from: Matrix<&'a [f32]>,
     pub stride: usize,
     pub columns: usize,

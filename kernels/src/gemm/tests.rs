@@ -105,10 +105,10 @@ fn packing_a_transpose_is_packing() {
             // Memory that was in use before must not shine through the padding.
             let used = || PackedB::pack(Precision::F32, &vec![9.0; 201 * 99], 201, 99);
             let mut packed = used();
-            packed.fill_transposed(level, precision, &bt, k, [k, n]);
+            packed.fill_transposed(level, precision, &bt[..], k, [k, n]);
             assert!(packed.same_values(&expected), "{level:?} {precision:?} {k} x {n}");
             let mut packed = used();
-            packed.fill(level, precision, &b, n, [k, n]);
+            packed.fill(level, precision, &b[..], n, [k, n]);
             assert!(packed.same_values(&expected), "{level:?} {precision:?} {k} x {n}");
         }
     }

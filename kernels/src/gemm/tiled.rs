@@ -7,29 +7,44 @@ use crate::simd::{PANEL, Simd, TILE_PAIRS};
 /// Rows that are combined and stored at a time.
 const GROUP: usize = 4;
 
-impl Strip {
-    /// As [`Strip::run`], for a left factor of rows of pairs and a `k` of whole tiles.
+/// Tiles of equal height for a number of rows.
+pub(super) struct RowTiles {
+    rows: usize,
+    height: usize,
+    tiles: Tiles,
+}
+
+impl RowTiles {
+    /// Configures the tiles of this thread: an even number of them covers the rows.
     ///
     /// # Safety
-    /// As there; the machine must have tiles.
+    /// The machine must have tiles.
+    pub unsafe fn new(rows: usize) -> Self {
+        let height = rows.div_ceil(2 * rows.div_ceil(2 * TILE_ROWS).max(1)).max(1);
+        // SAFETY: the caller vouches for tiles.
+        Self { rows, height, tiles: unsafe { Tiles::configure(height) } }
+    }
+}
+
+impl Strip {
+    /// As [`Strip::run`], for a left factor of rows of pairs and a `k` of whole tiles. The rows are
+    /// those that `tiles` are for.
+    ///
+    /// # Safety
+    /// As there.
     #[inline(always)]
-    pub unsafe fn run_tiles<S: Simd>(self, rows: usize) {
+    pub unsafe fn run_tiles<S: Simd>(self, tiles: &RowTiles) {
         debug_assert!(self.k.is_multiple_of(TILE_PAIRS), "{} pairs are not whole tiles", self.k);
-        // Tiles of equal height. The last one begins early where it would end behind the last row,
-        // and what it has in common with the one before it is left out.
-        let squares = rows.div_ceil(2 * TILE_ROWS);
-        if squares == 0 {
-            return;
-        }
-        let height = rows.div_ceil(2 * squares);
+        let RowTiles { rows, height, ref tiles } = *tiles;
         let mut square = Square([[0.0; PANEL]; 2 * TILE_ROWS]);
         let mut done = 0;
-        // SAFETY: the caller vouches for tiles; tiles begin where `height` rows are left; and for the
-        // pointers at these rows.
+        // SAFETY: tiles begin where `height` rows are left; the caller vouches for the pointers at
+        // these rows.
         unsafe {
-            let tiles = Tiles::configure(height);
-            for i in 0..squares {
-                let starts = [2 * i, 2 * i + 1].map(|tile| (tile * height).min(rows - height));
+            while done < rows {
+                // The last tile begins early where it would end behind the last row, and what it has
+                // in common with the one before it is left out.
+                let starts = [done, done + height].map(|start| start.min(rows - height));
                 let left = starts.map(|row| self.a.wrapping_add(row * self.a_stride));
                 prefetch_output::<S>(&self.below::<false>(done), starts[1] + height - done);
                 tiles.multiply(left, self.a_stride, self.b, self.k / TILE_PAIRS, &mut square);

@@ -13,7 +13,7 @@ use std::marker::PhantomData;
 use std::ops::{Add, Div, Mul, Range, Sub};
 use std::sync::OnceLock;
 
-#[cfg(target_arch = "x86_64")]
+#[cfg_attr(not(target_arch = "x86_64"), path = "no_amx.rs")]
 pub(crate) mod amx;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

@@ -1,0 +1,147 @@
+//! Softmax of scores and its gradient, row by row.
+
+use crate::gemm::{Left, Matrix, Precision};
+use crate::simd::{Kernel, Simd, exp};
+
+/// Rows `[rows, tokens]` of scores, or of what becomes of them, the left factor of a product to come.
+pub(super) struct Rows<'a> {
+    pub values: &'a mut [f32],
+    /// The same rounded, where the product is bf16: padded rows of pairs.
+    pub pairs: Option<&'a mut [f32]>,
+    pub tokens: usize,
+}
+
+impl Rows<'_> {
+    /// The rows as the product reads them.
+    pub fn left(&self) -> Left<'_> {
+        match &self.pairs {
+            Some(pairs) => {
+                let pairs = Matrix { cells: &pairs[..], precision: Precision::Bf16 };
+                Left::padded_rows(pairs, self.tokens)
+            }
+            None => Left::rows(&*self.values, self.tokens),
+        }
+    }
+
+    /// Writes the rounded form of row `r`, if there is one.
+    #[inline(always)]
+    fn round<S: Simd>(&mut self, r: usize) {
+        let Some(pairs) = &mut self.pairs else { return };
+        let (row, cells) =
+            (&self.values[r * self.tokens..][..self.tokens], pair_cells(self.tokens));
+        let pairs = &mut pairs[r * cells..][..cells];
+        for piece in S::pieces(cells) {
+            let first = row.len().min(2 * piece.start);
+            let second = row.len().min(2 * piece.start + S::LANES);
+            let (first, second) = (S::load(&row[first..]), S::load(&row[second..]));
+            S::pairs_of_neighbours(first, second).store(&mut pairs[piece]);
+        }
+    }
+}
+
+/// Pairs in a padded row of `tokens`.
+pub(super) fn pair_cells(tokens: usize) -> usize {
+    Precision::Bf16.padded_cells(tokens)
+}
+
+/// Rows of scores become softmax(scores * scale).
+pub(super) struct Softmax<'a, 'b> {
+    pub rows: &'a mut Rows<'b>,
+    pub scale: f32,
+    /// Largest scaled score and 1 / the sum of each row.
+    pub sums: Option<&'a mut [f32]>,
+}
+
+impl Kernel for Softmax<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { rows, scale, mut sums } = self;
+        let (lowest, zero) = (S::splat(f32::NEG_INFINITY), S::splat(0.0));
+        let tokens = rows.tokens.max(1);
+        for r in 0..rows.values.len() / tokens {
+            let row = &mut rows.values[r * tokens..][..tokens];
+            let mut largest = lowest;
+            for piece in S::pieces(tokens) {
+                let scaled = S::load(&row[piece.clone()]) * S::splat(scale);
+                largest = largest.max(scaled.first(piece.len(), lowest));
+            }
+            let largest = largest.largest();
+            let mut sum = zero;
+            for piece in S::pieces(tokens) {
+                let e = shifted_exp(S::load(&row[piece.clone()]), scale, largest);
+                sum = sum + e.first(piece.len(), zero);
+                e.store(&mut row[piece]);
+            }
+            let factor = 1.0 / sum.sum();
+            for piece in S::pieces(tokens) {
+                (S::load(&row[piece.clone()]) * S::splat(factor)).store(&mut row[piece]);
+            }
+            if let Some(sums) = &mut sums {
+                sums[2 * r..][..2].copy_from_slice(&[largest, factor]);
+            }
+            rows.round::<S>(r);
+        }
+    }
+}
+
+/// Rows of `tokens` scores become what [`Softmax`] made of them, bit for bit, by the `sums` it left.
+pub(super) struct SoftmaxAgain<'a> {
+    pub scores: &'a mut [f32],
+    pub tokens: usize,
+    pub scale: f32,
+    pub sums: &'a [f32],
+}
+
+impl Kernel for SoftmaxAgain<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { scores, tokens, scale, sums } = self;
+        let (sums, _) = sums.as_chunks::<2>();
+        for (row, &[largest, factor]) in scores.chunks_exact_mut(tokens.max(1)).zip(sums) {
+            for piece in S::pieces(tokens) {
+                let e = shifted_exp(S::load(&row[piece.clone()]), scale, largest);
+                (e * S::splat(factor)).store(&mut row[piece]);
+            }
+        }
+    }
+}
+
+/// `e^(score * scale - largest)`.
+#[inline(always)]
+fn shifted_exp<S: Simd>(score: S, scale: f32, largest: f32) -> S {
+    exp(score.mul_add(S::splat(scale), S::splat(-largest)))
+}
+
+/// The gradient of the probabilities becomes that of the scores before scaling.
+pub(super) struct SoftmaxBackward<'a, 'b> {
+    pub probs: &'a [f32],
+    pub gradient: &'a mut Rows<'b>,
+    pub scale: f32,
+}
+
+impl Kernel for SoftmaxBackward<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<S: Simd>(self) {
+        let Self { probs, gradient, scale } = self;
+        let tokens = gradient.tokens.max(1);
+        for (r, p) in probs.chunks_exact(tokens).enumerate() {
+            let d = &mut gradient.values[r * tokens..][..tokens];
+            let mut sum = S::splat(0.0);
+            for piece in S::pieces(tokens) {
+                sum = S::load(&p[piece.clone()]).mul_add(S::load(&d[piece]), sum);
+            }
+            let mean = S::splat(sum.sum());
+            for piece in S::pieces(tokens) {
+                let p = S::load(&p[piece.clone()]) * S::splat(scale);
+                (p * (S::load(&d[piece.clone()]) - mean)).store(&mut d[piece]);
+            }
+            gradient.round::<S>(r);
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! The layer norm in front of a residual branch: `x` enters the branch normalised, and passes it as it
+//! is.
+
+use burn::backend::Flex;
+use burn::backend::autodiff::grads::Gradients;
+use burn_flex::FlexTensor;
+use fewvit_kernels::{Matrix, Precision, layer_norm_backward, layer_norm_forward};
+
+use super::buffers::Buffer;
+use super::flat::{Parent, add_gradients};
+use super::storage::{dims2, slice};
+
+/// Input `[rows, dim]` and parameters `[dim]` of a layer norm.
+#[derive(Clone, Debug)]
+pub(super) struct PreNorm {
+    pub(super) x: FlexTensor,
+    pub(super) weight: FlexTensor,
+    pub(super) bias: FlexTensor,
+    pub(super) eps: f64,
+}
+
+/// What a layer norm has made of its input, in the precision of the products that read it, and what
+/// its backward needs.
+#[derive(Clone, Debug)]
+pub(super) struct Normed {
+    y: FlexTensor,
+    moments: FlexTensor,
+    precision: Precision,
+}
+
+impl Normed {
+    /// The output as products read it.
+    pub(super) fn matrix(&self) -> Matrix<&[f32]> {
+        Matrix { cells: slice(&self.y), precision: self.precision }
+    }
+
+    /// The output and what the backward needs.
+    pub(super) fn into_parts(self) -> (FlexTensor, FlexTensor) {
+        (self.y, self.moments)
+    }
+}
+
+impl PreNorm {
+    pub(super) fn forward(&self, precision: Precision) -> Normed {
+        let [rows, dim] = dims2(&self.x);
+        let cells = precision.cells(dim);
+        let [mut y, mut moments] = [rows * cells, rows * 2].map(Buffer::stale);
+        let (x, weight, bias) = (slice(&self.x), slice(&self.weight), slice(&self.bias));
+        let out = Matrix { cells: &mut y[..], precision };
+        layer_norm_forward(x, weight, bias, self.eps as f32, out, Some(&mut moments));
+        let y = y.into_tensor([rows, cells]);
+        Normed { y, moments: moments.into_tensor([rows, 2]), precision }
+    }
+
+    /// Adds the gradients of the parameters and registers that of `x`: what comes back through the
+    /// norm, from the gradient `dy` of its output, and what has come around the branch, `residual`.
+    pub(super) fn register(
+        &self,
+        moments: &FlexTensor,
+        dy: &[f32],
+        residual: Option<&FlexTensor>,
+        [x, weight, bias]: [Option<Parent>; 3],
+        grads: &mut Gradients,
+    ) {
+        let mut dx = Buffer::stale(dy.len());
+        let mut backward = |dw: &mut [f32], db: &mut [f32]| {
+            let (moments, weight) = (slice(moments), slice(&self.weight));
+            let residual = residual.map(slice);
+            layer_norm_backward(dy, slice(&self.x), moments, weight, residual, &mut dx, dw, db);
+        };
+        if weight.is_some() || bias.is_some() {
+            add_gradients([&self.weight, &self.bias], [weight, bias], grads, |[dw, db]| {
+                backward(dw, db);
+            });
+        } else {
+            let [mut dw, mut db] = [0; 2].map(|_| Buffer::zeros(slice(&self.weight).len()));
+            backward(&mut dw, &mut db);
+        }
+        if let Some(parent) = x {
+            grads.register::<Flex>(parent.id, dx.into_tensor(dims2(&self.x)));
+        }
+    }
+}
