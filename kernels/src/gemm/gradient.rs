@@ -4,7 +4,7 @@ use super::pack::PanelRow;
 use super::pairs::{pair_rows, transpose_to_pairs};
 use super::tile::{Combine, Strip};
 use super::tiled::RowTiles;
-use super::{LEFT, Matrix, Precision, block, check_precision};
+use super::{Matrix, Precision, TILED_LEFT, WORK, Work, block, check_precision, equal_parts};
 use crate::check::check_len;
 use crate::simd::{Kernel, Level, PANEL, Simd, TILE_PAIRS};
 use std::ops::Range;
@@ -53,8 +53,8 @@ pub(crate) fn matmul_transposed_a_at(
         check_len("the column sums", sums, m);
     }
     let (sides, tiles) = ([rows, m, n], level.has_tiles() && precision == Precision::Bf16);
-    LEFT.with_borrow_mut(|pairs| {
-        level.run(WeightGradient { tiles, precision, sides, a, b, c, column_sums, pairs });
+    WORK.with_borrow_mut(|work| {
+        level.run(WeightGradient { tiles, precision, sides, a, b, c, column_sums, work });
     });
 }
 
@@ -68,8 +68,7 @@ struct WeightGradient<'a> {
     b: Matrix<&'a [f32]>,
     c: &'a mut [f32],
     column_sums: Option<&'a mut [f32]>,
-    /// Room for pairs of `a`.
-    pairs: &'a mut Vec<f32>,
+    work: &'a mut Work,
 }
 
 impl Kernel for WeightGradient<'_> {
@@ -128,22 +127,27 @@ impl WeightGradient<'_> {
     /// Adds the products of `rows`; `panel` is room for 32 columns of `b`.
     #[inline(always)]
     fn add<S: Simd, const PAIRS: bool>(&mut self, rows: Range<usize>, panel: &mut [PanelRow]) {
-        let Self { tiles, sides: [_, m, n], a, b, .. } = *self;
-        let [a_stride, b_stride] = [(a, m), (b, n)].map(|(x, columns)| x.precision.cells(columns));
-        let mut left = a.cells[rows.start * a_stride..].as_ptr();
-        if PAIRS {
-            let to = block(self.pairs, panel.len() * m);
-            left = to.as_ptr();
-            if tiles {
-                transpose_to_pairs::<S>(a, a_stride, rows.clone(), panel.len(), to);
-            } else {
-                for (i, to) in to.chunks_exact_mut(m.max(1)).enumerate() {
-                    pair_rows::<S>(a, a_stride, rows.start + 2 * i..rows.end, to);
-                }
-            }
+        let m = self.sides[1];
+        // Tiles go through 1 MiB of the left factor as fast as it comes from the second-level cache.
+        let most = if self.tiles { TILED_LEFT / panel.len().max(1) } else { m.max(1) };
+        for part in equal_parts(0..m, most) {
+            self.add_part::<S, PAIRS>(rows.clone(), part, panel);
         }
+    }
+
+    /// The same for the columns `part` of `a`, rows of the gradient.
+    #[inline(always)]
+    fn add_part<S: Simd, const PAIRS: bool>(
+        &mut self,
+        rows: Range<usize>,
+        part: Range<usize>,
+        panel: &mut [PanelRow],
+    ) {
+        let Self { sides: [_, _, n], b, .. } = *self;
+        let b_stride = b.precision.cells(n);
+        let (left, a_stride) = self.left::<S, PAIRS>(rows.clone(), part.clone(), panel.len());
         // SAFETY: `tiles` is set where the level has them.
-        let tiles = tiles.then(|| unsafe { RowTiles::new(m) });
+        let tiles = self.tiles.then(|| unsafe { RowTiles::new(part.len()) });
         for first in (0..n).step_by(PANEL) {
             let columns = PANEL.min(n - first);
             let b = Matrix { cells: &b.cells[b.precision.cells(first)..], ..b };
@@ -156,23 +160,49 @@ impl WeightGradient<'_> {
             let strip = Strip {
                 k: panel.len(),
                 a: left,
-                a_stride: if tiles.is_some() { panel.len() } else { m },
+                a_stride,
                 b: panel.as_ptr().cast(),
-                c: self.c.as_mut_ptr().wrapping_add(first),
+                c: self.c.as_mut_ptr().wrapping_add(part.start * n + first),
                 c_stride: n,
                 columns,
                 bias: std::ptr::null(),
                 combine: Combine::Add,
                 fetch: std::ptr::null(),
             };
-            // SAFETY: `left` holds [panel.len(), m] and `c` [m, n] values, as the caller has checked;
-            // `c` is borrowed exclusively.
+            // SAFETY: `left` holds the part's rows of panel.len() terms and `c` [m, n] values, as the
+            // caller has checked; `c` is borrowed exclusively.
             unsafe {
                 match &tiles {
-                    Some(tiles) => strip.run_tiles::<S>(tiles),
-                    None => strip.run::<S, true, PAIRS>(m),
+                    Some(tiles) => strip.run_tiles::<S>(tiles, &mut self.work.squares),
+                    None => strip.run::<S, true, PAIRS>(part.len()),
                 }
             }
         }
+    }
+
+    /// The columns `part` of these `rows` of `a`: where they begin, and how far apart columns, or in
+    /// tiles rows of their transpose, lie. As many terms as `cells`.
+    #[inline(always)]
+    fn left<S: Simd, const PAIRS: bool>(
+        &mut self,
+        rows: Range<usize>,
+        part: Range<usize>,
+        cells: usize,
+    ) -> (*const f32, usize) {
+        let (a, m) = (self.a, self.sides[1]);
+        let stride = a.precision.cells(m);
+        if !PAIRS {
+            return (a.cells[rows.start * stride + part.start..].as_ptr(), stride);
+        }
+        let to = block(&mut self.work.pairs, cells * part.len());
+        let from = Matrix { cells: &a.cells[a.precision.cells(part.start)..], ..a };
+        if self.tiles {
+            transpose_to_pairs::<S>(from, stride, rows, cells, to);
+            return (to.as_ptr(), cells);
+        }
+        for (i, to) in to.chunks_exact_mut(part.len().max(1)).enumerate() {
+            pair_rows::<S>(from, stride, rows.start + 2 * i..rows.end, to);
+        }
+        (to.as_ptr(), part.len())
     }
 }

@@ -10,11 +10,12 @@
 
 use crate::check::check_len;
 use crate::gelu::gelu;
+use crate::simd::amx::Square;
 use crate::simd::{Kernel, Level, PANEL, Simd, TILE_PAIRS};
 use std::cell::RefCell;
 use std::ops::Range;
 use tile::{Combine, Strip};
-use tiled::RowTiles;
+use tiled::{RowTiles, Squares};
 
 mod gradient;
 mod pack;
@@ -85,9 +86,23 @@ impl<T> From<T> for Matrix<T> {
     }
 }
 
+/// Memory of a thread between the factors and the output of a product.
+struct Work {
+    /// Pairs on their way into a product: rows of its left factor, or a panel before it is transposed.
+    pairs: Vec<f32>,
+    /// A strip of the output that is not finished in registers.
+    strip: [f32; ROW_BLOCK * PANEL],
+    squares: Squares,
+}
+
 thread_local! {
-    /// Pairs on their way into a product: a block of its left factor, or a panel before it is transposed.
-    static LEFT: RefCell<Vec<f32>> = const { RefCell::new(Vec::new()) };
+    static WORK: RefCell<Work> = const {
+        RefCell::new(Work {
+            pairs: Vec::new(),
+            strip: [0.0; ROW_BLOCK * PANEL],
+            squares: [Square::ZERO; _],
+        })
+    };
 }
 
 /// The first `len` values of a buffer that grows on demand.
@@ -98,8 +113,12 @@ pub(crate) fn block(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut buffer[..len]
 }
 
-/// Rows of the left factor that go through all panels before the next rows.
+/// Rows of the left factor that go through all panels before the next rows; of the output that are made
+/// from one panel.
 const ROW_BLOCK: usize = 128;
+/// Cells of the left factor that go through all panels where tiles multiply them, so fast that the
+/// panels' way from memory counts: 1 MiB, half of the second-level cache of the processors with tiles.
+const TILED_LEFT: usize = 256 * 1024;
 
 /// What [`matmul`] does with the product before it is stored, while it is still in registers or in
 /// the first-level cache.
@@ -174,8 +193,8 @@ pub(crate) fn product<'a>(
 ) {
     let c = c.into();
     let tiles = level.has_tiles() && b.precision() == Precision::Bf16;
-    LEFT.with_borrow_mut(|pairs| {
-        level.run(Product { tiles, m, a, b, c, c_stride, epilogue, pairs });
+    WORK.with_borrow_mut(|work| {
+        level.run(Product { tiles, m, a, b, c, c_stride, epilogue, work });
     });
 }
 
@@ -223,8 +242,7 @@ struct Product<'a> {
     c: Matrix<&'a mut [f32]>,
     c_stride: usize,
     epilogue: Epilogue<'a>,
-    /// Room for pairs of `a`.
-    pairs: &'a mut Vec<f32>,
+    work: &'a mut Work,
 }
 
 impl Kernel for Product<'_> {
@@ -234,37 +252,72 @@ impl Kernel for Product<'_> {
     fn run<S: Simd>(mut self) {
         self.check();
         let n = self.b.n();
-        let mut scratch = [0.0; ROW_BLOCK * PANEL];
-        let blocks = self.m.div_ceil(ROW_BLOCK);
-        for block in 0..blocks {
-            let rows = self.m * block / blocks..self.m * (block + 1) / blocks;
-            let left = self.left::<S>(rows.clone());
-            // SAFETY: `tiles` is set where the level has them.
-            let tiles = self.tiles.then(|| unsafe { RowTiles::new(rows.len()) });
+        let mut tiles = None;
+        for rows in equal_parts(0..self.m, self.left_rows()) {
+            let (a, stride) = self.left::<S>(rows.clone());
             for first in (0..n).step_by(PANEL) {
                 let columns = first..n.min(first + PANEL);
-                let strip = self.strip(left, rows.start, columns.clone(), &mut scratch);
-                // SAFETY: `check` has compared every slice with the rows and columns in use, `left`
-                // returns as many rows and terms, `c` is borrowed exclusively, and `scratch` has room
-                // for a block.
-                unsafe {
-                    match (&tiles, self.a.transposed, self.b.precision()) {
-                        (Some(tiles), ..) => strip.run_tiles::<S>(tiles),
-                        (_, false, Precision::F32) => strip.run::<S, false, false>(rows.len()),
-                        (_, false, Precision::Bf16) => strip.run::<S, false, true>(rows.len()),
-                        (_, true, Precision::F32) => strip.run::<S, true, false>(rows.len()),
-                        (_, true, Precision::Bf16) => strip.run::<S, true, true>(rows.len()),
-                    }
-                }
-                if matches!(self.epilogue, Epilogue::BiasGelu { .. }) {
-                    self.gelu::<S>(rows.clone(), columns, &scratch);
+                for part in equal_parts(rows.clone(), ROW_BLOCK) {
+                    let left = (a.wrapping_add((part.start - rows.start) * stride), stride);
+                    self.part::<S>(left, part, columns.clone(), &mut tiles);
                 }
             }
         }
     }
 }
 
+/// `range` in as few parts of nearly equal length as make none longer than `most`, which is even. Cuts
+/// are even numbers of rows from the start, so that none divides a pair.
+fn equal_parts(range: Range<usize>, most: usize) -> impl Iterator<Item = Range<usize>> {
+    let (start, len) = (range.start, range.len());
+    let count = len.div_ceil(most);
+    let cut = move |i: usize| len.min((len * i / count).next_multiple_of(2));
+    (0..count).map(move |i| start + cut(i)..start + cut(i + 1))
+}
+
 impl Product<'_> {
+    /// Rows of the left factor that go through all panels at a time.
+    #[inline(always)]
+    fn left_rows(&self) -> usize {
+        match self.tiles {
+            true => ROW_BLOCK.max(TILED_LEFT / self.strip_cells().max(1)),
+            false => ROW_BLOCK,
+        }
+    }
+
+    /// `rows`, not more than [`ROW_BLOCK`], of the output's `columns`, one panel, from rows of the left
+    /// factor at `left`. `tiles` are those of the part before.
+    #[inline(always)]
+    fn part<S: Simd>(
+        &mut self,
+        left: (*const f32, usize),
+        rows: Range<usize>,
+        columns: Range<usize>,
+        tiles: &mut Option<RowTiles>,
+    ) {
+        if self.tiles && tiles.as_ref().is_none_or(|tiles| tiles.rows() != rows.len()) {
+            drop(tiles.take());
+            // SAFETY: the level has tiles, and those of other rows are gone.
+            *tiles = Some(unsafe { RowTiles::new(rows.len()) });
+        }
+        let strip = self.strip(left, rows.start, columns.clone());
+        // SAFETY: `check` has compared every slice with the rows and columns in use, `left` comes from
+        // the method of that name with as many rows and terms, `c` is borrowed exclusively, and
+        // the strip aside has room for a block.
+        unsafe {
+            match (tiles, self.a.transposed, self.b.precision()) {
+                (Some(tiles), ..) => strip.run_tiles::<S>(tiles, &mut self.work.squares),
+                (_, false, Precision::F32) => strip.run::<S, false, false>(rows.len()),
+                (_, false, Precision::Bf16) => strip.run::<S, false, true>(rows.len()),
+                (_, true, Precision::F32) => strip.run::<S, true, false>(rows.len()),
+                (_, true, Precision::Bf16) => strip.run::<S, true, true>(rows.len()),
+            }
+        }
+        if matches!(self.epilogue, Epilogue::BiasGelu { .. }) {
+            self.gelu::<S>(rows, columns);
+        }
+    }
+
     /// Where `rows` of the left factor begin and how far apart its rows, or if it is transposed its
     /// columns, lie; in bf16 after they have been made pairs.
     #[inline(always)]
@@ -277,7 +330,7 @@ impl Product<'_> {
             return (data.cells.as_ptr().wrapping_add(start), stride);
         }
         let from = Matrix { cells: &data.cells[start..], ..data };
-        let to = block(self.pairs, rows.len() * cells);
+        let to = block(&mut self.work.pairs, rows.len() * cells);
         if !transposed {
             PairColumns { from, stride, columns: k, cells, to: &mut *to }.run::<S>();
             return (to.as_ptr(), cells);
@@ -299,15 +352,14 @@ impl Product<'_> {
         if self.tiles { precision.padded_cells(k) } else { precision.cells(k) }
     }
 
-    /// The strip of `columns` from row `row` on, made from `left`; that of a GELU in bf16 goes to
-    /// `scratch`.
+    /// The strip of `columns` from row `row` on, made from `left`; that of a GELU in bf16 is put
+    /// aside.
     #[inline(always)]
     fn strip(
         &mut self,
         (a, a_stride): (*const f32, usize),
         row: usize,
         columns: Range<usize>,
-        scratch: &mut [f32; ROW_BLOCK * PANEL],
     ) -> Strip {
         let first = columns.start;
         let offset = row * self.c_stride + self.c.precision.cells(first);
@@ -318,7 +370,11 @@ impl Product<'_> {
             a,
             a_stride,
             b: self.b.panel(first / PANEL),
-            c: if aside { scratch.as_mut_ptr() } else { self.c.cells[offset..].as_mut_ptr() },
+            c: if aside {
+                self.work.strip.as_mut_ptr()
+            } else {
+                self.c.cells[offset..].as_mut_ptr()
+            },
             c_stride: if aside { PANEL } else { self.c_stride },
             columns: columns.len(),
             bias,
@@ -337,16 +393,11 @@ impl Product<'_> {
 
     /// The last part of [`Epilogue::BiasGelu`]: on the output itself, in bf16 from `scratch`.
     #[inline(always)]
-    fn gelu<S: Simd>(
-        &mut self,
-        rows: Range<usize>,
-        columns: Range<usize>,
-        scratch: &[f32; ROW_BLOCK * PANEL],
-    ) {
+    fn gelu<S: Simd>(&mut self, rows: Range<usize>, columns: Range<usize>) {
         let aside = self.gelu_in_bf16();
         let Epilogue::BiasGelu { derivative, .. } = &mut self.epilogue else { return };
         let cells = |column: usize| self.c.precision.cells(column);
-        for (row, values) in rows.zip(scratch.chunks_exact(PANEL)) {
+        for (row, values) in rows.zip(self.work.strip.chunks_exact(PANEL)) {
             let start = row * self.c_stride;
             let part = start + cells(columns.start)..start + cells(columns.end);
             let (y, derivative) = (&mut self.c.cells[part.clone()], &mut derivative[part]);

@@ -1,7 +1,7 @@
 //! The right factor of a product, rearranged for the microkernel.
 
 use super::pairs::{PairColumns, pair_rows};
-use super::{LEFT, Matrix, Precision, block, check_precision};
+use super::{Matrix, Precision, WORK, Work, block, check_precision};
 use crate::check::check_len;
 use crate::simd::{Kernel, Level, PANEL, Simd};
 use std::ops::Range;
@@ -135,7 +135,7 @@ impl PackedB {
         check_precision("the matrix to pack", bt.precision, precision);
         self.resize(precision, k, n);
         let cells = precision.cells(k);
-        LEFT.with_borrow_mut(|pairs| {
+        WORK.with_borrow_mut(|Work { pairs, .. }| {
             for (p, panel) in
                 self.rows.chunks_exact_mut(precision.padded_cells(k).max(1)).enumerate()
             {

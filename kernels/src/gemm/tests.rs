@@ -284,3 +284,17 @@ fn short_column_sums_are_refused() {
     let (a, b) = (&[0.0; 4][..], &[0.0; 4][..]);
     matmul_transposed_a(Precision::F32, [2, 2, 2], a, b, &mut [0.0; 4], Some(&mut [0.0; 3]));
 }
+
+#[test]
+fn parts_are_even_and_not_too_long() {
+    for len in 0..1000 {
+        let parts: Vec<_> = equal_parts(7..7 + len, 128).collect();
+        let mut end = 7;
+        for part in &parts {
+            assert_eq!(part.start, end);
+            assert!(part.len() <= 128 && (part.start - 7).is_multiple_of(2), "{part:?} of {len}");
+            end = part.end;
+        }
+        assert_eq!((end, parts.len()), (7 + len, len.div_ceil(128)));
+    }
+}

@@ -1,11 +1,19 @@
 //! Strips of the output in tiles of pairs, where the processor has registers for whole tiles.
+//!
+//! A square of 2 x 2 tiles is made at a time. The sums are cut where a panel's part would not stay in
+//! the first-level cache from one square to the next; a few squares wait there for the next part.
 
 use super::tile::{Strip, finish, prefetch_output};
 use crate::simd::amx::{Square, TILE_ROWS, Tiles};
 use crate::simd::{PANEL, Simd, TILE_PAIRS};
+use std::ops::Range;
 
 /// Rows that are combined and stored at a time.
 const GROUP: usize = 4;
+/// Squares that share a part of a panel: 8 KiB.
+const SQUARES: usize = 2;
+/// Tiles of terms in that part: 24 KiB, half of the first-level cache.
+const STEPS: usize = 8;
 
 /// Tiles of equal height for a number of rows.
 pub(super) struct RowTiles {
@@ -14,15 +22,29 @@ pub(super) struct RowTiles {
     tiles: Tiles,
 }
 
+/// Room for the squares that share a part of a panel.
+pub(super) type Squares = [Square; SQUARES];
+
 impl RowTiles {
     /// Configures the tiles of this thread: an even number of them covers the rows.
     ///
     /// # Safety
-    /// The machine must have tiles.
+    /// The machine must have tiles, and this thread no others.
     pub unsafe fn new(rows: usize) -> Self {
         let height = rows.div_ceil(2 * rows.div_ceil(2 * TILE_ROWS).max(1)).max(1);
         // SAFETY: the caller vouches for tiles.
         Self { rows, height, tiles: unsafe { Tiles::configure(height) } }
+    }
+
+    /// Their number.
+    pub fn rows(&self) -> usize {
+        self.rows
+    }
+
+    /// Where the tiles of a square begin. The last one begins early where it would end behind the
+    /// last row, and what it has in common with the one before it is stored once.
+    fn starts(&self, square: usize) -> [usize; 2] {
+        [2 * square, 2 * square + 1].map(|tile| (tile * self.height).min(self.rows - self.height))
     }
 }
 
@@ -33,27 +55,55 @@ impl Strip {
     /// # Safety
     /// As there.
     #[inline(always)]
-    pub unsafe fn run_tiles<S: Simd>(self, tiles: &RowTiles) {
+    pub unsafe fn run_tiles<S: Simd>(self, tiles: &RowTiles, room: &mut Squares) {
         debug_assert!(self.k.is_multiple_of(TILE_PAIRS), "{} pairs are not whole tiles", self.k);
-        let RowTiles { rows, height, ref tiles } = *tiles;
-        let mut square = Square([[0.0; PANEL]; 2 * TILE_ROWS]);
-        let mut done = 0;
-        // SAFETY: tiles begin where `height` rows are left; the caller vouches for the pointers at
-        // these rows.
-        unsafe {
-            while done < rows {
-                // The last tile begins early where it would end behind the last row, and what it has
-                // in common with the one before it is left out.
-                let starts = [done, done + height].map(|start| start.min(rows - height));
-                let left = starts.map(|row| self.a.wrapping_add(row * self.a_stride));
-                prefetch_output::<S>(&self.below::<false>(done), starts[1] + height - done);
-                tiles.multiply(left, self.a_stride, self.b, self.k / TILE_PAIRS, &mut square);
-                for (start, tile) in starts.into_iter().zip(square.0.chunks_exact(TILE_ROWS)) {
-                    let end = start + height;
-                    self.below::<false>(done).store_rows::<S>(&tile[done - start..height]);
-                    done = end;
+        let count = tiles.rows.div_ceil(2 * tiles.height);
+        for first in (0..count).step_by(SQUARES) {
+            let squares = first..count.min(first + SQUARES);
+            // SAFETY: the caller vouches for the pointers.
+            unsafe {
+                let row = 2 * first * tiles.height;
+                let rows = tiles.rows.min(2 * squares.end * tiles.height) - row;
+                prefetch_output::<S>(&self.below::<false>(row), rows);
+                self.multiply(tiles, squares.clone(), room);
+                for square in squares {
+                    self.store_square::<S>(tiles, square, &room[square - first]);
                 }
             }
+        }
+    }
+
+    /// Makes some squares.
+    #[inline(always)]
+    unsafe fn multiply(&self, tiles: &RowTiles, squares: Range<usize>, room: &mut Squares) {
+        let steps = self.k / TILE_PAIRS;
+        if steps == 0 {
+            room.fill(Square::ZERO);
+        }
+        let parts = steps.div_ceil(STEPS);
+        for part in 0..parts {
+            let (start, end) = (steps * part / parts, steps * (part + 1) / parts);
+            let pairs = start * TILE_PAIRS;
+            let b = self.b.wrapping_add(pairs * PANEL);
+            for (i, square) in squares.clone().enumerate() {
+                let row = |row: usize| self.a.wrapping_add(row * self.a_stride + pairs);
+                let (a, to) = (tiles.starts(square).map(row), &mut room[i]);
+                // SAFETY: tiles begin where `height` rows are left; the caller vouches for the
+                // pointers at these rows.
+                unsafe { tiles.tiles.multiply(a, self.a_stride, b, end - start, part > 0, to) };
+            }
+        }
+    }
+
+    /// Combines and stores the rows of a square that those before it have left.
+    #[inline(always)]
+    unsafe fn store_square<S: Simd>(&self, tiles: &RowTiles, square: usize, values: &Square) {
+        let mut done = 2 * square * tiles.height;
+        for (start, tile) in tiles.starts(square).into_iter().zip(values.0.chunks_exact(TILE_ROWS))
+        {
+            // SAFETY: the caller vouches for the pointers at all rows.
+            unsafe { self.below::<false>(done).store_rows::<S>(&tile[done - start..tiles.height]) };
+            done = start + tiles.height;
         }
     }
 

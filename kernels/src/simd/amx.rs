@@ -17,9 +17,14 @@ pub(crate) const TILE_ROWS: usize = 16;
 /// Bytes of a full row of a tile.
 const ROW_BYTES: usize = 64;
 
-/// Where a product of tiles goes: two tiles below each other, two beside each other.
+/// Where products of tiles go: two tiles below each other, two beside each other.
+#[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(crate) struct Square(pub [[f32; PANEL]; 2 * TILE_ROWS]);
+
+impl Square {
+    pub const ZERO: Self = Self([[0.0; PANEL]; 2 * TILE_ROWS]);
+}
 
 /// Whether the processor has tiles of bf16 and the system lets this process use them.
 pub(crate) fn is_present() -> bool {
@@ -76,7 +81,7 @@ impl Tiles {
     /// Tiles of the output and of the left factor have `rows`, at most [`TILE_ROWS`].
     ///
     /// # Safety
-    /// Only where [`is_present`].
+    /// Only where [`is_present`], and while this thread has no others: dropping those would end these.
     pub unsafe fn configure(rows: usize) -> Self {
         assert!((1..=TILE_ROWS).contains(&rows), "a tile of {rows} rows");
         let mut configuration = Configuration {
@@ -96,11 +101,12 @@ impl Tiles {
     }
 
     /// The products of two tiles of rows, which begin at `a` and lie `a_stride` pairs apart, and the
-    /// rows `b` of a panel, with `steps` times [`TILE_PAIRS`] pairs each. The second tile of rows goes to
-    /// rows [`TILE_ROWS`] and on of `c`.
+    /// rows `b` of a panel, with `steps` times [`TILE_PAIRS`] pairs each: in place of `c` or, if `add`,
+    /// added to it. The second tile of rows goes to rows [`TILE_ROWS`] and on of `c`.
     ///
     /// # Safety
-    /// As many pairs in each of the configured rows, and as many rows of the panel, must be readable.
+    /// As many pairs in each of the configured rows, and as many rows of the panel, must be readable;
+    /// `steps` is not zero.
     #[inline(always)]
     pub unsafe fn multiply(
         &self,
@@ -108,24 +114,32 @@ impl Tiles {
         a_stride: usize,
         b: *const f32,
         steps: usize,
+        add: bool,
         c: &mut Square,
     ) {
-        if steps == 0 {
-            c.0 = [[0.0; PANEL]; 2 * TILE_ROWS];
-            return;
-        }
+        debug_assert!(steps > 0, "nothing to multiply");
+        // Rows of the left factor come from the second-level cache and are not needed again soon (T1),
+        // those of the panel stay in the first.
         // SAFETY: `self` proves that tiles are configured; the caller vouches for the factors, and a
         // square has room for four full tiles.
         unsafe {
             asm!(
+                "test {add}, {add}",
+                "jnz 3f",
                 "tilezero tmm0",
                 "tilezero tmm1",
                 "tilezero tmm2",
                 "tilezero tmm3",
+                "jmp 2f",
+                "3:",
+                "tileloadd tmm0, [{c} + {b_stride}*1]",
+                "tileloadd tmm1, [{c} + {b_stride}*1 + {row_bytes}]",
+                "tileloadd tmm2, [{c} + {b_stride}*1 + {tile_bytes}]",
+                "tileloadd tmm3, [{c} + {b_stride}*1 + {tile_bytes} + {row_bytes}]",
                 "2:",
-                "tileloadd tmm6, [{b} + {b_stride}*1]",
                 "tileloadd tmm4, [{a0} + {a_stride}*1]",
-                "tileloadd tmm7, [{b} + {b_stride}*1 + 64]",
+                "tileloadd tmm6, [{b} + {b_stride}*1]",
+                "tileloadd tmm7, [{b} + {b_stride}*1 + {row_bytes}]",
                 "tdpbf16ps tmm0, tmm4, tmm6",
                 "tileloadd tmm5, [{a1} + {a_stride}*1]",
                 "tdpbf16ps tmm1, tmm4, tmm7",
@@ -146,6 +160,7 @@ impl Tiles {
                 b = inout(reg) b => _,
                 b_stride = in(reg) 2 * ROW_BYTES,
                 steps = inout(reg) steps => _,
+                add = in(reg) usize::from(add),
                 c = in(reg) c,
                 row_bytes = const ROW_BYTES,
                 tile_bytes = const TILE_PAIRS * 2 * ROW_BYTES,

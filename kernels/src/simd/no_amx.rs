@@ -4,7 +4,12 @@ use super::PANEL;
 
 pub(crate) const TILE_ROWS: usize = 16;
 
+#[derive(Clone, Copy)]
 pub(crate) struct Square(pub [[f32; PANEL]; 2 * TILE_ROWS]);
+
+impl Square {
+    pub const ZERO: Self = Self([[0.0; PANEL]; 2 * TILE_ROWS]);
+}
 
 /// There is no value of this type.
 pub(crate) enum Tiles {}
@@ -20,6 +25,7 @@ impl Tiles {
         _a_stride: usize,
         _b: *const f32,
         _steps: usize,
+        _add: bool,
         _c: &mut Square,
     ) {
         match *self {}
