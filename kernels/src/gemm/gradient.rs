@@ -1,10 +1,11 @@
 //! Gradients of weights: products of two activations, summed over their rows.
 
+use super::matrix::check_precision;
 use super::pack::PanelRow;
 use super::pairs::{pair_rows, transpose_to_pairs};
 use super::tile::{Combine, Strip};
 use super::tiled::RowTiles;
-use super::{Matrix, Precision, TILED_LEFT, WORK, Work, block, check_precision, equal_parts};
+use super::{Matrix, Precision, TILED_LEFT, WORK, Work, block, equal_parts};
 use crate::check::check_len;
 use crate::simd::{Kernel, Level, PANEL, Simd, TILE_PAIRS};
 use std::ops::Range;
