@@ -93,6 +93,15 @@ fn a_loss_that_is_no_number_ends_pretraining_with_its_own_code() {
 }
 
 #[test]
+fn a_loss_beyond_hope_ends_pretraining_before_it_is_no_number() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = flowers(folder.path(), 2);
+    let sgd = ["--set", "pretrain.optim.kind=sgd", "--lr", "1", "--epochs", "30"];
+    let output = pretrain(folder.path(), &data, &sgd);
+    ended(&output, 5, &["training has run away", "the last checkpoint is kept", "(chance 3.1781)"]);
+}
+
+#[test]
 fn a_temperature_of_zero_is_refused() {
     let folder = tempfile::tempdir().expect("a folder");
     let data = flowers(folder.path(), 1);

@@ -22,6 +22,10 @@ use crate::nn::{DropPath, Weights};
 use crate::ops;
 use crate::schedule;
 
+/// Multiple of the loss of guessing, as the mean of an epoch, from which no run comes back: one with a
+/// temperature a hundred times too low began at 20.
+const HOPELESS: f64 = 1e3;
+
 /// What a stage trains, on what, and how.
 pub struct Stage<'a> {
     /// Pre-training or fine-tuning.
@@ -257,6 +261,16 @@ impl Stage<'_> {
         }
         let loss = state.progress.epoch_loss / self.source.steps_per_epoch() as f64;
         state.progress.epoch_loss = 0.0;
+        let chance = self.method.chance();
+        if chance > 0.0 && loss > HOPELESS * chance {
+            return Err(Error::Diverged(format!(
+                "the mean loss of {} in epoch {} is {loss:.3e}, that of guessing {chance:.3}: training \
+                 has run away\n  the last checkpoint is kept; try a lower --lr, a longer \
+                 --warmup-epochs or --set {0}.optim.clip_grad=1.0",
+                self.name.as_str(),
+                last.epoch + 1
+            )));
+        }
         observer.epoch(&EpochRecord { epoch: last.epoch, loss, lr: last.lr }, state)
     }
 
