@@ -1,6 +1,6 @@
 //! Softmax of scores and its gradient, row by row.
 
-use crate::gemm::{Left, Matrix, Precision};
+use crate::gemm::{Left, Matrix, PairColumns, Precision};
 use crate::simd::{Kernel, Simd, exp};
 
 /// Rows `[rows, tokens]` of scores, or of what becomes of them, the left factor of a product to come.
@@ -27,15 +27,10 @@ impl Rows<'_> {
     #[inline(always)]
     fn round<S: Simd>(&mut self, r: usize) {
         let Some(pairs) = &mut self.pairs else { return };
-        let (row, cells) =
-            (&self.values[r * self.tokens..][..self.tokens], pair_cells(self.tokens));
-        let pairs = &mut pairs[r * cells..][..cells];
-        for piece in S::pieces(cells) {
-            let first = row.len().min(2 * piece.start);
-            let second = row.len().min(2 * piece.start + S::LANES);
-            let (first, second) = (S::load(&row[first..]), S::load(&row[second..]));
-            S::pairs_of_neighbours(first, second).store(&mut pairs[piece]);
-        }
+        let (columns, cells) = (self.tokens, pair_cells(self.tokens));
+        let from = (&self.values[r * columns..][..columns]).into();
+        let to = &mut pairs[r * cells..][..cells];
+        PairColumns { from, stride: columns, columns, cells, to }.run::<S>();
     }
 }
 

@@ -10,9 +10,9 @@ use std::ops::Range;
 
 /// Rows that are combined and stored at a time.
 const GROUP: usize = 4;
-/// Squares that share a part of a panel: 8 KiB.
+/// Squares that share a part of a panel, 8 KiB together.
 const SQUARES: usize = 2;
-/// Tiles of terms in that part: 24 KiB, half of the first-level cache.
+/// Tiles of terms in that part: 16 KiB, a third of the first-level cache.
 const STEPS: usize = 8;
 
 /// Tiles of equal height for a number of rows.

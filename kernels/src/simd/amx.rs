@@ -118,8 +118,6 @@ impl Tiles {
         c: &mut Square,
     ) {
         debug_assert!(steps > 0, "nothing to multiply");
-        // Rows of the left factor come from the second-level cache and are not needed again soon (T1),
-        // those of the panel stay in the first.
         // SAFETY: `self` proves that tiles are configured; the caller vouches for the factors, and a
         // square has room for four full tiles.
         unsafe {
