@@ -282,8 +282,8 @@ impl TokenTransformer {
         let attended = ops::cross_attention(q, part(1, 2), 1).reshape([rows, e]);
         let v = qkv.clone().narrow(1, 2 * e, e);
         let x = self.attn.proj.forward_residual(attended, v, None);
-        let hidden = self.mlp.fc1.forward_gelu(self.norm2.forward(x.clone()));
-        self.mlp.fc2.forward_residual(hidden, x, None)
+        let Mlp { fc1, fc2 } = &self.mlp;
+        ops::mlp_block(x, self.norm2.norm(), fc1.layer(), fc2.layer(), None)
     }
 
     fn graph(&self, g: &mut Graph, x: &Value, tokens: usize) -> Value {
