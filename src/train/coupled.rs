@@ -17,6 +17,7 @@ use crate::data::loader::Batch;
 use crate::error::Result;
 use crate::method::{BatchFeatures, BatchLoss, State};
 use crate::nn::{DropPath, Weights};
+use crate::ops;
 
 /// What a coupled step needs besides a row-wise one.
 pub struct Coupling<'a> {
@@ -74,7 +75,7 @@ impl Engine {
                 epoch: coupling.epoch,
                 step: input.drop_path.step as usize,
             };
-            coupling.loss.loss(batch, coupling.memory)
+            ops::autocast(input.precision, || coupling.loss.loss(batch, coupling.memory))
         });
         self.backward(net, input, asked, &slopes)?;
         Ok((loss, self.total()))

@@ -48,7 +48,7 @@ pub struct StepInput<'a> {
     pub mean: [f32; 3],
     /// Input normalisation.
     pub std: [f32; 3],
-    /// Of the backbone's products; heads are f32.
+    /// Of the products of the backbone and of the heads of coupled losses. Classifiers are f32.
     pub precision: Precision,
 }
 
