@@ -3,8 +3,8 @@
 //! `cargo run --release -p fewvit-kernels --example passes`
 
 use fewvit_kernels::{
-    AdamW, MapShape, MixedTarget, PerformerShape, Precision, Sgd, SoftTargets, Windows, adamw_step,
-    average_step, cross_entropy, depthwise_gelu_backward, depthwise_gelu_forward, fold,
+    AdamW, MapShape, Matrix, MixedTarget, PerformerShape, Precision, Sgd, SoftTargets, Windows,
+    adamw_step, average_step, cross_entropy, depthwise_gelu_backward, depthwise_gelu_forward, fold,
     gelu_forward, layer_norm_backward, layer_norm_forward, memory_bandwidth, multiply_add_limit,
     performer_backward, performer_forward, sgd_step, simd_level, total_of, unfold,
 };
@@ -72,16 +72,26 @@ fn activations(table: &Table) {
 fn maps(table: &Table) {
     let shape = MapShape { batch: 12, height: 28, width: 28, channels: 256 };
     let n = 12 * 28 * 28 * 256;
-    let (x, mut y) = (values(n), values(n));
     let (weight, bias) = (values(9 * 256), values(256));
-    table.row("depthwise 3 x 3 with GELU, 12 x 28 x 28 x 256", 2 * n, || {
-        depthwise_gelu_forward(&shape, &x, &weight, &bias, &mut y);
-    });
-    let (mut dx, mut dw, mut db) = (values(n), weight.clone(), bias.clone());
-    table.row("  backward", 3 * n, || {
-        let inputs = [&x[..], &weight[..], &bias[..]];
-        depthwise_gelu_backward(&shape, &y, inputs, &mut dx, &mut dw, &mut db);
-    });
+    for precision in [Precision::F32, Precision::Bf16] {
+        let name = format!("depthwise 3 x 3 with GELU, 12 x 28 x 28 x 256, {}", precision.name());
+        let cells = precision.cells(n);
+        let [x, mut y, mut dx] = [(); 3].map(|()| match precision {
+            Precision::F32 => values(cells),
+            Precision::Bf16 => values(cells).into_iter().map(pair_of).collect(),
+        });
+        table.row(&name, 2 * cells, || {
+            let (x, y) =
+                (Matrix { cells: &x[..], precision }, Matrix { cells: &mut y[..], precision });
+            depthwise_gelu_forward(&shape, x, &weight, &bias, y);
+        });
+        let (mut dw, mut db) = (weight.clone(), bias.clone());
+        table.row("  backward", 3 * cells, || {
+            let dx = Matrix { cells: &mut dx[..], precision };
+            let maps = [&y[..], &x].map(|cells| Matrix { cells, precision });
+            depthwise_gelu_backward(&shape, maps, &weight, &bias, dx, [&mut dw[..], &mut db]);
+        });
+    }
     let shape = MapShape { batch: 12, height: 28, width: 28, channels: 64 };
     let windows = Windows { kernel: 3, stride: 2, padding: 1 };
     let (small, unfolded) = (12 * 28 * 28 * 64, 12 * 14 * 14 * 64 * 9);
@@ -143,6 +153,11 @@ fn shortest(mut run: impl FnMut()) -> f64 {
 }
 
 /// Values in -1..1 without structure that matters to speed.
+/// Twice the same value in bf16.
+fn pair_of(x: f32) -> f32 {
+    f32::from_bits(x.to_bits() & 0xffff_0000 | x.to_bits() >> 16)
+}
+
 fn values(len: usize) -> Vec<f32> {
     (0..len).map(|i| (i * 7919 % 2003) as f32 / 1001.5 - 1.0).collect()
 }

@@ -3,10 +3,15 @@
 //!
 //! A map of a first stage is larger than a core's cache, and each pass over it costs as much as the
 //! arithmetic. So either direction is one pass over rows: the three rows around the current one are
-//! in a small `Rows`, and what the backward needs of the forward it computes again.
+//! in a small `Rows`, and what the backward needs of the forward it computes again. Maps may be bf16,
+//! as products leave and read them; the arithmetic is f32.
 
+mod rows;
+
+use self::rows::{Block, Row, Rows};
 use crate::check::check_len;
-use crate::gelu::gelu;
+use crate::gelu::gelu_in;
+use crate::gemm::{Matrix, Precision};
 use crate::simd::{Kernel, Level, PANEL, Simd};
 use std::ops::Range;
 
@@ -31,9 +36,9 @@ impl MapShape {
         self.batch * self.height * self.width * self.channels
     }
 
-    /// Values of a row.
-    fn row(&self) -> usize {
-        self.width * self.channels
+    /// f32 or pairs of a map.
+    fn cells(&self, precision: Precision) -> usize {
+        self.batch * self.height * self.width * precision.cells(self.channels)
     }
 
     /// Blocks that hold the channels of a token.
@@ -41,41 +46,42 @@ impl MapShape {
         self.channels.div_ceil(PANEL)
     }
 
-    /// Where vectors of `S` lie: the block, the lanes in it and the channels that they hold.
+    /// Where vectors of `S` lie: the block, the lanes in it and the first channel.
     #[inline(always)]
-    fn vectors<S: Simd>(&self) -> impl Iterator<Item = (usize, Range<usize>, Range<usize>)> {
+    fn vectors<S: Simd>(&self) -> impl Iterator<Item = (usize, Range<usize>, usize)> + use<S> {
         S::pieces(self.channels).map(|channels| {
             let (block, lane) = (channels.start / PANEL, channels.start % PANEL);
-            (block, lane..lane + S::LANES, channels)
+            (block, lane..lane + S::LANES, channels.start)
         })
     }
 }
 
-/// `out = GELU(conv(x) + bias)`, overwritten. `x`, `out`: `[batch, height, width, channels]`;
-/// `weight`: `[channels, 3, 3]`, `bias`: `[channels]`.
+/// `out = GELU(conv(x) + bias)`, overwritten. `x`, `out`: `[batch, height, width, channels]`, each
+/// token a row of a [`Matrix`] that may be bf16; `weight`: `[channels, 3, 3]`, `bias`: `[channels]`.
 ///
 /// # Panics
 /// If a slice has not the length that `shape` implies.
-pub fn depthwise_gelu_forward(
+pub fn depthwise_gelu_forward<'a>(
     shape: &MapShape,
-    x: &[f32],
+    x: impl Into<Matrix<&'a [f32]>>,
     weight: &[f32],
     bias: &[f32],
-    out: &mut [f32],
+    out: impl Into<Matrix<&'a mut [f32]>>,
 ) {
-    depthwise_gelu_forward_at(Level::current(), shape, [x, weight, bias], out);
+    forward_at(Level::current(), shape, x.into(), [weight, bias], out.into());
 }
 
-fn depthwise_gelu_forward_at(
+fn forward_at(
     level: Level,
     shape: &MapShape,
-    [x, weight, bias]: [&[f32]; 3],
-    out: &mut [f32],
+    x: Matrix<&[f32]>,
+    [weight, bias]: [&[f32]; 2],
+    out: Matrix<&mut [f32]>,
 ) {
-    check_len("x", x, shape.values());
+    check_len("x", x.cells, shape.cells(x.precision));
     check_len("the weight", weight, TAPS * shape.channels);
     check_len("the bias", bias, shape.channels);
-    check_len("the output", out, shape.values());
+    check_len("the output", out.cells, shape.cells(out.precision));
     level.run(Forward { shape, x, taps: &taps_of(weight, bias), out });
 }
 
@@ -84,31 +90,31 @@ fn depthwise_gelu_forward_at(
 ///
 /// # Panics
 /// If a slice has not the length that `shape` implies.
-pub fn depthwise_gelu_backward(
+pub fn depthwise_gelu_backward<'a>(
     shape: &MapShape,
-    dout: &[f32],
-    [x, weight, bias]: [&[f32]; 3],
-    dx: &mut [f32],
-    dweight: &mut [f32],
-    dbias: &mut [f32],
-) {
-    let inputs = [x, weight, bias];
-    depthwise_gelu_backward_at(Level::current(), shape, dout, inputs, dx, [dweight, dbias]);
-}
-
-fn depthwise_gelu_backward_at(
-    level: Level,
-    shape: &MapShape,
-    dout: &[f32],
-    [x, weight, bias]: [&[f32]; 3],
-    dx: &mut [f32],
+    [dout, x]: [Matrix<&'a [f32]>; 2],
+    weight: &[f32],
+    bias: &[f32],
+    dx: impl Into<Matrix<&'a mut [f32]>>,
     [dweight, dbias]: [&mut [f32]; 2],
 ) {
-    check_len("dout", dout, shape.values());
-    check_len("x", x, shape.values());
+    let sums = [dweight, dbias];
+    backward_at(Level::current(), shape, [dout, x], [weight, bias], dx.into(), sums);
+}
+
+fn backward_at(
+    level: Level,
+    shape: &MapShape,
+    [dout, x]: [Matrix<&[f32]>; 2],
+    [weight, bias]: [&[f32]; 2],
+    dx: Matrix<&mut [f32]>,
+    [dweight, dbias]: [&mut [f32]; 2],
+) {
+    check_len("dout", dout.cells, shape.cells(dout.precision));
+    check_len("x", x.cells, shape.cells(x.precision));
     check_len("the weight", weight, TAPS * shape.channels);
     check_len("the bias", bias, shape.channels);
-    check_len("dx", dx, shape.values());
+    check_len("dx", dx.cells, shape.cells(dx.precision));
     check_len("dweight", dweight, weight.len());
     check_len("dbias", dbias, shape.channels);
     let taps = taps_of(weight, bias);
@@ -123,9 +129,6 @@ fn depthwise_gelu_backward_at(
     }
 }
 
-/// Some channels of one token, or one tap's of them.
-type Block = [f32; PANEL];
-
 /// The taps of a block's channels, then their bias.
 type Taps = [Block; TAPS + 1];
 
@@ -139,66 +142,6 @@ fn taps_of(weight: &[f32], bias: &[f32]) -> Vec<Taps> {
         }
     }
     taps
-}
-
-/// The three rows around the current one, block by block, with a token of zeros at either end of
-/// each. Rows count from the one of zeros above the map, so that nothing is negative.
-struct Rows {
-    /// Tokens of a row.
-    width: usize,
-    rows: [Vec<Block>; 3],
-}
-
-impl Rows {
-    fn new(shape: &MapShape) -> Self {
-        let width = shape.width + 2;
-        Self { width, rows: [(); 3].map(|()| vec![[0.0; PANEL]; width * shape.blocks()]) }
-    }
-
-    /// Puts zeros in the place of row `y - 3`.
-    #[inline(always)]
-    fn clear(&mut self, y: usize) {
-        self.rows[y % 3].fill([0.0; PANEL]);
-    }
-
-    /// Puts `tokens`, each `channels` values, in the place of row `y - 3`.
-    #[inline(always)]
-    fn set(&mut self, y: usize, tokens: &[f32], channels: usize) {
-        let row = &mut self.rows[y % 3];
-        for (x, token) in tokens.chunks_exact(channels).enumerate() {
-            let (whole, rest) = token.as_chunks::<PANEL>();
-            for (from, to) in whole.iter().zip(row[x + 1..].iter_mut().step_by(self.width)) {
-                *to = *from;
-            }
-            if !rest.is_empty() {
-                row[whole.len() * self.width + x + 1][..rest.len()].copy_from_slice(rest);
-            }
-        }
-    }
-
-    /// The tokens of row `y` without the zeros at the ends.
-    #[inline(always)]
-    fn inner(&mut self, y: usize, block: usize) -> &mut [Block] {
-        let start = block * self.width;
-        &mut self.rows[y % 3][start + 1..start + self.width - 1]
-    }
-
-    /// For each token between rows `y` and `y + 2`: it and its neighbours, row by row.
-    #[inline(always)]
-    fn around(&self, y: usize, block: usize) -> impl Iterator<Item = [&[Block; 3]; 3]> {
-        let row = |y: usize| {
-            let start = block * self.width;
-            self.rows[y % 3][start..start + self.width].array_windows::<3>()
-        };
-        row(y).zip(row(y + 1)).zip(row(y + 2)).map(|((above, here), below)| [above, here, below])
-    }
-}
-
-/// Asks for the place in the next row. Blocks of channels lie too far apart for the processor to see
-/// a pattern.
-#[inline(always)]
-fn prefetch_below<S: Simd>(shape: &MapShape, at: &[f32]) {
-    S::prefetch(at.as_ptr().wrapping_add(shape.row()));
 }
 
 /// `start` and the products of nine tokens with nine taps, summed.
@@ -231,9 +174,9 @@ fn load_taps<S: Simd>(taps: &Taps, lanes: &Range<usize>) -> [S; TAPS] {
 
 struct Forward<'a> {
     shape: &'a MapShape,
-    x: &'a [f32],
+    x: Matrix<&'a [f32]>,
     taps: &'a [Taps],
-    out: &'a mut [f32],
+    out: Matrix<&'a mut [f32]>,
 }
 
 impl Kernel for Forward<'_> {
@@ -241,28 +184,25 @@ impl Kernel for Forward<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self { shape, x, taps, out } = self;
-        if x.is_empty() {
+        let Self { shape, x, taps, mut out } = self;
+        if x.cells.is_empty() {
             return;
         }
-        let (row, mut rows) = (shape.row(), Rows::new(shape));
-        let maps = x.chunks_exact(row * shape.height).zip(out.chunks_exact_mut(row * shape.height));
-        for (x, out) in maps {
-            rows.clear(0);
-            rows.set(1, &x[..row], shape.channels);
-            for (y, out) in out.chunks_exact_mut(row).enumerate() {
-                match y + 1 < shape.height {
-                    true => rows.set(y + 2, &x[(y + 1) * row..][..row], shape.channels),
-                    false => rows.clear(y + 2),
-                }
-                for (block, lanes, channels) in shape.vectors::<S>() {
+        let precision = out.precision;
+        let (mut rows, mut kept) = (Rows::new(shape), vec![S::splat(0.0); shape.width]);
+        for map in 0..shape.batch {
+            let first = map * shape.height;
+            rows.start::<S>(shape, x, first);
+            for y in 0..shape.height {
+                rows.advance::<S>(shape, x, [first, y]);
+                let mut out = Row::of_mut(&mut out, shape, first + y);
+                for (block, lanes, channel) in shape.vectors::<S>() {
                     let bias = S::load(&taps[block][TAPS][lanes.clone()]);
                     let taps = load_taps::<S>(&taps[block], &lanes);
-                    let tokens = out.chunks_exact_mut(shape.channels);
-                    for (around, out) in rows.around(y, block).zip(tokens) {
-                        prefetch_below::<S>(shape, &out[channels.start..]);
-                        let (activated, _) = gelu(convolve(around, &lanes, &taps, bias));
-                        activated.store(&mut out[channels.clone()]);
+                    for (x, (around, kept)) in rows.around(y, block).zip(&mut kept).enumerate() {
+                        let (activated, _) =
+                            gelu_in(precision, convolve(around, &lanes, &taps, bias));
+                        out.store(x, channel, activated, kept);
                     }
                 }
             }
@@ -272,10 +212,10 @@ impl Kernel for Forward<'_> {
 
 struct Backward<'a> {
     shape: &'a MapShape,
-    dout: &'a [f32],
-    x: &'a [f32],
+    dout: Matrix<&'a [f32]>,
+    x: Matrix<&'a [f32]>,
     taps: &'a [Taps],
-    dx: &'a mut [f32],
+    dx: Matrix<&'a mut [f32]>,
     /// Added to.
     dtaps: &'a mut [Taps],
 }
@@ -285,37 +225,32 @@ impl Kernel for Backward<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self { shape, dout, x, taps, dx, dtaps } = self;
-        if x.is_empty() {
+        let Self { shape, dout, x, taps, mut dx, dtaps } = self;
+        if x.cells.is_empty() {
             return;
         }
-        let row = shape.row();
         // The gradient before GELU in the second.
         let (mut rows, mut slopes) = (Rows::new(shape), Rows::new(shape));
-        let maps = x.chunks_exact(row * shape.height).zip(dout.chunks_exact(row * shape.height));
-        for ((x, dout), dx) in maps.zip(dx.chunks_exact_mut(row * shape.height)) {
-            rows.clear(0);
+        let mut kept = vec![S::splat(0.0); shape.width];
+        for map in 0..shape.batch {
+            let first = map * shape.height;
+            rows.start::<S>(shape, x, first);
             slopes.clear(0);
-            rows.set(1, &x[..row], shape.channels);
-            for (y, dout) in dout.chunks_exact(row).enumerate() {
-                match y + 1 < shape.height {
-                    true => rows.set(y + 2, &x[(y + 1) * row..][..row], shape.channels),
-                    false => rows.clear(y + 2),
-                }
-                slopes_of_row::<S>(shape, (&rows, y), dout, (taps, dtaps), &mut slopes);
+            for y in 0..shape.height {
+                rows.advance::<S>(shape, x, [first, y]);
+                let dout = Row::of(dout, shape, first + y);
+                let around = (&rows, y);
+                slopes_of_row(shape, around, dout, (taps, dtaps), &mut slopes, &mut kept);
                 // The row above has all its neighbours now.
-                if y > 0 {
-                    input_gradient::<S>(
-                        shape,
-                        (&slopes, y - 1),
-                        taps,
-                        &mut dx[(y - 1) * row..][..row],
-                    );
+                if let Some(above) = y.checked_sub(1) {
+                    let dx = Row::of_mut(&mut dx, shape, first + above);
+                    input_gradient(shape, (&slopes, above), taps, dx, &mut kept);
                 }
             }
-            slopes.clear(shape.height + 1);
             let last = shape.height - 1;
-            input_gradient::<S>(shape, (&slopes, last), taps, &mut dx[last * row..]);
+            slopes.clear(last + 2);
+            let dx = Row::of_mut(&mut dx, shape, first + last);
+            input_gradient(shape, (&slopes, last), taps, dx, &mut kept);
         }
     }
 }
@@ -325,20 +260,21 @@ impl Kernel for Backward<'_> {
 fn slopes_of_row<S: Simd>(
     shape: &MapShape,
     (rows, y): (&Rows, usize),
-    dout: &[f32],
+    dout: Row<&[f32]>,
     (taps, dtaps): (&[Taps], &mut [Taps]),
     slopes: &mut Rows,
+    kept: &mut [S],
 ) {
-    for (block, lanes, channels) in shape.vectors::<S>() {
+    let precision = dout.precision();
+    for (block, lanes, channel) in shape.vectors::<S>() {
         let bias = S::load(&taps[block][TAPS][lanes.clone()]);
         let taps = load_taps::<S>(&taps[block], &lanes);
         // In registers over the whole row.
         let mut sums = [S::splat(0.0); TAPS + 1];
-        let tokens = dout.chunks_exact(shape.channels).zip(slopes.inner(y + 1, block));
-        for (around, (dout, to)) in rows.around(y, block).zip(tokens) {
-            prefetch_below::<S>(shape, &dout[channels.start..]);
-            let (_, derivative) = gelu(convolve(around, &lanes, &taps, bias));
-            let slope = S::load(&dout[channels.clone()]) * derivative;
+        let tokens = slopes.inner(y + 1, block).iter_mut().zip(&mut *kept).enumerate();
+        for (around, (x, (to, kept))) in rows.around(y, block).zip(tokens) {
+            let (_, derivative) = gelu_in(precision, convolve(around, &lanes, &taps, bias));
+            let slope = dout.load(x, channel, kept) * derivative;
             slope.store(&mut to[lanes.clone()]);
             for (tap, sum) in sums[..TAPS].iter_mut().enumerate() {
                 *sum = S::load(&around[tap / 3][tap % 3][lanes.clone()]).mul_add(slope, *sum);
@@ -358,15 +294,14 @@ fn input_gradient<S: Simd>(
     shape: &MapShape,
     (slopes, y): (&Rows, usize),
     taps: &[Taps],
-    dx: &mut [f32],
+    mut dx: Row<&mut [f32]>,
+    kept: &mut [S],
 ) {
-    for (block, lanes, channels) in shape.vectors::<S>() {
+    for (block, lanes, channel) in shape.vectors::<S>() {
         let mut taps = load_taps::<S>(&taps[block], &lanes);
         taps.reverse();
-        let tokens = dx.chunks_exact_mut(shape.channels);
-        for (around, dx) in slopes.around(y, block).zip(tokens) {
-            prefetch_below::<S>(shape, &dx[channels.start..]);
-            convolve(around, &lanes, &taps, S::splat(0.0)).store(&mut dx[channels.clone()]);
+        for (x, (around, kept)) in slopes.around(y, block).zip(&mut *kept).enumerate() {
+            dx.store(x, channel, convolve(around, &lanes, &taps, S::splat(0.0)), kept);
         }
     }
 }
@@ -393,28 +328,79 @@ mod tests {
             let (x, dout) = (random.normal(shape.values()), random.normal(shape.values()));
             let (weight, bias) = (random.normal(TAPS * channels), random.normal(channels));
             let exact = reference::depthwise_gelu(&shape, &x, &weight, &bias, &dout);
+            let (rounded_x, x_pairs) = pairs(&x, channels);
+            let (rounded_dout, dout_pairs) = pairs(&dout, channels);
+            let rounded =
+                reference::depthwise_gelu(&shape, &rounded_x, &weight, &bias, &rounded_dout);
+            let f32_maps = [Matrix::from(&x[..]), Matrix::from(&dout[..])];
+            let bf16_maps = [&x_pairs[..], &dout_pairs].map(bf16);
             for level in Level::available() {
-                let inputs = [&x[..], &weight, &bias];
-                let mut out = vec![9.0; x.len()];
-                depthwise_gelu_forward_at(level, &shape, inputs, &mut out);
-                assert_close(&out, &exact.out, 2e-6);
-                // Added to what is there.
-                let mut dx = vec![9.0; x.len()];
-                let (mut dweight, mut dbias) = (vec![1.0; weight.len()], vec![2.0; channels]);
-                let sums = [&mut dweight[..], &mut dbias];
-                depthwise_gelu_backward_at(level, &shape, &dout, inputs, &mut dx, sums);
-                let plus = |x: &[f64], y: f64| x.iter().map(|x| x + y).collect::<Vec<_>>();
-                assert_close(&dx, &exact.dx, 1e-5);
-                assert_close(&dweight, &plus(&exact.dweight, 1.0), 2e-5);
-                assert_close(&dbias, &plus(&exact.dbias, 2.0), 2e-5);
+                for (maps, exact, [of_out, of_dx, of_sums]) in [
+                    (f32_maps, &exact, [2e-6, 1e-5, 2e-5]),
+                    (bf16_maps, &rounded, [4e-3, 1e-2, 5e-3]),
+                ] {
+                    let (out, dx, sums) = run(level, &shape, maps, [&weight, &bias]);
+                    // The sums are added to what is there.
+                    assert_close(&out, &exact.out, of_out);
+                    assert_close(&dx, &exact.dx, of_dx);
+                    let plus = |x: &[f64], y: f64| x.iter().map(|x| x + y).collect::<Vec<_>>();
+                    assert_close(&sums[0], &plus(&exact.dweight, 1.0), of_sums);
+                    assert_close(&sums[1], &plus(&exact.dbias, 2.0), of_sums);
+                }
             }
         }
+    }
+
+    /// Output, dx and sums in f32, from `[x, dout]`, whose precision all maps have.
+    fn run(
+        level: Level,
+        shape: &MapShape,
+        [x, dout]: [Matrix<&[f32]>; 2],
+        parameters: [&[f32]; 2],
+    ) -> (Vec<f32>, Vec<f32>, [Vec<f32>; 2]) {
+        let precision = x.precision;
+        let mut map = vec![9.0; x.cells.len()];
+        let out = Matrix { cells: &mut map[..], precision };
+        forward_at(level, shape, x, parameters, out);
+        let out = values(&map, precision, shape.channels);
+        let mut sums = [vec![1.0; parameters[0].len()], vec![2.0; shape.channels]];
+        let dx = Matrix { cells: &mut map[..], precision };
+        backward_at(level, shape, [dout, x], parameters, dx, sums.each_mut().map(|s| &mut s[..]));
+        (out, values(&map, precision, shape.channels), sums)
+    }
+
+    fn bf16(cells: &[f32]) -> Matrix<&[f32]> {
+        Matrix { cells, precision: Precision::Bf16 }
+    }
+
+    /// The values rounded, and as pairs.
+    fn pairs(x: &[f32], channels: usize) -> (Vec<f32>, Vec<f32>) {
+        let rounded: Vec<f32> = x.iter().map(|&x| reference::bf16(x)).collect();
+        let pair = |pair: &[f32]| {
+            let high = pair.get(1).map_or(0, |x| x.to_bits());
+            f32::from_bits(high | pair[0].to_bits() >> 16)
+        };
+        let tokens = rounded.chunks(channels.max(1));
+        let pairs = tokens.flat_map(|token| token.chunks(2).map(pair)).collect();
+        (rounded, pairs)
+    }
+
+    /// The values of tokens of `channels`.
+    fn values(cells: &[f32], precision: Precision, channels: usize) -> Vec<f32> {
+        if precision == Precision::F32 {
+            return cells.to_vec();
+        }
+        let halves = |cell: &f32| [cell.to_bits() << 16, cell.to_bits() & 0xffff_0000];
+        let tokens = cells.chunks(precision.cells(channels));
+        let token =
+            |token: &[f32]| token.iter().flat_map(halves).take(channels).collect::<Vec<_>>();
+        tokens.flat_map(token).map(f32::from_bits).collect()
     }
 
     #[test]
     #[should_panic(expected = "the weight: 9 values where 18 are needed")]
     fn a_short_weight_is_refused() {
         let shape = MapShape { batch: 1, height: 1, width: 1, channels: 2 };
-        depthwise_gelu_forward(&shape, &[0.0; 2], &[0.0; 9], &[0.0; 2], &mut [0.0; 2]);
+        depthwise_gelu_forward(&shape, &[0.0; 2][..], &[0.0; 9], &[0.0; 2], &mut [0.0; 2][..]);
     }
 }

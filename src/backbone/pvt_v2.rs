@@ -1,13 +1,13 @@
 //! PVTv2, a pyramid of four stages with spatial-reduction attention (Wang et al. 2022; recipe
 //! section 5.2). Field names are timm's keys.
 
-use burn::module::{Module, Param};
+use burn::module::Module;
 use burn::tensor::activation::{gelu, relu};
 use burn::tensor::{Tensor, module::adaptive_avg_pool2d};
 
 use super::{Backbone, Family, ImgSizes, Spec};
 use crate::graph::{Graph, Value};
-use crate::nn::{DropPath, Init, LayerNorm, Linear};
+use crate::nn::{Conv2d, DropPath, Init, LayerNorm, Linear};
 use crate::ops::{self, Windows};
 
 const STAGES: usize = 4;
@@ -196,12 +196,6 @@ struct PatchEmbed {
 }
 
 #[derive(Module, Debug)]
-struct Conv2d {
-    weight: Param<Tensor<4>>,
-    bias: Param<Tensor<1>>,
-}
-
-#[derive(Module, Debug)]
 struct Block {
     norm1: LayerNorm,
     attn: Attention,
@@ -339,28 +333,6 @@ impl PatchEmbed {
     }
 }
 
-impl Conv2d {
-    /// Weight from a normal of variance 2 / fan-out, bias 0.
-    fn new([input, output]: [usize; 2], groups: usize, kernel: usize, init: &mut Init) -> Self {
-        let fan_out = kernel * kernel * output / groups;
-        let std = (2.0 / fan_out as f32).sqrt();
-        Self {
-            weight: init.normal([output, input / groups, kernel, kernel], std),
-            bias: init.constant([output], 0.0),
-        }
-    }
-
-    fn forward(&self, map: Tensor<4>, windows: Windows) -> Tensor<4> {
-        ops::conv2d(map, self.weight.val(), self.bias.val(), windows)
-    }
-
-    /// Of maps `[batch, channels, side, side]`.
-    fn graph(&self, g: &mut Graph, map: &Value, windows: Windows, groups: usize) -> Value {
-        let (weight, bias) = (g.weight(&self.weight), g.weight(&self.bias));
-        g.conv(map, &[&weight, &bias], windows, groups)
-    }
-}
-
 impl Block {
     fn new(spec: &StageSpec, init: &mut Init) -> Self {
         let (d, linear) = (spec.dim, spec.linear);
@@ -385,8 +357,7 @@ impl Block {
         };
         let attended = self.attn.forward(self.norm1.forward(x.clone()), place);
         let x = self.attn.proj.forward_residual(attended, x, factors(0));
-        let hidden = self.mlp.hidden(self.norm2.forward(x.clone()), place);
-        self.mlp.fc2.forward_residual(hidden, x, factors(1))
+        self.mlp.forward(x, &self.norm2, place, factors(1))
     }
 
     fn graph(&self, g: &mut Graph, x: &Value, side: usize) -> Value {
@@ -474,14 +445,24 @@ impl Attention {
 }
 
 impl Mlp {
-    /// Up to the second layer, `[batch * tokens, hidden]`.
-    fn hidden(&self, x: Tensor<2>, place: Place) -> Tensor<2> {
-        let x = self.fc1.forward(x);
-        let x = if self.linear { relu(x) } else { x };
-        let [rows, hidden] = x.dims();
-        let map = x.reshape([place.batch, place.side, place.side, hidden]);
-        let (weight, bias) = (self.dwconv.weight.val(), self.dwconv.bias.val());
-        ops::depthwise_conv3x3_gelu(map, weight, bias).reshape([rows, hidden])
+    /// `x + factor mlp(norm(x))`, `[batch * tokens, dim]`.
+    fn forward(
+        &self,
+        x: Tensor<2>,
+        norm: &LayerNorm,
+        place: Place,
+        factors: Option<Vec<f32>>,
+    ) -> Tensor<2> {
+        let (dwconv, Place { batch, side, .. }) = (self.dwconv.kernels(), place);
+        if !self.linear {
+            let (fc1, fc2) = (self.fc1.layer(), self.fc2.layer());
+            return ops::conv_mlp_block(x, norm.norm(), fc1, dwconv, fc2, [batch, side], factors);
+        }
+        let hidden = relu(self.fc1.forward(norm.forward(x.clone())));
+        let [rows, width] = hidden.dims();
+        let map = hidden.reshape([batch, side, side, width]);
+        let hidden = ops::depthwise_conv3x3_gelu(map, dwconv.0, dwconv.1).reshape([rows, width]);
+        self.fc2.forward_residual(hidden, x, factors)
     }
 
     /// With the second layer.

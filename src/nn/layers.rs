@@ -5,7 +5,7 @@ use burn::tensor::Tensor;
 
 use super::Init;
 use crate::graph::{Graph, Value};
-use crate::ops;
+use crate::ops::{self, Windows};
 
 /// `x W^T + b`.
 #[derive(Module, Debug)]
@@ -80,6 +80,43 @@ impl Linear {
             Some(bias) => bias.val(),
             None => Tensor::zeros([weight.dims()[0]], &weight.device()),
         }
+    }
+}
+
+/// A convolution, or one a channel.
+#[derive(Module, Debug)]
+pub struct Conv2d {
+    /// `[out, in / groups, kernel, kernel]`.
+    pub weight: Param<Tensor<4>>,
+    /// `[out]`.
+    pub bias: Param<Tensor<1>>,
+}
+
+impl Conv2d {
+    /// Weight from a normal of variance 2 / fan-out, bias 0.
+    pub fn new([input, output]: [usize; 2], groups: usize, kernel: usize, init: &mut Init) -> Self {
+        let fan_out = kernel * kernel * output / groups;
+        let std = (2.0 / fan_out as f32).sqrt();
+        Self {
+            weight: init.normal([output, input / groups, kernel, kernel], std),
+            bias: init.constant([output], 0.0),
+        }
+    }
+
+    /// `[batch, side, side, in]` to one place a window.
+    pub fn forward(&self, map: Tensor<4>, windows: Windows) -> Tensor<4> {
+        ops::conv2d(map, self.weight.val(), self.bias.val(), windows)
+    }
+
+    /// Weight and bias of one convolution a channel.
+    pub fn kernels(&self) -> ops::Kernels {
+        (self.weight.val(), self.bias.val())
+    }
+
+    /// [`Self::forward`] in ONNX operators, of maps `[batch, channels, side, side]`.
+    pub fn graph(&self, g: &mut Graph, map: &Value, windows: Windows, groups: usize) -> Value {
+        let (weight, bias) = (g.weight(&self.weight), g.weight(&self.bias));
+        g.conv(map, &[&weight, &bias], windows, groups)
     }
 }
 

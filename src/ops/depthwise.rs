@@ -9,7 +9,7 @@ use burn_flex::FlexTensor;
 use fewvit_kernels::{MapShape, depthwise_gelu_backward, depthwise_gelu_forward};
 
 use super::buffers::Buffer;
-use super::flat::{add_gradients, parents};
+use super::flat::{add_gradients_anyway, parents};
 use super::storage::{contiguous, slice};
 
 /// See [`super::depthwise_conv3x3_gelu`]; composed of burn's operations.
@@ -53,7 +53,7 @@ fn shape_of(x: &FlexTensor) -> MapShape {
 
 fn forward([x, weight, bias]: &[FlexTensor; 3]) -> FlexTensor {
     let mut y = Buffer::stale(slice(x).len());
-    depthwise_gelu_forward(&shape_of(x), slice(x), slice(weight), slice(bias), &mut y);
+    depthwise_gelu_forward(&shape_of(x), slice(x), slice(weight), slice(bias), &mut y[..]);
     y.into_tensor(x.layout().shape().clone())
 }
 
@@ -65,22 +65,14 @@ impl Backward<Flex, 3> for DepthwiseGelu {
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = contiguous(grads.consume::<Flex>(&ops.node));
-        let inputs = ops.state.each_ref().map(slice);
         let [x, weight, bias] = &ops.state;
         let [x_node, weight_node, bias_node] = ops.parents;
         let mut dx = Buffer::stale(slice(x).len());
         let parents = parents![weight_node, bias_node];
-        let mut backward = |dweight: &mut [f32], dbias: &mut [f32]| {
-            let shape = shape_of(x);
-            depthwise_gelu_backward(&shape, slice(&dy), inputs, &mut dx, dweight, dbias);
-        };
-        match parents.iter().any(Option::is_some) {
-            true => add_gradients([weight, bias], parents, grads, |[dw, db]| backward(dw, db)),
-            false => {
-                let [mut dw, mut db] = [weight, bias].map(|p| Buffer::zeros(slice(p).len()));
-                backward(&mut dw, &mut db);
-            }
-        }
+        add_gradients_anyway([weight, bias], parents, grads, |sums| {
+            let (maps, dx) = ([&dy, x].map(|map| slice(map).into()), &mut dx[..]);
+            depthwise_gelu_backward(&shape_of(x), maps, slice(weight), slice(bias), dx, sums);
+        });
         if let Some(node) = x_node {
             grads.register::<Flex>(node.id, dx.into_tensor(x.layout().shape().clone()));
         }

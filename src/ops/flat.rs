@@ -142,3 +142,18 @@ pub(super) fn add_gradients<const N: usize>(
         }
     });
 }
+
+/// As [`add_gradients`] for an `add` that has more to do than that: it is called even if nobody wants
+/// these gradients.
+pub(super) fn add_gradients_anyway<const N: usize>(
+    parameters: [&FlexTensor; N],
+    parents: [Option<Parent>; N],
+    grads: &mut Gradients,
+    add: impl FnOnce([&mut [f32]; N]),
+) {
+    if parents.iter().any(Option::is_some) {
+        return add_gradients(parameters, parents, grads, add);
+    }
+    let mut dropped = parameters.map(|parameter| Buffer::zeros(slice(parameter).len()));
+    add(dropped.each_mut().map(|buffer| &mut buffer[..]));
+}

@@ -10,6 +10,7 @@ pub mod attention_block;
 mod buffers;
 pub mod composed;
 mod conv;
+pub mod conv_mlp_block;
 pub mod cross_entropy;
 pub mod depthwise;
 pub mod dropout;
@@ -35,6 +36,9 @@ pub use precision::autocast;
 
 /// Weight `[out, in]` and bias `[out]` of a linear layer.
 pub type Layer = (Tensor<2>, Tensor<1>);
+
+/// Weight `[channels, 1, 3, 3]` and bias `[channels]` of a convolution of each channel by itself.
+pub type Kernels = (Tensor<4>, Tensor<1>);
 
 /// Weight and bias `[dim]` of a layer norm, and what it adds to the variance.
 pub type Norm = (Tensor<1>, Tensor<1>, f64);
@@ -106,6 +110,26 @@ pub fn mlp_block(
     match on_cpu(&x.device()) {
         true => mlp_block::fused(x, norm, fc1, fc2, factors),
         false => mlp_block::composed(x, norm, fc1, fc2, factors),
+    }
+}
+
+/// `x + factor fc2(gelu(dwconv(fc1(norm(x)))))`, the second half of a PVTv2 block.
+///
+/// `x`: `[batch * side * side, dim]`, the maps' tokens; `fc1`: weight `[hidden, dim]` and bias, `dwconv` as
+/// in [`depthwise_conv3x3_gelu`], `fc2`: weight `[dim, hidden]` and bias; `factors` as in
+/// [`linear_residual`].
+pub fn conv_mlp_block(
+    x: Tensor<2>,
+    norm: Norm,
+    fc1: Layer,
+    dwconv: Kernels,
+    fc2: Layer,
+    [batch, side]: [usize; 2],
+    factors: Option<Vec<f32>>,
+) -> Tensor<2> {
+    match on_cpu(&x.device()) {
+        true => conv_mlp_block::fused(x, norm, fc1, dwconv, fc2, [batch, side], factors),
+        false => conv_mlp_block::composed(x, norm, fc1, dwconv, fc2, [batch, side], factors),
     }
 }
 

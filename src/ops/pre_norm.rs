@@ -7,7 +7,7 @@ use burn_flex::FlexTensor;
 use fewvit_kernels::{Matrix, Precision, layer_norm_backward, layer_norm_forward};
 
 use super::buffers::Buffer;
-use super::flat::{Parent, add_gradients};
+use super::flat::{Parent, add_gradients_anyway};
 use super::storage::{dims2, slice};
 
 /// Input `[rows, dim]` and parameters `[dim]` of a layer norm.
@@ -63,19 +63,12 @@ impl PreNorm {
         grads: &mut Gradients,
     ) {
         let mut dx = Buffer::stale(dy.len());
-        let mut backward = |dw: &mut [f32], db: &mut [f32]| {
+        let parameters = [&self.weight, &self.bias];
+        add_gradients_anyway(parameters, [weight, bias], grads, |[dw, db]| {
             let (moments, weight) = (slice(moments), slice(&self.weight));
             let residual = residual.map(slice);
             layer_norm_backward(dy, slice(&self.x), moments, weight, residual, &mut dx, dw, db);
-        };
-        if weight.is_some() || bias.is_some() {
-            add_gradients([&self.weight, &self.bias], [weight, bias], grads, |[dw, db]| {
-                backward(dw, db);
-            });
-        } else {
-            let [mut dw, mut db] = [0; 2].map(|_| Buffer::zeros(slice(&self.weight).len()));
-            backward(&mut dw, &mut db);
-        }
+        });
         if let Some(parent) = x {
             grads.register::<Flex>(parent.id, dx.into_tensor(dims2(&self.x)));
         }

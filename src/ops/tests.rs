@@ -5,10 +5,12 @@ use fewvit_kernels::Precision;
 use rand::RngExt as _;
 
 use super::{
-    FlatMemory, Layer, MixedTarget, Norm, SoftTargets, Windows, attention_block, autocast,
-    composed, cross_entropy, depthwise, dropout, fused, mlp_block, performer, unfold,
+    FlatMemory, MixedTarget, SoftTargets, Windows, autocast, composed, cross_entropy, depthwise,
+    dropout, fused, performer, unfold,
 };
 use crate::rng::{Purpose, stream};
+
+mod halves;
 
 /// Standard normals on the autodiff device, tracked.
 fn random<const D: usize>(shape: [usize; D], index: u64) -> Tensor<D> {
@@ -114,97 +116,6 @@ fn linear_layers_with_a_residual() {
         let (a, b) = (run(fused::linear_residual), run(composed::linear_residual));
         for (i, what) in ["y", "dx", "dw", "db", "dr"].iter().enumerate() {
             assert_close(&a[i], &b[i], &format!("linear_residual {what} {factors:?}"));
-        }
-    }
-}
-
-/// Value and gradients of half a block.
-fn run_half(
-    half: impl Fn(Tensor<2>, Norm, Layer, Layer) -> Tensor<2>,
-    shapes: &Half,
-) -> Vec<Vec<f32>> {
-    let &Half { rows, dim, inner, outer } = shapes;
-    let matrices = [([rows, dim], 1), ([inner, dim], 2), ([dim, outer], 3)];
-    let [x, w1, w2] = matrices.map(|(shape, index)| random(shape, index));
-    let [g, c, b1, b2] = [(dim, 4), (dim, 5), (inner, 6), (dim, 7)].map(|(n, i)| random([n], i));
-    let layers = [(w1.clone(), b1.clone()), (w2.clone(), b2.clone())];
-    let [first, second] = layers;
-    let y = half(x.clone(), (g.clone(), c.clone(), 1e-6), first, second);
-    let grads = weighted_sum(y.clone()).backward();
-    let matrices = [x, w1, w2].map(|t| values(t.grad(&grads).expect("a gradient")));
-    let vectors = [g, c, b1, b2].map(|t| values(t.grad(&grads).expect("a gradient")));
-    std::iter::once(values(y)).chain(matrices).chain(vectors).collect()
-}
-
-/// Rows and width of the input of half a block, outputs of its first and inputs of its second layer.
-struct Half {
-    rows: usize,
-    dim: usize,
-    inner: usize,
-    outer: usize,
-}
-
-const GRADIENTS: [&str; 8] = ["y", "dx", "dw1", "dw2", "dg", "dc", "db1", "db2"];
-
-#[test]
-fn mlp_halves_of_blocks() {
-    let run = |[rows, dim, hidden]: [usize; 3], factors: &Option<Vec<f32>>, fused: bool| {
-        let half = if fused { mlp_block::fused } else { mlp_block::composed };
-        let half = |x, norm, fc1, fc2| half(x, norm, fc1, fc2, factors.clone());
-        run_half(half, &Half { rows, dim, inner: hidden, outer: hidden })
-    };
-    for sides in [[5, 7, 9], [1, 3, 1], [50, 64, 256]] {
-        for factors in [None, Some((0..sides[0]).map(|i| (i % 3) as f32).collect())] {
-            let [a, b] = [true, false].map(|fused| run(sides, &factors, fused));
-            for (i, what) in GRADIENTS.iter().enumerate() {
-                assert_close(&a[i], &b[i], &format!("mlp_block {what} {sides:?}"));
-            }
-        }
-    }
-    let sides = [37, 34, 130];
-    let bf16 = autocast(Precision::Bf16, || run(sides, &None, true));
-    let f32 = run(sides, &None, false);
-    for (i, what) in GRADIENTS.iter().enumerate() {
-        match *what {
-            // The sum of the gradient alone.
-            "db2" => assert_close(&bf16[i], &f32[i], "mlp_block db2 in bf16"),
-            what => assert_bf16(&bf16[i], &f32[i], &format!("mlp_block {what}")),
-        }
-    }
-}
-
-#[test]
-fn attention_halves_of_blocks() {
-    let run =
-        |[batch, tokens, heads, head_dim]: [usize; 4], factors: &Option<Vec<f32>>, fused: bool| {
-            let half = if fused { attention_block::fused } else { attention_block::composed };
-            let half = |x, norm: Norm, (w, b): Layer, proj| {
-                // Scores around 1, as they are in a model: large ones would magnify the rounding.
-                half(x, norm, (w * 0.3, b), proj, [batch, heads], factors.clone())
-            };
-            let (rows, dim) = (batch * tokens, heads * head_dim);
-            run_half(half, &Half { rows, dim, inner: 3 * dim, outer: dim })
-        };
-    for sides in [[1, 1, 1, 3], [2, 37, 3, 16], [3, 50, 2, 20], [1, 5, 4, 7]] {
-        let rows = sides[0] * sides[1];
-        for factors in [None, Some((0..rows).map(|i| (i % 3) as f32).collect())] {
-            let [a, b] = [true, false].map(|fused| run(sides, &factors, fused));
-            for (i, what) in GRADIENTS.iter().enumerate() {
-                assert_close(&a[i], &b[i], &format!("attention_block {what} {sides:?}"));
-            }
-        }
-    }
-    // An odd width keeps f32 between the projections.
-    for sides in [[2, 37, 2, 16], [2, 37, 2, 17]] {
-        let bf16 = autocast(Precision::Bf16, || run(sides, &None, true));
-        let f32 = run(sides, &None, false);
-        for (i, what) in GRADIENTS.iter().enumerate() {
-            match *what {
-                "db2" => assert_close(&bf16[i], &f32[i], "attention_block db2 in bf16"),
-                what => {
-                    assert_bf16(&bf16[i], &f32[i], &format!("attention_block {what} {sides:?}"))
-                }
-            }
         }
     }
 }

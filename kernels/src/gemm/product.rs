@@ -7,7 +7,7 @@ use super::tile::{Combine, Strip};
 use super::tiled::RowTiles;
 use super::{Epilogue, ROW_BLOCK, TILED_LEFT, WORK, Work, block, equal_parts};
 use crate::check::check_len;
-use crate::gelu::gelu;
+use crate::gelu::{gelu, gelu_for_bf16};
 use crate::simd::{Kernel, Level, PANEL, Simd};
 use std::ops::Range;
 
@@ -309,7 +309,8 @@ fn gelu_in_place<S: Simd>(x: &mut [f32], derivative: &mut [f32]) {
 fn gelu_pairs<S: Simd>(x: &[f32], y: &mut [f32], derivative: &mut [f32]) {
     for piece in S::pieces(y.len()) {
         let (first, second) = (2 * piece.start, x.len().min(2 * piece.start + S::LANES));
-        let (first, second) = (gelu(S::load(&x[first..])), gelu(S::load(&x[second..])));
+        let (first, second) = (S::load(&x[first..]), S::load(&x[second..]));
+        let (first, second) = (gelu_for_bf16(first), gelu_for_bf16(second));
         S::pairs_of_neighbours(first.0, second.0).store(&mut y[piece.clone()]);
         S::pairs_of_neighbours(first.1, second.1).store(&mut derivative[piece]);
     }

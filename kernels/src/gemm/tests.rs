@@ -198,7 +198,7 @@ fn bf16<T>(cells: T) -> Matrix<T> {
     Matrix { cells, precision: Precision::Bf16 }
 }
 
-/// Rounding the factors beforehand changes nothing, rounding the output only that.
+/// Rounding the factors beforehand changes nothing, rounding the output only that and GELU.
 #[test]
 fn matrices_in_bf16_give_what_f32_gives_rounded() {
     for (m, k, n) in SHAPES.into_iter().filter(|(_, k, _)| *k > 0) {
@@ -224,14 +224,16 @@ fn matrices_in_bf16_give_what_f32_gives_rounded() {
             assert_eq!(run(Epilogue::Bias(&bias)), exact(Epilogue::Bias(&bias)), "{case}");
             let multiplied = exact(Epilogue::Multiply(&d_rounded));
             assert_eq!(run(Epilogue::Multiply(&d_cells)), multiplied, "{case}");
-            let (mut slope, mut cells) = (vec![9.0; m * n], vec![9.0; m * n.div_ceil(2)]);
-            let y = exact(Epilogue::BiasGelu { bias: &bias, derivative: &mut slope });
-            assert_eq!(
-                run(Epilogue::BiasGelu { bias: &bias, derivative: &mut cells }),
-                y,
-                "{case}"
-            );
-            assert_eq!(values(&cells, n), entering(Precision::Bf16, &slope), "{case}");
+            // GELU is a shorter one there.
+            let mut with_bias = vec![9.0; m * n];
+            let out = (&mut with_bias[..]).into();
+            matmul_at(level, m, (&a[..]).into(), &packed, out, Epilogue::Bias(&bias));
+            let (y, slope): (Vec<f64>, Vec<f64>) =
+                with_bias.iter().map(|&u| reference::gelu(f64::from(u))).unzip();
+            let mut cells = vec![9.0; m * n.div_ceil(2)];
+            let gelu = Epilogue::BiasGelu { bias: &bias, derivative: &mut cells };
+            assert_close(&run(gelu), &y, 4e-3);
+            assert_close(&values(&cells, n), &slope, 4e-3);
         }
     }
 }

@@ -66,6 +66,12 @@ impl Simd for Avx2 {
     }
 
     #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: a value of this type proves AVX2.
+        Self(unsafe { _mm256_min_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
     fn sqrt(self) -> Self {
         // SAFETY: a value of this type proves AVX2.
         Self(unsafe { _mm256_sqrt_ps(self.0) })

@@ -81,6 +81,12 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
     }
 
     #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: a value of this type proves AVX-512.
+        Self(unsafe { _mm512_min_ps(self.0, other.0) })
+    }
+
+    #[inline(always)]
     fn sqrt(self) -> Self {
         // SAFETY: a value of this type proves AVX-512.
         Self(unsafe { _mm512_sqrt_ps(self.0) })

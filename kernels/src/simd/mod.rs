@@ -198,6 +198,8 @@ pub(crate) trait Simd:
     fn mul_add(self, b: Self, c: Self) -> Self;
     /// The larger of each pair, `other` where one is not a number.
     fn max(self, other: Self) -> Self;
+    /// The smaller of each pair, `other` where one is not a number.
+    fn min(self, other: Self) -> Self;
     /// Square root of each lane.
     fn sqrt(self) -> Self;
     /// `1 / self` to within 2 units in the last place, for finite normal values.

@@ -52,6 +52,12 @@ impl Simd for Neon {
     }
 
     #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        // SAFETY: every aarch64 has NEON.
+        Self(unsafe { vbslq_f32(vcltq_f32(self.0, other.0), self.0, other.0) })
+    }
+
+    #[inline(always)]
     fn sqrt(self) -> Self {
         // SAFETY: every aarch64 has NEON.
         Self(unsafe { vsqrtq_f32(self.0) })

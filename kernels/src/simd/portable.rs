@@ -51,6 +51,11 @@ impl Simd for Portable {
     }
 
     #[inline(always)]
+    fn min(self, other: Self) -> Self {
+        Self(from_fn(|i| if self.0[i] < other.0[i] { self.0[i] } else { other.0[i] }))
+    }
+
+    #[inline(always)]
     fn sqrt(self) -> Self {
         Self(from_fn(|i| self.0[i].sqrt()))
     }

@@ -58,6 +58,25 @@ fn exp_and_reciprocal_are_accurate_at_every_level() {
     }
 }
 
+/// Between -1 and 1.
+struct Clamp;
+impl Expression for Clamp {
+    #[inline(always)]
+    fn of<S: Simd>(&self, x: S) -> S {
+        S::splat(1.0).min(S::splat(-1.0).max(x))
+    }
+}
+
+#[test]
+fn clamping_keeps_what_is_not_a_number() {
+    for level in Level::available() {
+        let mut y = [9.0; 5];
+        level.run(Map(&[-3.0, 0.5, f32::NAN, 7.0, f32::NEG_INFINITY], &mut y, Clamp));
+        assert_eq!([y[0], y[1], y[3], y[4]], [-1.0, 0.5, 1.0, -1.0], "{level:?}");
+        assert!(y[2].is_nan(), "{level:?}");
+    }
+}
+
 /// Sum, largest, and what `first` and `where_negative` select.
 struct Lanewise<'a>(&'a [f32]);
 
