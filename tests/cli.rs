@@ -124,6 +124,19 @@ fn settings_that_make_no_sense() {
 }
 
 #[test]
+fn epochs_that_were_asked_for_are_not_scaled_to_the_budget() {
+    let folder = temporary();
+    let data = flowers(folder.path(), 1).display().to_string();
+    let mut args = vec!["train", &data, "--recipe", "quick", "--model", "deit_micro_patch8_96"];
+    args.extend(["--pretrain-epochs", "3", "--time-budget", "60", "--dry-run", "--json"]);
+    let output = run(args);
+    let forecast: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let epochs = |stage: usize| forecast["stages"][stage]["epochs"].as_u64();
+    // An hour is enough for as many epochs of the small model as the paper has, but no more.
+    assert_eq!([epochs(0), epochs(1)], [Some(3), Some(200)], "{}", stderr(&output));
+}
+
+#[test]
 fn a_loss_that_is_no_number_ends_the_run() {
     let folder = temporary();
     let data = flowers(folder.path(), 1);

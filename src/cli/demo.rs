@@ -30,7 +30,7 @@ pub(super) fn demo(args: &RunArgs) -> Result<()> {
         };
         let args = RunArgs { output: Some(folder.join(name)), ..args.clone() };
         ui.note(&format!("== {name}"));
-        let Some(summary) = go(&request, &config, &args)? else { return Ok(()) };
+        let Some(summary) = go(&request, &config, &[], &args)? else { return Ok(()) };
         results.push(summary);
     }
     let [random, idmm] = &results[..] else { return Ok(()) };

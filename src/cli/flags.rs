@@ -36,7 +36,8 @@ pub struct RunArgs {
     /// Worker threads, 0 = all cores we may use
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub threads: Option<usize>,
-    /// Minutes for the whole run, or 90s, 45m, 2h; epochs are scaled to fit before it starts
+    /// Minutes for the whole run, or 90s, 45m, 2h; epochs that are not given are scaled to fit
+    /// before it starts
     #[arg(long, value_name = "MINUTES", help_heading = "Run", value_parser = parse_minutes, allow_negative_numbers = true)]
     pub time_budget: Option<f64>,
     /// Precision of the backbone's matrix products: f32, bf16 (where the processor has it) or auto (the faster)

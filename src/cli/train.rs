@@ -11,6 +11,7 @@ use crate::config::RunConfig;
 use crate::error::{Error, Result};
 use crate::report::words::duration;
 use crate::run::{self, Folder, Request, Summary, Ui as _};
+use crate::train::checkpoint::StageName;
 
 /// Longer runs ask before they begin on a terminal.
 const ASK_ABOVE_SECONDS: f64 = 3600.0;
@@ -24,7 +25,12 @@ pub(super) fn finetune(args: &FinetuneArgs) -> Result<()> {
 }
 
 fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Result<()> {
-    let config = args.layers(job, std::env::vars_os().collect())?.build()?.config;
+    let resolved = args.layers(job, std::env::vars_os().collect())?.build()?;
+    let chosen: Vec<StageName> = [StageName::Pretrain, StageName::Finetune]
+        .into_iter()
+        .filter(|stage| resolved.chosen(&format!("{}.optim.epochs", stage.as_str())))
+        .collect();
+    let config = resolved.config;
     let init = init.map(run::weights_of).transpose()?;
     let request = Request {
         data: absolute(data),
@@ -33,15 +39,20 @@ fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Resul
         init: init.as_deref().map(absolute),
         command: std::env::args().collect(),
     };
-    let Some(summary) = go(&request, &config, &args.run)? else { return Ok(()) };
+    let Some(summary) = go(&request, &config, &chosen, &args.run)? else { return Ok(()) };
     report(&summary, args.run.json)
 }
 
-/// Plans and runs; `None` after a dry run.
-pub(super) fn go(request: &Request, config: &RunConfig, args: &RunArgs) -> Result<Option<Summary>> {
+/// Plans and runs, the epochs of the `chosen` stages as they are; `None` after a dry run.
+pub(super) fn go(
+    request: &Request,
+    config: &RunConfig,
+    chosen: &[StageName],
+    args: &RunArgs,
+) -> Result<Option<Summary>> {
     run::check_device(&config.device)?;
     let ui = Progress::new();
-    let planned = run::plan(request, config, &ui)?;
+    let planned = run::plan(request, config, chosen, &ui)?;
     ui.note(&planned.forecast.describe());
     if args.dry_run {
         if args.json {

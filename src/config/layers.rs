@@ -226,6 +226,11 @@ impl Resolved {
         self.settings.get(key).and_then(|history| history.last()).map(|setting| &setting.source)
     }
 
+    /// Whether somebody, not a recipe, has chosen the key's value.
+    pub fn chosen(&self, key: &str) -> bool {
+        self.origin(key).is_some_and(|source| !matches!(source, Source::Recipe(_)))
+    }
+
     /// Value of the key, who set it and what that replaced; of every key below if it is a section.
     ///
     /// # Errors

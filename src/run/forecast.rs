@@ -48,38 +48,51 @@ const TIMED_STEPS: usize = 4;
 /// Share of the time budget that is kept back for evaluation, export and report.
 const RESERVE: f64 = 0.08;
 
-/// Scales the epochs to the time budget, if there is one, and forecasts.
+/// Scales the epochs to the time budget, if there is one, and forecasts. Stages whose epochs somebody
+/// has `chosen` keep them; the others get the time that those leave.
 ///
 /// # Errors
 /// A setting that cannot be used, or a budget too short for one epoch a stage.
 pub fn fit(
     request: &Request,
     config: &RunConfig,
+    chosen: &[StageName],
     data: &Prepared,
 ) -> Result<(RunConfig, Forecast)> {
     let mut config = config.clone();
     let mut forecast = measure(request, &config, data)?;
     let minutes = config.time_budget;
-    if minutes > 0.0 {
+    let (kept, scaled): (Vec<_>, Vec<_>) =
+        forecast.stages.iter_mut().partition(|stage| chosen.contains(&stage.stage));
+    if minutes > 0.0 && !scaled.is_empty() {
+        let seconds = |stages: &[&mut StageForecast]| stages.iter().map(|s| s.seconds).sum::<f64>();
         let budget = minutes * 60.0 * (1.0 - RESERVE);
-        let factor = budget / forecast.seconds();
+        let factor = (budget - seconds(&kept)) / seconds(&scaled);
         // A budget shortens the recipe's schedule; it never trains longer than the paper.
         let mut paper = Layers::new("paper")?.build()?.config;
-        for stage in &mut forecast.stages {
+        for stage in scaled {
             let longest = optim_of(&mut paper, stage.stage).epochs;
             shorten(stage, optim_of(&mut config, stage.stage), factor, longest);
         }
         if forecast.seconds() > budget.max(1.0) && factor < 1.0 {
-            return Err(Error::Usage(format!(
-                "a time budget of {minutes} minutes is too short: one epoch of each stage takes {} \
-                 here\n  give a longer --time-budget or a smaller --img-size",
-                duration(forecast.seconds())
-            )));
+            return Err(Error::Usage(too_short(minutes, &forecast, chosen)));
         }
-        // The epochs are part of the run from here on: they must not be fitted again on resume.
-        config.time_budget = 0.0;
     }
+    // The epochs are part of the run from here on: they must not be fitted again on resume.
+    config.time_budget = 0.0;
     Ok((config, forecast))
+}
+
+fn too_short(minutes: f64, forecast: &Forecast, chosen: &[StageName]) -> String {
+    let (least, takes) = match chosen {
+        [] => ("one epoch of each stage", "takes"),
+        _ => ("the epochs asked for, with one of the other stage,", "take"),
+    };
+    format!(
+        "a time budget of {minutes} minutes is too short: {least} {takes} {} here\n  give a longer \
+         --time-budget (0 = none) or a smaller --img-size",
+        duration(forecast.seconds())
+    )
 }
 
 /// Scales a stage by `factor` to between 1 and `longest` epochs, its warm-up with it.

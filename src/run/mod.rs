@@ -23,7 +23,8 @@ pub use stages::{pretraining, weights_of};
 
 use crate::config::{AmpDtype, RunConfig};
 use crate::error::{Error, Result};
-use crate::train::{checkpoint, parallel};
+use crate::train::checkpoint::{self, StageName};
+use crate::train::parallel;
 use forecast::Forecast;
 use prepare::Prepared;
 
@@ -86,13 +87,19 @@ pub struct Planned {
     pub forecast: Forecast,
 }
 
-/// Reads the data, times real steps and fits the epochs to the time budget.
+/// Reads the data, times real steps and fits the epochs of all stages but the `chosen` to the time
+/// budget.
 ///
 /// # Errors
 /// The data or a setting cannot be used.
-pub fn plan(request: &Request, config: &RunConfig, ui: &dyn Ui) -> Result<Planned> {
+pub fn plan(
+    request: &Request,
+    config: &RunConfig,
+    chosen: &[StageName],
+    ui: &dyn Ui,
+) -> Result<Planned> {
     let data = prepare::prepare(request, config, ui)?;
-    let (config, forecast) = forecast::fit(request, config, &data)?;
+    let (config, forecast) = forecast::fit(request, config, chosen, &data)?;
     Ok(Planned { config, data, forecast })
 }
 
