@@ -13,16 +13,16 @@ use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use fewvit_kernels::{
-    AttentionShape, Epilogue, Matrix, PackedB, Precision, Qkv, attention_backward,
-    attention_forward, matmul, matmul_transposed_a,
+    AttentionShape, Epilogue, Matrix, Precision, Qkv, attention_backward, attention_forward,
 };
 
 use super::buffers::Buffer;
-use super::flat::{Parent, add_gradients, parents};
+use super::flat::{Parent, parents};
 use super::fused_nodes::{scaled, softmax_sums};
 use super::pre_norm::{Normed, PreNorm};
+use super::projection::Projection;
 use super::storage::{contiguous, dims2, slice, unzip};
-use super::{Layer, Norm, composed, packed, precision};
+use super::{Layer, Norm, composed, precision};
 
 /// See [`super::attention_block()`]; composed of the operations on single layers.
 pub fn composed(
@@ -106,10 +106,8 @@ impl AttentionBlockOps for Flex {
 #[derive(Clone, Debug)]
 struct Inputs {
     norm: PreNorm,
-    qkv_weight: FlexTensor,
-    qkv_bias: FlexTensor,
-    proj_weight: FlexTensor,
-    proj_bias: FlexTensor,
+    qkv: Projection,
+    proj: Projection,
     shape: AttentionShape,
 }
 
@@ -124,10 +122,13 @@ struct Saved {
 }
 
 impl Inputs {
-    fn new(tensors: [FlexTensor; 7], eps: f64, [batch, heads]: [usize; 2]) -> Self {
-        let [x, weight, bias, qkv_weight, qkv_bias, proj_weight, proj_bias] =
-            tensors.map(contiguous);
-        let [rows, dim] = dims2(&x);
+    fn new(
+        [x, weight, bias, qw, qb, pw, pb]: [FlexTensor; 7],
+        eps: f64,
+        [batch, heads]: [usize; 2],
+    ) -> Self {
+        let norm = PreNorm::new([x, weight, bias], eps);
+        let [rows, dim] = dims2(&norm.x);
         let (tokens, head_dim, precision) = (rows / batch, dim / heads, precision::current());
         // A pair must not belong to two heads.
         let stored = if head_dim.is_multiple_of(2) { precision } else { Precision::F32 };
@@ -135,8 +136,8 @@ impl Inputs {
         let (queries, keys) = (tokens, tokens);
         let shape =
             AttentionShape { batch, queries, keys, heads, head_dim, scale, precision, stored };
-        let norm = PreNorm { x, weight, bias, eps };
-        Self { norm, qkv_weight, qkv_bias, proj_weight, proj_bias, shape }
+        let [qkv, proj] = [(qw, qb), (pw, pb)].map(|(w, b)| Projection::new(w, b, precision));
+        Self { norm, qkv, proj, shape }
     }
 
     /// A map between the projections in memory.
@@ -144,30 +145,26 @@ impl Inputs {
         Matrix { cells, precision: self.shape.stored }
     }
 
+    fn rows(&self) -> usize {
+        dims2(&self.norm.x)[0]
+    }
+
     /// A buffer for one of `columns`.
     fn buffer(&self, columns: usize) -> Buffer {
-        Buffer::stale(dims2(&self.norm.x)[0] * self.shape.stored.cells(columns))
+        Buffer::stale(self.rows() * self.shape.stored.cells(columns))
     }
 
     fn forward(&self, factors: Option<&[f32]>) -> (FlexTensor, Saved) {
-        let ([rows, dim], shape) = (dims2(&self.norm.x), &self.shape);
+        let (rows, shape) = (self.rows(), &self.shape);
         let normed = self.norm.forward(shape.precision);
-        let mut qkv = self.buffer(3 * dim);
-        let weight = packed::for_forward(&self.qkv_weight, shape.precision);
-        let bias = Epilogue::Bias(slice(&self.qkv_bias));
-        matmul(rows, normed.matrix(), weight.get(), self.stored(&mut qkv[..]), bias);
-        let (mut attended, mut sums) = (self.buffer(dim), softmax_sums(shape));
+        let mut qkv = self.buffer(self.qkv.out());
+        let bias = Epilogue::Bias(self.qkv.bias());
+        self.qkv.forward(rows, normed.matrix(), self.stored(&mut qkv[..]), bias);
+        let (mut attended, mut sums) = (self.buffer(self.proj.out()), softmax_sums(shape));
         attention_forward(shape, Qkv::Joint(&qkv[..]), &mut attended, Some(&mut sums));
-        let mut y = Buffer::stale(rows * dim);
-        let weight = packed::for_forward(&self.proj_weight, shape.precision);
-        let (bias, residual) = (slice(&self.proj_bias), slice(&self.norm.x));
-        let add = Epilogue::Residual { bias, residual, factors };
-        matmul(rows, self.stored(&attended[..]), weight.get(), &mut y[..], add);
-        let [qkv, sums, attended] = [qkv, sums, attended].map(|buffer| {
-            let len = buffer.len();
-            buffer.into_tensor([len])
-        });
-        (y.into_tensor([rows, dim]), Saved { normed, qkv, sums, attended })
+        let y = self.proj.add_to(&self.norm.x, self.stored(&attended[..]), factors);
+        let [qkv, sums, attended] = [qkv, sums, attended].map(Buffer::into_vector);
+        (y, Saved { normed, qkv, sums, attended })
     }
 
     /// Adds the gradients of the parameters and registers that of `x`. `dy` is the gradient of the
@@ -177,37 +174,22 @@ impl Inputs {
         saved: Saved,
         dy: &FlexTensor,
         branch: &[f32],
-        [x, norm_weight, norm_bias, qkv_weight, qkv_bias, proj_weight, proj_bias]: [Option<Parent>;
-            7],
+        [x, nw, nb, qw, qb, pw, pb]: [Option<Parent>; 7],
         grads: &mut Gradients,
     ) {
-        let ([rows, dim], precision) = (dims2(&self.norm.x), self.shape.precision);
-        let parameters = [&self.proj_weight, &self.proj_bias];
-        add_gradients(parameters, [proj_weight, proj_bias], grads, |[dw, db]| {
-            let attended = self.stored(slice(&saved.attended));
-            matmul_transposed_a(precision, [rows, dim, dim], branch, attended, dw, Some(db));
-        });
-        let proj = packed::for_backward(&self.proj_weight, precision);
-        let d_qkv = self.attention_backward(branch, proj.get(), &saved);
-        let d_qkv = self.stored(&d_qkv[..]);
-        let parameters = [&self.qkv_weight, &self.qkv_bias];
-        add_gradients(parameters, [qkv_weight, qkv_bias], grads, |[dw, db]| {
-            let (sides, normed) = ([rows, 3 * dim, dim], saved.normed.matrix());
-            matmul_transposed_a(precision, sides, d_qkv, normed, dw, Some(db));
-        });
-        let mut d_normed = Buffer::stale(rows * dim);
-        let qkv = packed::for_backward(&self.qkv_weight, precision);
-        matmul(rows, d_qkv, qkv.get(), &mut d_normed[..], Epilogue::Store);
-        let parents = [x, norm_weight, norm_bias];
-        let (_, moments) = saved.normed.into_parts();
-        self.norm.register(&moments, &d_normed, Some(dy), parents, grads);
+        let attended = self.stored(slice(&saved.attended));
+        self.proj.add_gradients(self.rows(), branch, attended, [pw, pb], grads);
+        let d_qkv = self.attention_backward(branch, &saved);
+        let (d_qkv, parents) = (self.stored(&d_qkv[..]), [x, nw, nb, qw, qb]);
+        self.norm.register_half(saved.normed, &self.qkv, d_qkv, dy, parents, grads);
     }
 
     /// The gradient of queries, keys and values from that of the output projection's output.
-    fn attention_backward(&self, branch: &[f32], proj: &PackedB, saved: &Saved) -> Buffer {
-        let [rows, dim] = dims2(&self.norm.x);
-        let (mut d_attended, mut d_qkv) = (self.buffer(dim), self.buffer(3 * dim));
-        matmul(rows, branch, proj, self.stored(&mut d_attended[..]), Epilogue::Store);
+    fn attention_backward(&self, branch: &[f32], saved: &Saved) -> Buffer {
+        let (mut d_attended, mut d_qkv) =
+            (self.buffer(self.proj.out()), self.buffer(self.qkv.out()));
+        let out = self.stored(&mut d_attended[..]);
+        self.proj.backward(self.rows(), branch, out, Epilogue::Store);
         let (qkv, gradient) = (Qkv::Joint(slice(&saved.qkv)), Qkv::Joint(&mut d_qkv[..]));
         attention_backward(&self.shape, &d_attended, qkv, slice(&saved.sums), gradient);
         d_qkv
@@ -226,10 +208,8 @@ impl Backward<Flex, 7> for AttentionBlock {
         let (inputs, saved, factors) = ops.state;
         let [x, nw, nb, qw, qb, pw, pb] = ops.parents;
         let parents = parents![x, nw, nb, qw, qb, pw, pb];
-        match factors {
-            Some(factors) => inputs.register(saved, &dy, &scaled(&dy, &factors), parents, grads),
-            None => inputs.register(saved, &dy, slice(&dy), parents, grads),
-        }
+        let branch = factors.map(|factors| scaled(&dy, &factors));
+        inputs.register(saved, &dy, branch.as_deref().unwrap_or(slice(&dy)), parents, grads);
     }
 }
 

@@ -58,6 +58,12 @@ impl Buffer {
         FlexTensor::new(self.into_bytes(), Layout::contiguous(shape.into()), DType::F32)
     }
 
+    /// [`Self::into_tensor`] of one dimension.
+    pub(super) fn into_vector(self) -> FlexTensor {
+        let len = self.len();
+        self.into_tensor([len])
+    }
+
     fn into_bytes(self) -> Bytes {
         let bytes = size_of_val(&*self.0);
         // SAFETY: a buffer's controller covers `bytes` bytes, all initialised, for as long as it

@@ -14,16 +14,16 @@ use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use fewvit_kernels::{
-    Epilogue, MapShape, Matrix, Precision, depthwise_gelu_backward, depthwise_gelu_forward, matmul,
-    matmul_transposed_a,
+    Epilogue, MapShape, Matrix, Precision, depthwise_gelu_backward, depthwise_gelu_forward,
 };
 
 use super::buffers::Buffer;
-use super::flat::{Parent, add_gradients, add_gradients_anyway, parents};
+use super::flat::{Parent, add_gradients_anyway, parents};
 use super::fused_nodes::scaled;
 use super::pre_norm::{Normed, PreNorm};
+use super::projection::Projection;
 use super::storage::{contiguous, dims2, slice, unzip};
-use super::{Kernels, Layer, Norm, composed, depthwise, packed, precision};
+use super::{Kernels, Layer, Norm, composed, depthwise, precision};
 
 /// See [`super::conv_mlp_block()`]; composed of the operations on single layers.
 pub fn composed(
@@ -117,12 +117,10 @@ impl ConvMlpBlockOps for Flex {
 #[derive(Clone, Debug)]
 struct Inputs {
     norm: PreNorm,
-    weight1: FlexTensor,
-    bias1: FlexTensor,
+    fc1: Projection,
     kernels: FlexTensor,
     conv_bias: FlexTensor,
-    weight2: FlexTensor,
-    bias2: FlexTensor,
+    fc2: Projection,
     map: MapShape,
     /// Of the products, forward and backward, and of the maps between them.
     precision: Precision,
@@ -140,22 +138,19 @@ struct Saved {
 impl Inputs {
     fn new(
         norm: [FlexTensor; 3],
-        layers: [FlexTensor; 6],
+        [w1, b1, kernels, conv_bias, w2, b2]: [FlexTensor; 6],
         eps: f64,
         [batch, side]: [usize; 2],
     ) -> Self {
-        let [x, weight, bias] = norm.map(contiguous);
-        let [weight1, bias1, kernels, conv_bias, weight2, bias2] = layers.map(contiguous);
-        let channels = dims2(&weight1)[0];
-        let map = MapShape { batch, height: side, width: side, channels };
-        let (norm, precision) = (PreNorm { x, weight, bias, eps }, precision::current());
-        Self { norm, weight1, bias1, kernels, conv_bias, weight2, bias2, map, precision }
+        let (norm, precision) = (PreNorm::new(norm, eps), precision::current());
+        let [fc1, fc2] = [(w1, b1), (w2, b2)].map(|(w, b)| Projection::new(w, b, precision));
+        let [kernels, conv_bias] = [kernels, conv_bias].map(contiguous);
+        let map = MapShape { batch, height: side, width: side, channels: fc1.out() };
+        Self { norm, fc1, kernels, conv_bias, fc2, map, precision }
     }
 
-    /// Rows and both widths.
-    fn sides(&self) -> [usize; 3] {
-        let [rows, dim] = dims2(&self.norm.x);
-        [rows, dim, self.map.channels]
+    fn rows(&self) -> usize {
+        dims2(&self.norm.x)[0]
     }
 
     /// A hidden map in memory.
@@ -165,30 +160,20 @@ impl Inputs {
 
     /// A buffer for one.
     fn buffer(&self) -> Buffer {
-        let [rows, _, hidden] = self.sides();
-        Buffer::stale(rows * self.precision.cells(hidden))
+        Buffer::stale(self.rows() * self.precision.cells(self.fc1.out()))
     }
 
     fn forward(&self, factors: Option<&[f32]>) -> (FlexTensor, Saved) {
-        let [rows, dim, _] = self.sides();
         let normed = self.norm.forward(self.precision);
         let (mut hidden, mut activated) = (self.buffer(), self.buffer());
-        let fc1 = packed::for_forward(&self.weight1, self.precision);
-        let bias = Epilogue::Bias(slice(&self.bias1));
-        matmul(rows, normed.matrix(), fc1.get(), self.hidden(&mut hidden[..]), bias);
+        let bias = Epilogue::Bias(self.fc1.bias());
+        self.fc1.forward(self.rows(), normed.matrix(), self.hidden(&mut hidden[..]), bias);
         let (kernels, bias) = (slice(&self.kernels), slice(&self.conv_bias));
         let (from, to) = (self.hidden(&hidden[..]), self.hidden(&mut activated[..]));
         depthwise_gelu_forward(&self.map, from, kernels, bias, to);
-        let mut y = Buffer::stale(rows * dim);
-        let fc2 = packed::for_forward(&self.weight2, self.precision);
-        let (bias, residual) = (slice(&self.bias2), slice(&self.norm.x));
-        let add = Epilogue::Residual { bias, residual, factors };
-        matmul(rows, self.hidden(&activated[..]), fc2.get(), &mut y[..], add);
-        let [hidden, activated] = [hidden, activated].map(|map| {
-            let len = map.len();
-            map.into_tensor([len])
-        });
-        (y.into_tensor([rows, dim]), Saved { normed, hidden, activated })
+        let y = self.fc2.add_to(&self.norm.x, self.hidden(&activated[..]), factors);
+        let [hidden, activated] = [hidden, activated].map(Buffer::into_vector);
+        (y, Saved { normed, hidden, activated })
     }
 
     /// Adds the gradients of the parameters and registers that of `x`. `dy` is the gradient of the
@@ -198,48 +183,24 @@ impl Inputs {
         saved: Saved,
         dy: &FlexTensor,
         branch: &[f32],
-        norm: [Option<Parent>; 3],
-        [weight1, bias1, kernels, conv_bias, weight2, bias2]: [Option<Parent>; 6],
+        [x, nw, nb]: [Option<Parent>; 3],
+        [w1, b1, kernels, conv_bias, w2, b2]: [Option<Parent>; 6],
         grads: &mut Gradients,
     ) {
-        let ([rows, dim, width], precision) = (self.sides(), self.precision);
         let activated = self.hidden(slice(&saved.activated));
-        add_gradients([&self.weight2, &self.bias2], [weight2, bias2], grads, |[dw, db]| {
-            let sides = [rows, dim, width];
-            matmul_transposed_a(precision, sides, branch, activated, dw, Some(db));
-        });
+        self.fc2.add_gradients(self.rows(), branch, activated, [w2, b2], grads);
         let mut slopes = self.buffer();
-        let fc2 = packed::for_backward(&self.weight2, precision);
-        matmul(rows, branch, fc2.get(), self.hidden(&mut slopes[..]), Epilogue::Store);
-        let du = self.conv_backward(&slopes, &saved.hidden, [kernels, conv_bias], grads);
-        let du = self.hidden(&du[..]);
-        add_gradients([&self.weight1, &self.bias1], [weight1, bias1], grads, |[dw, db]| {
-            let sides = [rows, width, dim];
-            matmul_transposed_a(precision, sides, du, saved.normed.matrix(), dw, Some(db));
-        });
-        let mut d_normed = Buffer::stale(rows * dim);
-        let fc1 = packed::for_backward(&self.weight1, precision);
-        matmul(rows, du, fc1.get(), &mut d_normed[..], Epilogue::Store);
-        let (_, moments) = saved.normed.into_parts();
-        self.norm.register(&moments, &d_normed, Some(dy), norm, grads);
-    }
-
-    /// The gradient of the map before the convolution, from that of the map behind GELU.
-    fn conv_backward(
-        &self,
-        slopes: &[f32],
-        hidden: &FlexTensor,
-        parents: [Option<Parent>; 2],
-        grads: &mut Gradients,
-    ) -> Buffer {
+        let out = self.hidden(&mut slopes[..]);
+        self.fc2.backward(self.rows(), branch, out, Epilogue::Store);
         let mut du = self.buffer();
         let parameters = [&self.kernels, &self.conv_bias];
-        add_gradients_anyway(parameters, parents, grads, |sums| {
-            let maps = [self.hidden(slopes), self.hidden(slice(hidden))];
-            let [kernels, bias] = parameters.map(slice);
-            depthwise_gelu_backward(&self.map, maps, kernels, bias, self.hidden(&mut du[..]), sums);
+        add_gradients_anyway(parameters, [kernels, conv_bias], grads, |sums| {
+            let maps = [&slopes[..], slice(&saved.hidden)].map(|map| self.hidden(map));
+            let ([kernels, bias], du) = (parameters.map(slice), self.hidden(&mut du[..]));
+            depthwise_gelu_backward(&self.map, maps, kernels, bias, du, sums);
         });
-        du
+        let (du, parents) = (self.hidden(&du[..]), [x, nw, nb, w1, b1]);
+        self.norm.register_half(saved.normed, &self.fc1, du, dy, parents, grads);
     }
 }
 

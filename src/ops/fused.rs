@@ -129,8 +129,7 @@ impl FusedOps for Flex {
     }
 
     fn layer_norm(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, eps: f64) -> FlexTensor {
-        let [x, weight, bias] = [x, weight, bias].map(contiguous);
-        PreNorm { x, weight, bias, eps }.forward(Precision::F32).into_parts().0
+        PreNorm::new([x, weight, bias], eps).forward(Precision::F32).into_parts().0
     }
 
     fn attention(qkv: FlexTensor, heads: usize) -> FlexTensor {

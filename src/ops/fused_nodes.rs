@@ -237,8 +237,7 @@ impl<C: CheckpointStrategy> FusedOps for Autodiff<Flex, C> {
     ) -> FloatTensor<Self> {
         let ((x, xn), (weight, wn), (bias, bn)) =
             (x.into_parts(), weight.into_parts(), bias.into_parts());
-        let [x, weight, bias] = [x, weight, bias].map(contiguous);
-        let norm = PreNorm { x, weight, bias, eps };
+        let norm = PreNorm::new([x, weight, bias], eps);
         let (y, moments) = norm.forward(Precision::F32).into_parts();
         match LayerNorm.prepare::<C>([xn, wn, bn]).compute_bound().stateful() {
             OpsKind::Tracked(node) => node.finish((norm, moments), y),

@@ -13,14 +13,15 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
-use fewvit_kernels::{Epilogue, Matrix, Precision, matmul, matmul_transposed_a};
+use fewvit_kernels::{Epilogue, Matrix, Precision};
 
 use super::buffers::Buffer;
-use super::flat::{Parent, add_gradients, parents};
+use super::flat::{Parent, parents};
 use super::fused_nodes::scaled;
 use super::pre_norm::{Normed, PreNorm};
+use super::projection::Projection;
 use super::storage::{contiguous, dims2, slice, unzip};
-use super::{Layer, Norm, composed, packed, precision};
+use super::{Layer, Norm, composed, precision};
 
 /// See [`super::mlp_block()`]; composed of the operations on single layers.
 pub fn composed(
@@ -94,10 +95,8 @@ impl MlpBlockOps for Flex {
 #[derive(Clone, Debug)]
 struct Inputs {
     norm: PreNorm,
-    weight1: FlexTensor,
-    bias1: FlexTensor,
-    weight2: FlexTensor,
-    bias2: FlexTensor,
+    fc1: Projection,
+    fc2: Projection,
     /// Of the products, forward and backward, and of the maps between them.
     precision: Precision,
 }
@@ -112,16 +111,14 @@ struct Saved {
 }
 
 impl Inputs {
-    fn new(tensors: [FlexTensor; 7], eps: f64) -> Self {
-        let [x, weight, bias, weight1, bias1, weight2, bias2] = tensors.map(contiguous);
-        let norm = PreNorm { x, weight, bias, eps };
-        Self { norm, weight1, bias1, weight2, bias2, precision: precision::current() }
+    fn new([x, weight, bias, w1, b1, w2, b2]: [FlexTensor; 7], eps: f64) -> Self {
+        let precision = precision::current();
+        let [fc1, fc2] = [(w1, b1), (w2, b2)].map(|(w, b)| Projection::new(w, b, precision));
+        Self { norm: PreNorm::new([x, weight, bias], eps), fc1, fc2, precision }
     }
 
-    /// Rows and both widths.
-    fn sides(&self) -> [usize; 3] {
-        let ([rows, dim], [_, hidden]) = (dims2(&self.norm.x), dims2(&self.weight2));
-        [rows, dim, hidden]
+    fn rows(&self) -> usize {
+        dims2(&self.norm.x)[0]
     }
 
     /// A hidden map in memory.
@@ -131,28 +128,17 @@ impl Inputs {
 
     /// A buffer for one.
     fn buffer(&self) -> Buffer {
-        let [rows, _, hidden] = self.sides();
-        Buffer::stale(rows * self.precision.cells(hidden))
+        Buffer::stale(self.rows() * self.precision.cells(self.fc1.out()))
     }
 
     fn forward(&self, factors: Option<&[f32]>) -> (FlexTensor, Saved) {
-        let [rows, dim, _] = self.sides();
         let normed = self.norm.forward(self.precision);
         let (mut hidden, mut derivative) = (self.buffer(), self.buffer());
-        let fc1 = packed::for_forward(&self.weight1, self.precision);
-        let bias = slice(&self.bias1);
-        let gelu = Epilogue::BiasGelu { bias, derivative: &mut derivative };
-        matmul(rows, normed.matrix(), fc1.get(), self.hidden(&mut hidden[..]), gelu);
-        let mut y = Buffer::stale(rows * dim);
-        let fc2 = packed::for_forward(&self.weight2, self.precision);
-        let (bias, residual) = (slice(&self.bias2), slice(&self.norm.x));
-        let add = Epilogue::Residual { bias, residual, factors };
-        matmul(rows, self.hidden(&hidden[..]), fc2.get(), &mut y[..], add);
-        let [hidden, derivative] = [hidden, derivative].map(|map| {
-            let cells = map.len() / rows.max(1);
-            map.into_tensor([rows, cells])
-        });
-        (y.into_tensor([rows, dim]), Saved { normed, hidden, derivative })
+        let gelu = Epilogue::BiasGelu { bias: self.fc1.bias(), derivative: &mut derivative };
+        self.fc1.forward(self.rows(), normed.matrix(), self.hidden(&mut hidden[..]), gelu);
+        let y = self.fc2.add_to(&self.norm.x, self.hidden(&hidden[..]), factors);
+        let [hidden, derivative] = [hidden, derivative].map(Buffer::into_vector);
+        (y, Saved { normed, hidden, derivative })
     }
 
     /// Adds the gradients of the parameters and registers that of `x`. `dy` is the gradient of the
@@ -162,30 +148,16 @@ impl Inputs {
         saved: Saved,
         dy: &FlexTensor,
         branch: &[f32],
-        [x, norm_weight, norm_bias, weight1, bias1, weight2, bias2]: [Option<Parent>; 7],
+        [x, nw, nb, w1, b1, w2, b2]: [Option<Parent>; 7],
         grads: &mut Gradients,
     ) {
-        let ([rows, dim, width], precision) = (self.sides(), self.precision);
-        let hidden = self.hidden(slice(&saved.hidden));
-        add_gradients([&self.weight2, &self.bias2], [weight2, bias2], grads, |[dw, db]| {
-            let sides = [rows, dim, width];
-            matmul_transposed_a(precision, sides, branch, hidden, dw, Some(db));
-        });
+        let (rows, hidden) = (self.rows(), self.hidden(slice(&saved.hidden)));
+        self.fc2.add_gradients(rows, branch, hidden, [w2, b2], grads);
         let mut du = self.buffer();
-        let fc2 = packed::for_backward(&self.weight2, precision);
         let times = Epilogue::Multiply(slice(&saved.derivative));
-        matmul(rows, branch, fc2.get(), self.hidden(&mut du[..]), times);
-        let du = self.hidden(&du[..]);
-        add_gradients([&self.weight1, &self.bias1], [weight1, bias1], grads, |[dw, db]| {
-            let sides = [rows, width, dim];
-            matmul_transposed_a(precision, sides, du, saved.normed.matrix(), dw, Some(db));
-        });
-        let mut d_normed = Buffer::stale(rows * dim);
-        let fc1 = packed::for_backward(&self.weight1, precision);
-        matmul(rows, du, fc1.get(), &mut d_normed[..], Epilogue::Store);
-        let parents = [x, norm_weight, norm_bias];
-        let (_, moments) = saved.normed.into_parts();
-        self.norm.register(&moments, &d_normed, Some(dy), parents, grads);
+        self.fc2.backward(rows, branch, self.hidden(&mut du[..]), times);
+        let (du, parents) = (self.hidden(&du[..]), [x, nw, nb, w1, b1]);
+        self.norm.register_half(saved.normed, &self.fc1, du, dy, parents, grads);
     }
 }
 
@@ -201,10 +173,8 @@ impl Backward<Flex, 7> for MlpBlock {
         let (inputs, saved, factors) = ops.state;
         let [x, nw, nb, w1, b1, w2, b2] = ops.parents;
         let parents = parents![x, nw, nb, w1, b1, w2, b2];
-        match factors {
-            Some(factors) => inputs.register(saved, &dy, &scaled(&dy, &factors), parents, grads),
-            None => inputs.register(saved, &dy, slice(&dy), parents, grads),
-        }
+        let branch = factors.map(|factors| scaled(&dy, &factors));
+        inputs.register(saved, &dy, branch.as_deref().unwrap_or(slice(&dy)), parents, grads);
     }
 }
 

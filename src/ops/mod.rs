@@ -22,6 +22,7 @@ mod packed;
 pub mod performer;
 mod pre_norm;
 mod precision;
+mod projection;
 mod storage;
 pub mod unfold;
 

@@ -4,11 +4,12 @@
 use burn::backend::Flex;
 use burn::backend::autodiff::grads::Gradients;
 use burn_flex::FlexTensor;
-use fewvit_kernels::{Matrix, Precision, layer_norm_backward, layer_norm_forward};
+use fewvit_kernels::{Epilogue, Matrix, Precision, layer_norm_backward, layer_norm_forward};
 
 use super::buffers::Buffer;
 use super::flat::{Parent, add_gradients_anyway};
-use super::storage::{dims2, slice};
+use super::projection::Projection;
+use super::storage::{contiguous, dims2, slice};
 
 /// Input `[rows, dim]` and parameters `[dim]` of a layer norm.
 #[derive(Clone, Debug)]
@@ -41,6 +42,11 @@ impl Normed {
 }
 
 impl PreNorm {
+    pub(super) fn new(tensors: [FlexTensor; 3], eps: f64) -> Self {
+        let [x, weight, bias] = tensors.map(contiguous);
+        Self { x, weight, bias, eps }
+    }
+
     pub(super) fn forward(&self, precision: Precision) -> Normed {
         let [rows, dim] = dims2(&self.x);
         let cells = precision.cells(dim);
@@ -72,5 +78,25 @@ impl PreNorm {
         if let Some(parent) = x {
             grads.register::<Flex>(parent.id, dx.into_tensor(dims2(&self.x)));
         }
+    }
+
+    /// The end of the backward of half a block: adds the gradients of its first layer, `first`, and of
+    /// the norm, and registers that of `x`. `dy` is the gradient of the half block's output, `d` that of
+    /// the first layer's; parents are those of `x`, the norm and the layer.
+    pub(super) fn register_half(
+        &self,
+        normed: Normed,
+        first: &Projection,
+        d: Matrix<&[f32]>,
+        dy: &FlexTensor,
+        [x, weight, bias, first_weight, first_bias]: [Option<Parent>; 5],
+        grads: &mut Gradients,
+    ) {
+        let [rows, dim] = dims2(&self.x);
+        first.add_gradients(rows, d, normed.matrix(), [first_weight, first_bias], grads);
+        let mut d_normed = Buffer::stale(rows * dim);
+        first.backward(rows, d, &mut d_normed[..], Epilogue::Store);
+        let parents = [x, weight, bias];
+        self.register(&normed.moments, &d_normed, Some(dy), parents, grads);
     }
 }

@@ -1,0 +1,88 @@
+//! A linear layer inside of an operation on half a block.
+
+use burn::backend::autodiff::grads::Gradients;
+use burn_flex::FlexTensor;
+use fewvit_kernels::{Epilogue, Matrix, Precision, matmul, matmul_transposed_a};
+
+use super::buffers::Buffer;
+use super::flat::{Parent, add_gradients};
+use super::packed;
+use super::storage::{contiguous, dims2, slice};
+
+/// Weight `[out, in]` and bias `[out]`.
+#[derive(Clone, Debug)]
+pub(super) struct Projection {
+    weight: FlexTensor,
+    bias: FlexTensor,
+    /// Of the products, forward and backward.
+    precision: Precision,
+}
+
+impl Projection {
+    pub(super) fn new(weight: FlexTensor, bias: FlexTensor, precision: Precision) -> Self {
+        Self { weight: contiguous(weight), bias: contiguous(bias), precision }
+    }
+
+    /// Width of the output.
+    pub(super) fn out(&self) -> usize {
+        dims2(&self.weight)[0]
+    }
+
+    /// For an epilogue.
+    pub(super) fn bias(&self) -> &[f32] {
+        slice(&self.bias)
+    }
+
+    /// `y = x W^T` with an epilogue; `x` is `[rows, in]`, `y` `[rows, out]`.
+    pub(super) fn forward<'a>(
+        &self,
+        rows: usize,
+        x: Matrix<&'a [f32]>,
+        y: impl Into<Matrix<&'a mut [f32]>>,
+        epilogue: Epilogue,
+    ) {
+        let weight = packed::for_forward(&self.weight, self.precision);
+        matmul(rows, x, weight.get(), y, epilogue);
+    }
+
+    /// `residual + factor (x W^T + b)`, `[rows, out]`, a factor for each row.
+    pub(super) fn add_to(
+        &self,
+        residual: &FlexTensor,
+        x: Matrix<&[f32]>,
+        factors: Option<&[f32]>,
+    ) -> FlexTensor {
+        let [rows, dim] = dims2(residual);
+        let mut y = Buffer::stale(rows * dim);
+        let (bias, residual) = (self.bias(), slice(residual));
+        self.forward(rows, x, &mut y[..], Epilogue::Residual { bias, residual, factors });
+        y.into_tensor([rows, dim])
+    }
+
+    /// Adds the gradients of weight and bias, from the gradient `dy` of the output for `x`.
+    pub(super) fn add_gradients<'a>(
+        &self,
+        rows: usize,
+        dy: impl Into<Matrix<&'a [f32]>>,
+        x: Matrix<&'a [f32]>,
+        parents: [Option<Parent>; 2],
+        grads: &mut Gradients,
+    ) {
+        let [out, input] = dims2(&self.weight);
+        add_gradients([&self.weight, &self.bias], parents, grads, |[dw, db]| {
+            matmul_transposed_a(self.precision, [rows, out, input], dy, x, dw, Some(db));
+        });
+    }
+
+    /// The gradient `dx` of the input, from that of the output, with an epilogue.
+    pub(super) fn backward<'a>(
+        &self,
+        rows: usize,
+        dy: impl Into<Matrix<&'a [f32]>>,
+        dx: impl Into<Matrix<&'a mut [f32]>>,
+        epilogue: Epilogue,
+    ) {
+        let weight = packed::for_backward(&self.weight, self.precision);
+        matmul(rows, dy, weight.get(), dx, epilogue);
+    }
+}
