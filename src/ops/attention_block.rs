@@ -13,14 +13,14 @@ use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use fewvit_kernels::{
-    AttentionShape, Epilogue, Matrix, Precision, Qkv, attention_backward, attention_forward,
+    AttentionShape, Epilogue, Precision, Qkv, attention_backward, attention_forward,
 };
 
 use super::buffers::Buffer;
 use super::flat::{Parent, parents};
 use super::fused_nodes::{scaled, softmax_sums};
 use super::pre_norm::{Normed, PreNorm};
-use super::projection::Projection;
+use super::projection::{Maps, Projection};
 use super::storage::{contiguous, dims2, slice, unzip};
 use super::{Layer, Norm, composed, precision};
 
@@ -108,6 +108,8 @@ struct Inputs {
     norm: PreNorm,
     qkv: Projection,
     proj: Projection,
+    /// Between them.
+    maps: Maps,
     shape: AttentionShape,
 }
 
@@ -137,32 +139,18 @@ impl Inputs {
         let shape =
             AttentionShape { batch, queries, keys, heads, head_dim, scale, precision, stored };
         let [qkv, proj] = [(qw, qb), (pw, pb)].map(|(w, b)| Projection::new(w, b, precision));
-        Self { norm, qkv, proj, shape }
-    }
-
-    /// A map between the projections in memory.
-    fn stored<T>(&self, cells: T) -> Matrix<T> {
-        Matrix { cells, precision: self.shape.stored }
-    }
-
-    fn rows(&self) -> usize {
-        dims2(&self.norm.x)[0]
-    }
-
-    /// A buffer for one of `columns`.
-    fn buffer(&self, columns: usize) -> Buffer {
-        Buffer::stale(self.rows() * self.shape.stored.cells(columns))
+        Self { norm, qkv, proj, shape, maps: Maps { rows, precision: stored } }
     }
 
     fn forward(&self, factors: Option<&[f32]>) -> (FlexTensor, Saved) {
-        let (rows, shape) = (self.rows(), &self.shape);
+        let (rows, shape) = (self.maps.rows, &self.shape);
         let normed = self.norm.forward(shape.precision);
-        let mut qkv = self.buffer(self.qkv.out());
+        let mut qkv = self.maps.buffer(self.qkv.out());
         let bias = Epilogue::Bias(self.qkv.bias());
-        self.qkv.forward(rows, normed.matrix(), self.stored(&mut qkv[..]), bias);
-        let (mut attended, mut sums) = (self.buffer(self.proj.out()), softmax_sums(shape));
+        self.qkv.forward(rows, normed.matrix(), self.maps.matrix(&mut qkv[..]), bias);
+        let (mut attended, mut sums) = (self.maps.buffer(self.proj.out()), softmax_sums(shape));
         attention_forward(shape, Qkv::Joint(&qkv[..]), &mut attended, Some(&mut sums));
-        let y = self.proj.add_to(&self.norm.x, self.stored(&attended[..]), factors);
+        let y = self.proj.add_to(&self.norm.x, self.maps.matrix(&attended[..]), factors);
         let [qkv, sums, attended] = [qkv, sums, attended].map(Buffer::into_vector);
         (y, Saved { normed, qkv, sums, attended })
     }
@@ -177,19 +165,19 @@ impl Inputs {
         [x, nw, nb, qw, qb, pw, pb]: [Option<Parent>; 7],
         grads: &mut Gradients,
     ) {
-        let attended = self.stored(slice(&saved.attended));
-        self.proj.add_gradients(self.rows(), branch, attended, [pw, pb], grads);
+        let attended = self.maps.matrix(slice(&saved.attended));
+        self.proj.add_gradients(self.maps.rows, branch, attended, [pw, pb], grads);
         let d_qkv = self.attention_backward(branch, &saved);
-        let (d_qkv, parents) = (self.stored(&d_qkv[..]), [x, nw, nb, qw, qb]);
+        let (d_qkv, parents) = (self.maps.matrix(&d_qkv[..]), [x, nw, nb, qw, qb]);
         self.norm.register_half(saved.normed, &self.qkv, d_qkv, dy, parents, grads);
     }
 
     /// The gradient of queries, keys and values from that of the output projection's output.
     fn attention_backward(&self, branch: &[f32], saved: &Saved) -> Buffer {
         let (mut d_attended, mut d_qkv) =
-            (self.buffer(self.proj.out()), self.buffer(self.qkv.out()));
-        let out = self.stored(&mut d_attended[..]);
-        self.proj.backward(self.rows(), branch, out, Epilogue::Store);
+            (self.maps.buffer(self.proj.out()), self.maps.buffer(self.qkv.out()));
+        let out = self.maps.matrix(&mut d_attended[..]);
+        self.proj.backward(self.maps.rows, branch, out, Epilogue::Store);
         let (qkv, gradient) = (Qkv::Joint(slice(&saved.qkv)), Qkv::Joint(&mut d_qkv[..]));
         attention_backward(&self.shape, &d_attended, qkv, slice(&saved.sums), gradient);
         d_qkv

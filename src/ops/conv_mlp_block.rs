@@ -13,15 +13,13 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
-use fewvit_kernels::{
-    Epilogue, MapShape, Matrix, Precision, depthwise_gelu_backward, depthwise_gelu_forward,
-};
+use fewvit_kernels::{Epilogue, MapShape, depthwise_gelu_backward, depthwise_gelu_forward};
 
 use super::buffers::Buffer;
 use super::flat::{Parent, add_gradients_anyway, parents};
 use super::fused_nodes::scaled;
 use super::pre_norm::{Normed, PreNorm};
-use super::projection::Projection;
+use super::projection::{Maps, Projection};
 use super::storage::{contiguous, dims2, slice, unzip};
 use super::{Kernels, Layer, Norm, composed, depthwise, precision};
 
@@ -122,8 +120,8 @@ struct Inputs {
     conv_bias: FlexTensor,
     fc2: Projection,
     map: MapShape,
-    /// Of the products, forward and backward, and of the maps between them.
-    precision: Precision,
+    /// Between them.
+    hidden: Maps,
 }
 
 /// What the backward reads.
@@ -146,32 +144,25 @@ impl Inputs {
         let [fc1, fc2] = [(w1, b1), (w2, b2)].map(|(w, b)| Projection::new(w, b, precision));
         let [kernels, conv_bias] = [kernels, conv_bias].map(contiguous);
         let map = MapShape { batch, height: side, width: side, channels: fc1.out() };
-        Self { norm, fc1, kernels, conv_bias, fc2, map, precision }
-    }
-
-    fn rows(&self) -> usize {
-        dims2(&self.norm.x)[0]
-    }
-
-    /// A hidden map in memory.
-    fn hidden<T>(&self, cells: T) -> Matrix<T> {
-        Matrix { cells, precision: self.precision }
-    }
-
-    /// A buffer for one.
-    fn buffer(&self) -> Buffer {
-        Buffer::stale(self.rows() * self.precision.cells(self.fc1.out()))
+        let hidden = Maps { rows: dims2(&norm.x)[0], precision };
+        Self { norm, fc1, kernels, conv_bias, fc2, map, hidden }
     }
 
     fn forward(&self, factors: Option<&[f32]>) -> (FlexTensor, Saved) {
-        let normed = self.norm.forward(self.precision);
-        let (mut hidden, mut activated) = (self.buffer(), self.buffer());
+        let normed = self.norm.forward(self.hidden.precision);
+        let (mut hidden, mut activated) =
+            (self.hidden.buffer(self.fc1.out()), self.hidden.buffer(self.fc1.out()));
         let bias = Epilogue::Bias(self.fc1.bias());
-        self.fc1.forward(self.rows(), normed.matrix(), self.hidden(&mut hidden[..]), bias);
+        self.fc1.forward(
+            self.hidden.rows,
+            normed.matrix(),
+            self.hidden.matrix(&mut hidden[..]),
+            bias,
+        );
         let (kernels, bias) = (slice(&self.kernels), slice(&self.conv_bias));
-        let (from, to) = (self.hidden(&hidden[..]), self.hidden(&mut activated[..]));
+        let (from, to) = (self.hidden.matrix(&hidden[..]), self.hidden.matrix(&mut activated[..]));
         depthwise_gelu_forward(&self.map, from, kernels, bias, to);
-        let y = self.fc2.add_to(&self.norm.x, self.hidden(&activated[..]), factors);
+        let y = self.fc2.add_to(&self.norm.x, self.hidden.matrix(&activated[..]), factors);
         let [hidden, activated] = [hidden, activated].map(Buffer::into_vector);
         (y, Saved { normed, hidden, activated })
     }
@@ -187,19 +178,19 @@ impl Inputs {
         [w1, b1, kernels, conv_bias, w2, b2]: [Option<Parent>; 6],
         grads: &mut Gradients,
     ) {
-        let activated = self.hidden(slice(&saved.activated));
-        self.fc2.add_gradients(self.rows(), branch, activated, [w2, b2], grads);
-        let mut slopes = self.buffer();
-        let out = self.hidden(&mut slopes[..]);
-        self.fc2.backward(self.rows(), branch, out, Epilogue::Store);
-        let mut du = self.buffer();
+        let activated = self.hidden.matrix(slice(&saved.activated));
+        self.fc2.add_gradients(self.hidden.rows, branch, activated, [w2, b2], grads);
+        let mut slopes = self.hidden.buffer(self.fc1.out());
+        let out = self.hidden.matrix(&mut slopes[..]);
+        self.fc2.backward(self.hidden.rows, branch, out, Epilogue::Store);
+        let mut du = self.hidden.buffer(self.fc1.out());
         let parameters = [&self.kernels, &self.conv_bias];
         add_gradients_anyway(parameters, [kernels, conv_bias], grads, |sums| {
-            let maps = [&slopes[..], slice(&saved.hidden)].map(|map| self.hidden(map));
-            let ([kernels, bias], du) = (parameters.map(slice), self.hidden(&mut du[..]));
+            let maps = [&slopes[..], slice(&saved.hidden)].map(|map| self.hidden.matrix(map));
+            let ([kernels, bias], du) = (parameters.map(slice), self.hidden.matrix(&mut du[..]));
             depthwise_gelu_backward(&self.map, maps, kernels, bias, du, sums);
         });
-        let (du, parents) = (self.hidden(&du[..]), [x, nw, nb, w1, b1]);
+        let (du, parents) = (self.hidden.matrix(&du[..]), [x, nw, nb, w1, b1]);
         self.norm.register_half(saved.normed, &self.fc1, du, dy, parents, grads);
     }
 }

@@ -13,13 +13,13 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
-use fewvit_kernels::{Epilogue, Matrix, Precision};
+use fewvit_kernels::Epilogue;
 
 use super::buffers::Buffer;
 use super::flat::{Parent, parents};
 use super::fused_nodes::scaled;
 use super::pre_norm::{Normed, PreNorm};
-use super::projection::Projection;
+use super::projection::{Maps, Projection};
 use super::storage::{contiguous, dims2, slice, unzip};
 use super::{Layer, Norm, composed, precision};
 
@@ -97,8 +97,8 @@ struct Inputs {
     norm: PreNorm,
     fc1: Projection,
     fc2: Projection,
-    /// Of the products, forward and backward, and of the maps between them.
-    precision: Precision,
+    /// Between them.
+    hidden: Maps,
 }
 
 /// What the backward reads.
@@ -112,31 +112,24 @@ struct Saved {
 
 impl Inputs {
     fn new([x, weight, bias, w1, b1, w2, b2]: [FlexTensor; 7], eps: f64) -> Self {
-        let precision = precision::current();
+        let (norm, precision) = (PreNorm::new([x, weight, bias], eps), precision::current());
         let [fc1, fc2] = [(w1, b1), (w2, b2)].map(|(w, b)| Projection::new(w, b, precision));
-        Self { norm: PreNorm::new([x, weight, bias], eps), fc1, fc2, precision }
-    }
-
-    fn rows(&self) -> usize {
-        dims2(&self.norm.x)[0]
-    }
-
-    /// A hidden map in memory.
-    fn hidden<T>(&self, cells: T) -> Matrix<T> {
-        Matrix { cells, precision: self.precision }
-    }
-
-    /// A buffer for one.
-    fn buffer(&self) -> Buffer {
-        Buffer::stale(self.rows() * self.precision.cells(self.fc1.out()))
+        let hidden = Maps { rows: dims2(&norm.x)[0], precision };
+        Self { norm, fc1, fc2, hidden }
     }
 
     fn forward(&self, factors: Option<&[f32]>) -> (FlexTensor, Saved) {
-        let normed = self.norm.forward(self.precision);
-        let (mut hidden, mut derivative) = (self.buffer(), self.buffer());
+        let normed = self.norm.forward(self.hidden.precision);
+        let (mut hidden, mut derivative) =
+            (self.hidden.buffer(self.fc1.out()), self.hidden.buffer(self.fc1.out()));
         let gelu = Epilogue::BiasGelu { bias: self.fc1.bias(), derivative: &mut derivative };
-        self.fc1.forward(self.rows(), normed.matrix(), self.hidden(&mut hidden[..]), gelu);
-        let y = self.fc2.add_to(&self.norm.x, self.hidden(&hidden[..]), factors);
+        self.fc1.forward(
+            self.hidden.rows,
+            normed.matrix(),
+            self.hidden.matrix(&mut hidden[..]),
+            gelu,
+        );
+        let y = self.fc2.add_to(&self.norm.x, self.hidden.matrix(&hidden[..]), factors);
         let [hidden, derivative] = [hidden, derivative].map(Buffer::into_vector);
         (y, Saved { normed, hidden, derivative })
     }
@@ -151,12 +144,12 @@ impl Inputs {
         [x, nw, nb, w1, b1, w2, b2]: [Option<Parent>; 7],
         grads: &mut Gradients,
     ) {
-        let (rows, hidden) = (self.rows(), self.hidden(slice(&saved.hidden)));
+        let (rows, hidden) = (self.hidden.rows, self.hidden.matrix(slice(&saved.hidden)));
         self.fc2.add_gradients(rows, branch, hidden, [w2, b2], grads);
-        let mut du = self.buffer();
+        let mut du = self.hidden.buffer(self.fc1.out());
         let times = Epilogue::Multiply(slice(&saved.derivative));
-        self.fc2.backward(rows, branch, self.hidden(&mut du[..]), times);
-        let (du, parents) = (self.hidden(&du[..]), [x, nw, nb, w1, b1]);
+        self.fc2.backward(rows, branch, self.hidden.matrix(&mut du[..]), times);
+        let (du, parents) = (self.hidden.matrix(&du[..]), [x, nw, nb, w1, b1]);
         self.norm.register_half(saved.normed, &self.fc1, du, dy, parents, grads);
     }
 }

@@ -1,4 +1,4 @@
-//! A linear layer inside of an operation on half a block.
+//! A linear layer inside of an operation on half a block, and the maps between layers.
 
 use burn::backend::autodiff::grads::Gradients;
 use burn_flex::FlexTensor;
@@ -8,6 +8,26 @@ use super::buffers::Buffer;
 use super::flat::{Parent, add_gradients};
 use super::packed;
 use super::storage::{contiguous, dims2, slice};
+
+/// Maps between the layers of half a block, a row for each token.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Maps {
+    pub(super) rows: usize,
+    /// That they are kept in.
+    pub(super) precision: Precision,
+}
+
+impl Maps {
+    /// One in memory.
+    pub(super) fn matrix<T>(&self, cells: T) -> Matrix<T> {
+        Matrix { cells, precision: self.precision }
+    }
+
+    /// A buffer for one of `columns`.
+    pub(super) fn buffer(&self, columns: usize) -> Buffer {
+        Buffer::stale(self.rows * self.precision.cells(columns))
+    }
+}
 
 /// Weight `[out, in]` and bias `[out]`.
 #[derive(Clone, Debug)]
