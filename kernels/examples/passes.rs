@@ -81,8 +81,8 @@ fn maps(table: &Table) {
             Precision::Bf16 => values(cells).into_iter().map(pair_of).collect(),
         });
         table.row(&name, 2 * cells, || {
-            let (x, y) =
-                (Matrix { cells: &x[..], precision }, Matrix { cells: &mut y[..], precision });
+            let (x, y) = (&x[..], &mut y[..]);
+            let (x, y) = (Matrix { cells: x, precision }, Matrix { cells: y, precision });
             depthwise_gelu_forward(&shape, x, &weight, &bias, y);
         });
         let (mut dw, mut db) = (weight.clone(), bias.clone());
@@ -152,12 +152,12 @@ fn shortest(mut run: impl FnMut()) -> f64 {
     best
 }
 
-/// Values in -1..1 without structure that matters to speed.
 /// Twice the same value in bf16.
 fn pair_of(x: f32) -> f32 {
     f32::from_bits(x.to_bits() & 0xffff_0000 | x.to_bits() >> 16)
 }
 
+/// Values in -1..1 without structure that matters to speed.
 fn values(len: usize) -> Vec<f32> {
     (0..len).map(|i| (i * 7919 % 2003) as f32 / 1001.5 - 1.0).collect()
 }

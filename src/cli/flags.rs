@@ -40,7 +40,7 @@ pub struct RunArgs {
     /// before it starts
     #[arg(long, value_name = "MINUTES", help_heading = "Run", value_parser = parse_minutes, allow_negative_numbers = true)]
     pub time_budget: Option<f64>,
-    /// Precision of the backbone's matrix products: f32, bf16 (where the processor has it) or auto (the faster)
+    /// Precision of matrix products: f32, bf16 (where the processor has it) or auto (the faster)
     #[arg(long, value_name = "DTYPE", help_heading = "Run")]
     pub amp_dtype: Option<String>,
     /// TOML file of settings, laid over the recipe; can be repeated

@@ -1,4 +1,4 @@
-//! Parts that more than one backbone or method is made of.
+//! Layers and other parts that backbones and heads are made of.
 
 mod drop_path;
 mod frozen;
