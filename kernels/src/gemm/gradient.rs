@@ -174,7 +174,7 @@ impl WeightGradient<'_> {
             // caller has checked; `c` is borrowed exclusively.
             unsafe {
                 match &tiles {
-                    Some(tiles) => strip.run_tiles::<S>(tiles, &mut self.work.squares),
+                    Some(tiles) => strip.run_tiles::<S>(tiles, &mut self.work.square),
                     None => strip.run::<S, true, PAIRS>(part.len()),
                 }
             }

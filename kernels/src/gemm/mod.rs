@@ -3,7 +3,7 @@
 //! The right factor is packed in panels of 32 columns ([`PackedB`]), weights once a step. The left
 //! factor is read where it lies: activations are used once or twice, and packing them would cost
 //! more than it saves. Rows are taken in blocks small enough to stay in the second-level cache
-//! while panel after panel goes through the first.
+//! while panel after panel goes through the first; tiles (`tiled`) take few rows through many panels.
 //!
 //! In bf16 both factors are rounded to pairs of neighbouring terms (`pairs`), the left one block
 //! by block; a pair takes the place of one f32 and everything else stays as it is. Where the
@@ -14,7 +14,6 @@ use crate::simd::amx::Square;
 use crate::simd::{Level, PANEL};
 use std::cell::RefCell;
 use std::ops::Range;
-use tiled::Squares;
 
 mod gradient;
 mod matrix;
@@ -35,6 +34,9 @@ const ROW_BLOCK: usize = 128;
 /// Cells of the left factor that go through all panels where tiles multiply them, so fast that the
 /// panels' way from memory counts: 1 MiB, half of the second-level cache of the processors with tiles.
 const TILED_LEFT: usize = 256 * 1024;
+/// Cells of the right factor, in whole panels, that one row of tiles after the other goes through there:
+/// 512 KiB, a quarter of that cache.
+const TILED_RIGHT: usize = 128 * 1024;
 
 /// Memory of a thread between the factors and the output of a product.
 struct Work {
@@ -42,7 +44,8 @@ struct Work {
     pairs: Vec<f32>,
     /// A strip of the output that is not finished in registers.
     strip: [f32; ROW_BLOCK * PANEL],
-    squares: Squares,
+    /// Of the output.
+    square: Square,
 }
 
 thread_local! {
@@ -50,7 +53,7 @@ thread_local! {
         RefCell::new(Work {
             pairs: Vec::new(),
             strip: [0.0; ROW_BLOCK * PANEL],
-            squares: [Square::ZERO; _],
+            square: Square::ZERO,
         })
     };
 }

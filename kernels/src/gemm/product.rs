@@ -5,9 +5,10 @@ use super::pack::PackedB;
 use super::pairs::{PairColumns, pair_rows, transpose_to_pairs};
 use super::tile::{Combine, Strip};
 use super::tiled::RowTiles;
-use super::{Epilogue, ROW_BLOCK, TILED_LEFT, WORK, Work, block, equal_parts};
+use super::{Epilogue, ROW_BLOCK, TILED_LEFT, TILED_RIGHT, WORK, Work, block, equal_parts};
 use crate::check::check_len;
 use crate::gelu::{gelu, gelu_for_bf16};
+use crate::simd::amx::TILE_ROWS;
 use crate::simd::{Kernel, Level, PANEL, Simd};
 use std::ops::Range;
 
@@ -74,14 +75,17 @@ impl Kernel for Product<'_> {
     fn run<S: Simd>(mut self) {
         self.check();
         let n = self.b.n();
+        let [block_rows, block_columns] = self.block();
         let mut tiles = None;
         for rows in equal_parts(0..self.m, self.left_rows()) {
             let (a, stride) = self.left::<S>(rows.clone());
-            for first in (0..n).step_by(PANEL) {
-                let columns = first..n.min(first + PANEL);
-                for part in equal_parts(rows.clone(), ROW_BLOCK) {
+            for start in (0..n).step_by(block_columns) {
+                for part in equal_parts(rows.clone(), block_rows) {
                     let left = (a.wrapping_add((part.start - rows.start) * stride), stride);
-                    self.part::<S>(left, part, columns.clone(), &mut tiles);
+                    for first in (start..n.min(start + block_columns)).step_by(PANEL) {
+                        let columns = first..n.min(first + PANEL);
+                        self.part::<S>(left, part.clone(), columns, &mut tiles);
+                    }
                 }
             }
         }
@@ -95,6 +99,18 @@ impl Product<'_> {
         match self.tiles {
             true => ROW_BLOCK.max(TILED_LEFT / self.strip_cells().max(1)),
             false => ROW_BLOCK,
+        }
+    }
+
+    /// Rows and columns of the output that are made one after the other, panel by panel, before the
+    /// next rows. Tiles are so fast that the output's way to memory counts, which is shortest from one
+    /// end of its rows to the other.
+    #[inline(always)]
+    fn block(&self) -> [usize; 2] {
+        let panels = TILED_RIGHT / (self.strip_cells().max(1) * PANEL);
+        match self.tiles {
+            true => [2 * TILE_ROWS, panels.max(1) * PANEL],
+            false => [ROW_BLOCK, PANEL],
         }
     }
 
@@ -119,7 +135,7 @@ impl Product<'_> {
         // the strip aside has room for a block.
         unsafe {
             match (tiles, self.a.transposed, self.b.precision()) {
-                (Some(tiles), ..) => strip.run_tiles::<S>(tiles, &mut self.work.squares),
+                (Some(tiles), ..) => strip.run_tiles::<S>(tiles, &mut self.work.square),
                 (_, false, Precision::F32) => strip.run::<S, false, false>(rows.len()),
                 (_, false, Precision::Bf16) => strip.run::<S, false, true>(rows.len()),
                 (_, true, Precision::F32) => strip.run::<S, true, false>(rows.len()),

@@ -1,19 +1,11 @@
 //! Strips of the output in tiles of pairs, where the processor has registers for whole tiles.
-//!
-//! A square of 2 x 2 tiles is made at a time. The sums are cut where a panel's part would not stay in
-//! the first-level cache from one square to the next; a few squares wait there for the next part.
 
 use super::tile::{Strip, finish, prefetch_output};
 use crate::simd::amx::{Square, TILE_ROWS, Tiles};
 use crate::simd::{PANEL, Simd, TILE_PAIRS};
-use std::ops::Range;
 
 /// Rows that are combined and stored at a time.
 const GROUP: usize = 4;
-/// Squares that share a part of a panel, 8 KiB together.
-const SQUARES: usize = 2;
-/// Tiles of terms in that part: 16 KiB, a third of the first-level cache.
-const STEPS: usize = 8;
 
 /// Tiles of equal height for a number of rows.
 pub(super) struct RowTiles {
@@ -21,9 +13,6 @@ pub(super) struct RowTiles {
     height: usize,
     tiles: Tiles,
 }
-
-/// Room for the squares that share a part of a panel.
-pub(super) type Squares = [Square; SQUARES];
 
 impl RowTiles {
     /// Configures the tiles of this thread: an even number of them covers the rows.
@@ -50,60 +39,32 @@ impl RowTiles {
 
 impl Strip {
     /// As [`Strip::run`], for a left factor of rows of pairs and a `k` of whole tiles. The rows are
-    /// those that `tiles` are for.
+    /// those that `tiles` are for; they are made by squares of 2 x 2 tiles in `room`.
     ///
     /// # Safety
     /// As there.
     #[inline(always)]
-    pub unsafe fn run_tiles<S: Simd>(self, tiles: &RowTiles, room: &mut Squares) {
+    pub unsafe fn run_tiles<S: Simd>(self, tiles: &RowTiles, room: &mut Square) {
         debug_assert!(self.k.is_multiple_of(TILE_PAIRS), "{} pairs are not whole tiles", self.k);
-        let count = tiles.rows.div_ceil(2 * tiles.height);
-        for first in (0..count).step_by(SQUARES) {
-            let squares = first..count.min(first + SQUARES);
-            // SAFETY: the caller vouches for the pointers.
+        for square in 0..tiles.rows.div_ceil(2 * tiles.height) {
+            let (first, starts) = (2 * square * tiles.height, tiles.starts(square));
+            let rows = (tiles.rows - first).min(2 * tiles.height);
+            let a = starts.map(|row| self.a.wrapping_add(row * self.a_stride));
+            // SAFETY: tiles begin where `height` rows are left; the caller vouches for the pointers at
+            // these rows.
             unsafe {
-                let row = 2 * first * tiles.height;
-                let rows = tiles.rows.min(2 * squares.end * tiles.height) - row;
-                prefetch_output::<S>(&self.below::<false>(row), rows);
-                self.multiply(tiles, squares.clone(), room);
-                for square in squares {
-                    self.store_square::<S>(tiles, square, &room[square - first]);
+                prefetch_output::<S>(&self.below::<false>(first), rows);
+                match self.k / TILE_PAIRS {
+                    0 => *room = Square::ZERO,
+                    steps => tiles.tiles.multiply(a, self.a_stride, self.b, steps, room),
+                }
+                let mut done = first;
+                for (start, tile) in starts.into_iter().zip(room.0.chunks_exact(TILE_ROWS)) {
+                    let rows = &tile[done - start..tiles.height];
+                    self.below::<false>(done).store_rows::<S>(rows);
+                    done = start + tiles.height;
                 }
             }
-        }
-    }
-
-    /// Makes some squares.
-    #[inline(always)]
-    unsafe fn multiply(&self, tiles: &RowTiles, squares: Range<usize>, room: &mut Squares) {
-        let steps = self.k / TILE_PAIRS;
-        if steps == 0 {
-            room.fill(Square::ZERO);
-        }
-        let parts = steps.div_ceil(STEPS);
-        for part in 0..parts {
-            let (start, end) = (steps * part / parts, steps * (part + 1) / parts);
-            let pairs = start * TILE_PAIRS;
-            let b = self.b.wrapping_add(pairs * PANEL);
-            for (i, square) in squares.clone().enumerate() {
-                let row = |row: usize| self.a.wrapping_add(row * self.a_stride + pairs);
-                let (a, to) = (tiles.starts(square).map(row), &mut room[i]);
-                // SAFETY: tiles begin where `height` rows are left; the caller vouches for the
-                // pointers at these rows.
-                unsafe { tiles.tiles.multiply(a, self.a_stride, b, end - start, part > 0, to) };
-            }
-        }
-    }
-
-    /// Combines and stores the rows of a square that those before it have left.
-    #[inline(always)]
-    unsafe fn store_square<S: Simd>(&self, tiles: &RowTiles, square: usize, values: &Square) {
-        let mut done = 2 * square * tiles.height;
-        for (start, tile) in tiles.starts(square).into_iter().zip(values.0.chunks_exact(TILE_ROWS))
-        {
-            // SAFETY: the caller vouches for the pointers at all rows.
-            unsafe { self.below::<false>(done).store_rows::<S>(&tile[done - start..tiles.height]) };
-            done = start + tiles.height;
         }
     }
 

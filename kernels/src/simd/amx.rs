@@ -17,6 +17,17 @@ pub(crate) const TILE_ROWS: usize = 16;
 /// Bytes of a full row of a tile.
 const ROW_BYTES: usize = 64;
 
+/// Steps of a product by which a panel is fetched from the second-level cache before it is loaded.
+const AHEAD: usize = 2;
+
+/// Fetches some of the 32 lines that a step loads of a panel. They are spread over the step: all
+/// at once they would be in the way of its loads.
+macro_rules! fetch {
+    ($($line:literal)*) => {
+        concat!($("prefetcht0 [{b} + {ahead} + 64 * ", $line, "]\n"),*)
+    };
+}
+
 /// Where products of tiles go: two tiles below each other, two beside each other.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
@@ -101,8 +112,8 @@ impl Tiles {
     }
 
     /// The products of two tiles of rows, which begin at `a` and lie `a_stride` pairs apart, and the
-    /// rows `b` of a panel, with `steps` times [`TILE_PAIRS`] pairs each: in place of `c` or, if `add`,
-    /// added to it. The second tile of rows goes to rows [`TILE_ROWS`] and on of `c`.
+    /// rows `b` of a panel, with `steps` times [`TILE_PAIRS`] pairs each, in place of `c`. The second tile
+    /// of rows goes to rows [`TILE_ROWS`] and on of `c`.
     ///
     /// # Safety
     /// As many pairs in each of the configured rows, and as many rows of the panel, must be readable;
@@ -114,7 +125,6 @@ impl Tiles {
         a_stride: usize,
         b: *const f32,
         steps: usize,
-        add: bool,
         c: &mut Square,
     ) {
         debug_assert!(steps > 0, "nothing to multiply");
@@ -122,27 +132,27 @@ impl Tiles {
         // square has room for four full tiles.
         unsafe {
             asm!(
-                "test {add}, {add}",
-                "jnz 3f",
                 "tilezero tmm0",
                 "tilezero tmm1",
                 "tilezero tmm2",
                 "tilezero tmm3",
-                "jmp 2f",
-                "3:",
-                "tileloadd tmm0, [{c} + {b_stride}*1]",
-                "tileloadd tmm1, [{c} + {b_stride}*1 + {row_bytes}]",
-                "tileloadd tmm2, [{c} + {b_stride}*1 + {tile_bytes}]",
-                "tileloadd tmm3, [{c} + {b_stride}*1 + {tile_bytes} + {row_bytes}]",
                 "2:",
                 "tileloadd tmm4, [{a0} + {a_stride}*1]",
+                fetch!(0 1 2 3),
                 "tileloadd tmm6, [{b} + {b_stride}*1]",
+                fetch!(4 5 6 7),
                 "tileloadd tmm7, [{b} + {b_stride}*1 + {row_bytes}]",
+                fetch!(8 9 10 11),
                 "tdpbf16ps tmm0, tmm4, tmm6",
+                fetch!(12 13 14 15),
                 "tileloadd tmm5, [{a1} + {a_stride}*1]",
+                fetch!(16 17 18 19),
                 "tdpbf16ps tmm1, tmm4, tmm7",
+                fetch!(20 21 22 23),
                 "tdpbf16ps tmm2, tmm5, tmm6",
+                fetch!(24 25 26 27),
                 "tdpbf16ps tmm3, tmm5, tmm7",
+                fetch!(28 29 30 31),
                 "add {a0}, {row_bytes}",
                 "add {a1}, {row_bytes}",
                 "add {b}, {tile_bytes}",
@@ -158,8 +168,8 @@ impl Tiles {
                 b = inout(reg) b => _,
                 b_stride = in(reg) 2 * ROW_BYTES,
                 steps = inout(reg) steps => _,
-                add = in(reg) usize::from(add),
                 c = in(reg) c,
+                ahead = const AHEAD * TILE_PAIRS * 2 * ROW_BYTES,
                 row_bytes = const ROW_BYTES,
                 tile_bytes = const TILE_PAIRS * 2 * ROW_BYTES,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,

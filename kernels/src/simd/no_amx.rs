@@ -25,7 +25,6 @@ impl Tiles {
         _a_stride: usize,
         _b: *const f32,
         _steps: usize,
-        _add: bool,
         _c: &mut Square,
     ) {
         match *self {}
