@@ -34,7 +34,7 @@ pub struct StepBench {
     pub batch_size: usize,
     /// Worker threads.
     pub threads: usize,
-    /// Crops a worker passes through the model at a time; 0 = by img-size.
+    /// Crops a worker passes through the model at a time; 0 = by model and img-size.
     pub micro_batch: usize,
     /// Of the backbone's products.
     pub precision: Precision,
@@ -68,10 +68,7 @@ pub fn step(bench: &StepBench) -> Result<StepSpeed> {
     let template = NetSpec::classifier(spec, bench.img_size, CLASSES).build(1, &Device::flex())?;
     let optim = &config.pretrain.optim;
     let mut state = TrainState::new(Keys::of(&template), Gather::of(&template), optim.ema);
-    let rows = match bench.micro_batch {
-        0 => micro_batch(bench.img_size),
-        rows => rows,
-    };
+    let rows = micro_batch(bench.micro_batch, &spec, bench.img_size);
     let mut engine = Engine::new(bench.threads, rows, state.values.len())?;
     let batch = crops(bench);
     let before = multiply_adds(bench.threads, bench.precision);

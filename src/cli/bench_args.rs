@@ -66,7 +66,7 @@ pub struct StepArgs {
     /// Threads; 0 = all cores
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
-    /// Crops a thread passes through the model at a time; 0 = by img-size
+    /// Crops a thread passes through the model at a time; 0 = by model and img-size
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub micro_batch: usize,
     /// Seconds to measure for

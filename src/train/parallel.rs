@@ -13,7 +13,7 @@ use fewvit_kernels::{Precision, bf16_is_faster, has_bf16};
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
 use super::passes::{Gradient, for_each};
-use crate::backbone::Net;
+use crate::backbone::{Net, Spec};
 use crate::config::AmpDtype;
 use crate::data::loader::{Batch, CropBatch};
 use crate::error::{Error, Result};
@@ -157,12 +157,22 @@ impl Engine {
     }
 }
 
-/// Rows a worker passes through the model at a time where the user sets no number: about 600 tokens
-/// of DeiT, enough rows for full speed of the matrix kernels, few enough to keep activations small.
-/// (400 are as fast in f32 and 1% slower in bf16, 800 no faster.)
-pub fn micro_batch(img_size: usize) -> usize {
-    (12 * 112 * 112 / (img_size * img_size).max(1)).clamp(1, 64)
+/// Rows a worker passes through the model at a time: `wanted` or, for 0, about 800 tokens of DeiT,
+/// enough for full speed of the matrix kernels, few enough to keep activations small. Up to twice as
+/// many for models of 20 million parameters and more: their gradient, which each micro-batch reads and
+/// writes once, comes from memory (DeiT-S, DeiT-B and PVTv2-B3 gain 7 to 13% in bf16 by it, models
+/// below 10 million nothing).
+pub fn micro_batch(wanted: usize, spec: &Spec, img_size: usize) -> usize {
+    if wanted > 0 {
+        return wanted;
+    }
+    let pixels = (img_size * img_size).max(1);
+    let size = spec.num_params(img_size).clamp(SMALL_MODEL, 2 * SMALL_MODEL);
+    (16 * 112 * 112 * size / SMALL_MODEL / pixels).clamp(1, 64)
 }
+
+/// Parameters.
+const SMALL_MODEL: usize = 10_000_000;
 
 /// What `amp_dtype` means on this machine: bf16 only where the processor multiplies it, `auto` where
 /// that is faster.
