@@ -5,8 +5,9 @@ use super::pack::PanelRow;
 use super::pairs::{pair_rows, transpose_to_pairs};
 use super::tile::{Combine, Strip};
 use super::tiled::RowTiles;
-use super::{Matrix, Precision, TILED_LEFT, WORK, Work, block, equal_parts};
+use super::{Matrix, Precision, TILED_LEFT, WORK, Work, block, equal_parts, tiled_columns};
 use crate::check::check_len;
+use crate::simd::amx::TILE_ROWS;
 use crate::simd::{Kernel, Level, PANEL, Simd, TILE_PAIRS};
 use std::ops::Range;
 
@@ -77,7 +78,7 @@ impl Kernel for WeightGradient<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(mut self) {
-        let mut panel = [PanelRow::ZERO; TILED_SUM_BLOCK];
+        let mut panels = std::mem::take(&mut self.work.panels);
         let [rows, m, _] = self.sides;
         let cells = self.precision.cells(rows);
         let blocks = cells.div_ceil(if self.tiles { TILED_SUM_BLOCK } else { SUM_BLOCK });
@@ -88,10 +89,11 @@ impl Kernel for WeightGradient<'_> {
             let cells =
                 if self.tiles { cells.len().next_multiple_of(TILE_PAIRS) } else { cells.len() };
             match self.precision {
-                Precision::F32 => self.add::<S, false>(rows, &mut panel[..cells]),
-                Precision::Bf16 => self.add::<S, true>(rows, &mut panel[..cells]),
+                Precision::F32 => self.add::<S, false>(rows, cells, &mut panels),
+                Precision::Bf16 => self.add::<S, true>(rows, cells, &mut panels),
             }
         }
+        self.work.panels = panels;
         if let Some(sums) = self.column_sums {
             let cells = self.a.precision.cells(m);
             for row in self.a.cells.chunks_exact(cells.max(1)) {
@@ -125,57 +127,96 @@ fn add_pairs<S: Simd>(x: &[f32], sums: &mut [f32]) {
 }
 
 impl WeightGradient<'_> {
-    /// Adds the products of `rows`; `panel` is room for 32 columns of `b`.
+    /// Adds the products of `rows`, in sums of as many terms as `cells`; `panels` is room for columns of
+    /// `b`.
     #[inline(always)]
-    fn add<S: Simd, const PAIRS: bool>(&mut self, rows: Range<usize>, panel: &mut [PanelRow]) {
-        let m = self.sides[1];
-        // Tiles go through 1 MiB of the left factor as fast as it comes from the second-level cache.
-        let most = if self.tiles { TILED_LEFT / panel.len().max(1) } else { m.max(1) };
+    fn add<S: Simd, const PAIRS: bool>(
+        &mut self,
+        rows: Range<usize>,
+        cells: usize,
+        panels: &mut Vec<PanelRow>,
+    ) {
+        let [_, m, n] = self.sides;
+        // Tiles go through 1 MiB of the left factor as fast as it comes from the second-level cache, and
+        // through as many panels before the next rows as a product does.
+        let (most, group) = match self.tiles {
+            true => (TILED_LEFT / cells.max(1), tiled_columns(cells)),
+            false => (m.max(1), PANEL),
+        };
+        panels.resize(panels.len().max(cells * group.min(n).div_ceil(PANEL)), PanelRow::ZERO);
         for part in equal_parts(0..m, most) {
-            self.add_part::<S, PAIRS>(rows.clone(), part, panel);
+            let left = self.left::<S, PAIRS>(rows.clone(), part.clone(), cells);
+            for start in (0..n).step_by(group) {
+                let columns = start..n.min(start + group);
+                self.pack::<S, PAIRS>(rows.clone(), columns.clone(), cells, panels);
+                self.add_part::<S, PAIRS>(left, part.clone(), columns, (panels, cells));
+            }
         }
     }
 
-    /// The same for the columns `part` of `a`, rows of the gradient.
+    /// These `rows` and `columns` of `b` as panels, read from one end of a row to the other.
+    #[inline(always)]
+    fn pack<S: Simd, const PAIRS: bool>(
+        &self,
+        rows: Range<usize>,
+        columns: Range<usize>,
+        cells: usize,
+        panels: &mut [PanelRow],
+    ) {
+        let (n, b) = (self.sides[2], self.b);
+        let b_stride = b.precision.cells(n);
+        for i in 0..cells {
+            for (panel, first) in columns.clone().step_by(PANEL).enumerate() {
+                let (width, to) = (PANEL.min(n - first), &mut panels[panel * cells + i]);
+                let b = Matrix { cells: &b.cells[b.precision.cells(first)..], ..b };
+                match PAIRS {
+                    false => to.copy_from(&b.cells[(rows.start + i) * n..][..width]),
+                    true => to.pair::<S>(b, b_stride, rows.start + 2 * i..rows.end, width),
+                }
+            }
+        }
+    }
+
+    /// Adds the products of the columns `part` of `a` at `left`, rows of the gradient, and these
+    /// `columns` in panels.
     #[inline(always)]
     fn add_part<S: Simd, const PAIRS: bool>(
         &mut self,
-        rows: Range<usize>,
+        (left, a_stride): (*const f32, usize),
         part: Range<usize>,
-        panel: &mut [PanelRow],
+        columns: Range<usize>,
+        (panels, cells): (&[PanelRow], usize),
     ) {
-        let Self { sides: [_, _, n], b, .. } = *self;
-        let b_stride = b.precision.cells(n);
-        let (left, a_stride) = self.left::<S, PAIRS>(rows.clone(), part.clone(), panel.len());
-        // SAFETY: `tiles` is set where the level has them.
-        let tiles = self.tiles.then(|| unsafe { RowTiles::new(part.len()) });
-        for first in (0..n).step_by(PANEL) {
-            let columns = PANEL.min(n - first);
-            let b = Matrix { cells: &b.cells[b.precision.cells(first)..], ..b };
-            for (i, to) in panel.iter_mut().enumerate() {
-                match PAIRS {
-                    false => to.copy_from(&b.cells[(rows.start + i) * n..][..columns]),
-                    true => to.pair::<S>(b, b_stride, rows.start + 2 * i..rows.end, columns),
-                }
+        let n = self.sides[2];
+        let mut tiles: Option<RowTiles> = None;
+        let most = if self.tiles { 2 * TILE_ROWS } else { part.len().max(1) };
+        for rows in equal_parts(part.clone(), most) {
+            if self.tiles && tiles.as_ref().is_none_or(|tiles| tiles.rows() != rows.len()) {
+                drop(tiles.take());
+                // SAFETY: the level has tiles, and those of other rows are gone.
+                tiles = Some(unsafe { RowTiles::new(rows.len()) });
             }
-            let strip = Strip {
-                k: panel.len(),
-                a: left,
-                a_stride,
-                b: panel.as_ptr().cast(),
-                c: self.c.as_mut_ptr().wrapping_add(part.start * n + first),
-                c_stride: n,
-                columns,
-                bias: std::ptr::null(),
-                combine: Combine::Add,
-                fetch: std::ptr::null(),
-            };
-            // SAFETY: `left` holds the part's rows of panel.len() terms and `c` [m, n] values, as the
-            // caller has checked; `c` is borrowed exclusively.
-            unsafe {
-                match &tiles {
-                    Some(tiles) => strip.run_tiles::<S>(tiles, &mut self.work.square),
-                    None => strip.run::<S, true, PAIRS>(part.len()),
+            let start = rows.start - part.start;
+            for (panel, first) in columns.clone().step_by(PANEL).enumerate() {
+                let strip = Strip {
+                    k: cells,
+                    a: left.wrapping_add(start * if self.tiles { a_stride } else { 1 }),
+                    a_stride,
+                    b: panels[panel * cells..].as_ptr().cast(),
+                    c: self.c.as_mut_ptr().wrapping_add(rows.start * n + first),
+                    c_stride: n,
+                    columns: PANEL.min(n - first),
+                    bias: std::ptr::null(),
+                    combine: Combine::Add,
+                    fetch: std::ptr::null(),
+                };
+                // SAFETY: `left` holds the part's rows of `cells` terms, `panels` as many of each panel
+                // and `c` [m, n] values, as the caller has checked; `c` is borrowed exclusively.
+                unsafe {
+                    match &tiles {
+                        Some(tiles) => strip.run_tiles::<S>(tiles, &mut self.work.square),
+                        None => strip.run::<S, true, PAIRS>(rows.len()),
+                    }
                 }
             }
         }

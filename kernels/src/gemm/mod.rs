@@ -25,6 +25,7 @@ mod tiled;
 pub use gradient::matmul_transposed_a;
 pub use matrix::{Matrix, Precision};
 pub use pack::PackedB;
+use pack::PanelRow;
 pub(crate) use pairs::PairColumns;
 pub(crate) use product::{Left, product};
 
@@ -42,6 +43,8 @@ const TILED_RIGHT: usize = 128 * 1024;
 struct Work {
     /// Pairs on their way into a product: rows of its left factor, or a panel before it is transposed.
     pairs: Vec<f32>,
+    /// Panels of the right factor of a weight gradient.
+    panels: Vec<PanelRow>,
     /// A strip of the output that is not finished in registers.
     strip: [f32; ROW_BLOCK * PANEL],
     /// Of the output.
@@ -52,6 +55,7 @@ thread_local! {
     static WORK: RefCell<Work> = const {
         RefCell::new(Work {
             pairs: Vec::new(),
+            panels: Vec::new(),
             strip: [0.0; ROW_BLOCK * PANEL],
             square: Square::ZERO,
         })
@@ -64,6 +68,11 @@ pub(crate) fn block(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
         buffer.resize(len, 0.0);
     }
     &mut buffer[..len]
+}
+
+/// Columns of the output that go with one row of tiles after the other, for panels of `cells` rows.
+fn tiled_columns(cells: usize) -> usize {
+    (TILED_RIGHT / (cells.max(1) * PANEL)).max(1) * PANEL
 }
 
 /// `range` in as few parts of nearly equal length as make none longer than `most`, which is even. Cuts

@@ -5,7 +5,7 @@ use super::pack::PackedB;
 use super::pairs::{PairColumns, pair_rows, transpose_to_pairs};
 use super::tile::{Combine, Strip};
 use super::tiled::RowTiles;
-use super::{Epilogue, ROW_BLOCK, TILED_LEFT, TILED_RIGHT, WORK, Work, block, equal_parts};
+use super::{Epilogue, ROW_BLOCK, TILED_LEFT, WORK, Work, block, equal_parts, tiled_columns};
 use crate::check::check_len;
 use crate::gelu::{gelu, gelu_for_bf16};
 use crate::simd::amx::TILE_ROWS;
@@ -107,9 +107,8 @@ impl Product<'_> {
     /// end of its rows to the other.
     #[inline(always)]
     fn block(&self) -> [usize; 2] {
-        let panels = TILED_RIGHT / (self.strip_cells().max(1) * PANEL);
         match self.tiles {
-            true => [2 * TILE_ROWS, panels.max(1) * PANEL],
+            true => [2 * TILE_ROWS, tiled_columns(self.strip_cells())],
             false => [ROW_BLOCK, PANEL],
         }
     }
