@@ -156,7 +156,8 @@ mod tests {
     #[test]
     fn matches_f64_at_every_level() {
         for level in Level::available() {
-            for classes in [1, 2, 5, 16, 33, 77, 2040] {
+            let all = [1, 2, 5, 16, 33, 77, 2040];
+            for &classes in if cfg!(miri) { &all[..6] } else { &all[..] } {
                 for (smoothing, spread) in [(0.0, 1.0), (0.1, 1.0), (0.1, 30.0)] {
                     let targets = targets(13, classes, smoothing);
                     let mut logits = Generator::new(15).normal(13 * classes);

@@ -117,6 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
+    #[cfg_attr(miri, ignore = "Miri is slower than any machine")]
     fn limits_are_of_this_world() {
         // From a slow emulator to 64 lanes, and to tiles, at 6 GHz.
         assert!((0.01..1000.0).contains(&multiply_add_limit(Precision::F32)));

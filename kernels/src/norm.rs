@@ -210,7 +210,8 @@ mod tests {
     #[test]
     fn matches_f64_at_every_level() {
         let mut random = Generator::new(5);
-        for (rows, dim) in [(1, 1), (3, 2), (5, 15), (4, 17), (7, 64), (50, 192), (3, 385)] {
+        let all = [(1, 1), (3, 2), (5, 15), (4, 17), (7, 64), (50, 192), (3, 385)];
+        for &(rows, dim) in if cfg!(miri) { &all[..5] } else { &all[..] } {
             let x: Vec<f32> = random.normal(rows * dim).iter().map(|x| 3.0 * x + 5.0).collect();
             let (weight, bias) = (random.normal(dim), random.normal(dim));
             let dout = random.normal(rows * dim);

@@ -20,6 +20,13 @@ const SHAPES: [(usize, usize, usize); 14] = [
     (37, 192, 100),
 ];
 
+/// All of them; under Miri, which takes a second for a thousand products, the smallest and one of two
+/// blocks of rows and two panels.
+fn shapes() -> impl Iterator<Item = (usize, usize, usize)> {
+    let chosen = |&(m, k, n): &(usize, usize, usize)| !cfg!(miri) || m * k * n < 1500;
+    SHAPES.into_iter().filter(chosen).chain(cfg!(miri).then_some((130, 2, 33)))
+}
+
 fn random_matrices(m: usize, k: usize, n: usize) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
     let mut random = Generator::new((m * 1000 + k * 10 + n) as u64);
     (random.normal(m * k), random.normal(k * n), random.normal(m * n))
@@ -47,7 +54,7 @@ fn tolerance(k: usize) -> f64 {
 
 #[test]
 fn every_epilogue_matches_f64_at_every_level() {
-    for (m, k, n) in SHAPES {
+    for (m, k, n) in shapes() {
         for precision in PRECISIONS {
             epilogues_match_f64(precision, [m, k, n]);
         }
@@ -97,7 +104,7 @@ fn epilogues_match_f64(precision: Precision, [m, k, n]: [usize; 3]) {
 
 #[test]
 fn packing_a_transpose_is_packing() {
-    for (_, k, n) in SHAPES {
+    for (_, k, n) in shapes() {
         let b = Generator::new(4).normal(k * n);
         let bt = reference::transpose(&b, k, n);
         for (level, precision) in levels_and_precisions() {
@@ -114,9 +121,17 @@ fn packing_a_transpose_is_packing() {
     }
 }
 
+/// Rows that are summed and sides of the gradient; the last make several blocks of rows or of pairs.
+fn summed_shapes() -> &'static [(usize, usize, usize)] {
+    if cfg!(miri) {
+        return &[(1, 1, 1), (3, 33, 5), (9, 13, 35), (515, 2, 3)];
+    }
+    &[(1, 1, 1), (3, 33, 5), (50, 13, 70), (257, 12, 33), (1035, 25, 31)]
+}
+
 #[test]
 fn weight_gradients_match_f64_at_every_level() {
-    for (rows, m, n) in [(1, 1, 1), (3, 33, 5), (50, 13, 70), (257, 12, 33), (1035, 25, 31)] {
+    for &(rows, m, n) in summed_shapes() {
         let mut random = Generator::new(rows as u64);
         let (a, b) = (random.normal(rows * m), random.normal(rows * n));
         let exact = PRECISIONS.map(|precision| {
@@ -201,7 +216,7 @@ fn bf16<T>(cells: T) -> Matrix<T> {
 /// Rounding the factors beforehand changes nothing, rounding the output only that and GELU.
 #[test]
 fn matrices_in_bf16_give_what_f32_gives_rounded() {
-    for (m, k, n) in SHAPES.into_iter().filter(|(_, k, _)| *k > 0) {
+    for (m, k, n) in shapes().filter(|(_, k, _)| *k > 0) {
         let (a, b, d) = random_matrices(m, k, n);
         let (bias, packed) =
             (Generator::new(2).normal(n), PackedB::pack(Precision::Bf16, &b, k, n));
@@ -240,7 +255,7 @@ fn matrices_in_bf16_give_what_f32_gives_rounded() {
 
 #[test]
 fn weight_gradients_of_matrices_in_bf16_are_those_of_their_values() {
-    for (rows, m, n) in [(1, 1, 1), (3, 33, 5), (50, 13, 70), (1035, 25, 31)] {
+    for &(rows, m, n) in summed_shapes() {
         let mut random = Generator::new(rows as u64);
         let [a, b] = [m, n].map(|n| entering(Precision::Bf16, &random.normal(rows * n)));
         let (a_cells, b_cells) = (stored(&a, m), stored(&b, n));
@@ -264,6 +279,20 @@ fn an_empty_product_is_no_error() {
     matmul(2, &[1.0; 4][..], &b(&[], 2, 0), &mut [][..], Epilogue::Store);
     let sides = [2, 0, 40];
     matmul_transposed_a(Precision::F32, sides, &[][..], &[1.0; 80][..], &mut [], Some(&mut []));
+}
+
+/// Nothing to point at, in tiles below each other and parts of a panel beside each other.
+#[test]
+fn sums_of_no_terms_are_zero() {
+    let (m, n) = (30, 40);
+    for (level, precision) in levels_and_precisions() {
+        let b = PackedB::pack(precision, &[], 0, n);
+        for left in [Left::rows(&[][..], 0), Left::transposed(&[][..], m)] {
+            let mut c = vec![9.0; m * n];
+            product(level, m, left, &b, (&mut c[..], n), Epilogue::Store);
+            assert_eq!(c, vec![0.0; m * n], "{level:?} {precision:?}");
+        }
+    }
 }
 
 #[test]

@@ -116,7 +116,8 @@ impl Strip {
         // SAFETY: the caller has more than `rows` rows.
         unsafe {
             Self {
-                a: self.a.add(a_offset),
+                // A factor without terms is no memory to stay within.
+                a: self.a.wrapping_add(a_offset),
                 c: self.c.add(rows * self.c_stride),
                 fetch: moved(self.fetch, rows * self.c_stride),
                 combine: self.combine.at(rows, 0, self.c_stride),
@@ -167,7 +168,8 @@ impl Strip {
         // SAFETY: the caller has more than `columns` columns.
         unsafe {
             Self {
-                b: self.b.add(columns),
+                // As in `below`.
+                b: self.b.wrapping_add(columns),
                 c: self.c.add(self.combine.cells(columns)),
                 fetch: moved(self.fetch, self.combine.cells(columns)),
                 columns: self.columns - columns,

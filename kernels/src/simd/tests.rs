@@ -37,7 +37,8 @@ impl Expression for Reciprocal {
 
 #[test]
 fn exp_and_reciprocal_are_accurate_at_every_level() {
-    let x: Vec<f32> = (-80_000..88_000).map(|i| i as f32 / 1000.0).collect();
+    let step = if cfg!(miri) { 997 } else { 1 };
+    let x: Vec<f32> = (-80_000..88_000).step_by(step).map(|i| i as f32 / 1000.0).collect();
     for level in Level::available() {
         let (mut e, mut r) = (vec![0.0; x.len()], vec![0.0; x.len()]);
         level.run(Map(&x, &mut e, Exp));
