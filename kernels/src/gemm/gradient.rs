@@ -4,10 +4,9 @@ use super::matrix::check_precision;
 use super::pack::PanelRow;
 use super::pairs::{pair_rows, transpose_to_pairs};
 use super::tile::{Combine, Strip};
-use super::tiled::RowTiles;
-use super::{Matrix, Precision, TILED_LEFT, WORK, Work, block, equal_parts, tiled_columns};
+use super::tiled::{RowOfTiles, TILED_ROWS, Tiled};
+use super::{Matrix, Precision, WORK, Work, block, equal_parts, tiled_columns};
 use crate::check::check_len;
-use crate::simd::amx::TILE_ROWS;
 use crate::simd::{Kernel, Level, PANEL, Simd, TILE_PAIRS};
 use std::ops::Range;
 
@@ -16,7 +15,7 @@ use std::ops::Range;
 const SUM_BLOCK: usize = 256;
 /// The same for tiles, which are through with a panel so fast that the gradient's way to memory and
 /// back counts for more.
-const TILED_SUM_BLOCK: usize = 512;
+const TILED_SUM_BLOCK: usize = 1024;
 
 /// C = C + A^T B, the gradient of a weight stored `[out, in]`: `a` is the gradient of the layer's
 /// output `[rows, m]`, `b` its input `[rows, n]`, `c` `[m, n]`. The sums of `a`'s columns, the
@@ -136,21 +135,17 @@ impl WeightGradient<'_> {
         cells: usize,
         panels: &mut Vec<PanelRow>,
     ) {
-        let [_, m, n] = self.sides;
-        // Tiles go through 1 MiB of the left factor as fast as it comes from the second-level cache, and
-        // through as many panels before the next rows as a product does.
-        let (most, group) = match self.tiles {
-            true => (TILED_LEFT / cells.max(1), tiled_columns(cells)),
-            false => (m.max(1), PANEL),
-        };
-        panels.resize(panels.len().max(cells * group.min(n).div_ceil(PANEL)), PanelRow::ZERO);
-        for part in equal_parts(0..m, most) {
-            let left = self.left::<S, PAIRS>(rows.clone(), part.clone(), cells);
-            for start in (0..n).step_by(group) {
-                let columns = start..n.min(start + group);
-                self.pack::<S, PAIRS>(rows.clone(), columns.clone(), cells, panels);
-                self.add_part::<S, PAIRS>(left, part.clone(), columns, (panels, cells));
-            }
+        let n = self.sides[2];
+        if self.sides[1] == 0 {
+            return;
+        }
+        let group = if self.tiles { tiled_columns(n, cells) } else { PANEL };
+        panels.resize(panels.len().max(cells * group.div_ceil(PANEL)), PanelRow::ZERO);
+        let left = self.left::<S, PAIRS>(rows.clone(), cells);
+        for start in (0..n).step_by(group) {
+            let columns = start..n.min(start + group);
+            self.pack::<S, PAIRS>(rows.clone(), columns.clone(), cells, panels);
+            self.add_panels::<S, PAIRS>(left, columns, panels, cells);
         }
     }
 
@@ -177,74 +172,91 @@ impl WeightGradient<'_> {
         }
     }
 
-    /// Adds the products of the columns `part` of `a` at `left`, rows of the gradient, and these
-    /// `columns` in panels.
+    /// Adds the products of the left factor at `left` and these `columns`, whose `panels` have `cells`
+    /// rows each: one panel, or in tiles several.
     #[inline(always)]
-    fn add_part<S: Simd, const PAIRS: bool>(
+    fn add_panels<S: Simd, const PAIRS: bool>(
         &mut self,
-        (left, a_stride): (*const f32, usize),
-        part: Range<usize>,
+        (left, stride): (*const f32, usize),
         columns: Range<usize>,
-        (panels, cells): (&[PanelRow], usize),
+        panels: &[PanelRow],
+        cells: usize,
     ) {
-        let n = self.sides[2];
-        let mut tiles: Option<RowTiles> = None;
-        let most = if self.tiles { 2 * TILE_ROWS } else { part.len().max(1) };
-        for rows in equal_parts(part.clone(), most) {
-            if self.tiles && tiles.as_ref().is_none_or(|tiles| tiles.rows() != rows.len()) {
-                drop(tiles.take());
-                // SAFETY: the level has tiles, and those of other rows are gone.
-                tiles = Some(unsafe { RowTiles::new(rows.len()) });
+        let [_, m, n] = self.sides;
+        let mut panels = Panels { c: &mut *self.c, n, panels, cells, first: columns.start };
+        // SAFETY: the left factor has `m` rows, as many as the output, or is their transpose, and both
+        // factors have `cells` terms; where there are tiles, this thread has no others.
+        unsafe {
+            if !self.tiles {
+                panels.strip((left, stride), 0, columns).run::<S, true, PAIRS>(m);
+                return;
             }
-            let start = rows.start - part.start;
-            for (panel, first) in columns.clone().step_by(PANEL).enumerate() {
-                let strip = Strip {
-                    k: cells,
-                    a: left.wrapping_add(start * if self.tiles { a_stride } else { 1 }),
-                    a_stride,
-                    b: panels[panel * cells..].as_ptr().cast(),
-                    c: self.c.as_mut_ptr().wrapping_add(rows.start * n + first),
-                    c_stride: n,
-                    columns: PANEL.min(n - first),
-                    bias: std::ptr::null(),
-                    combine: Combine::Add,
-                    fetch: std::ptr::null(),
-                };
-                // SAFETY: `left` holds the part's rows of `cells` terms, `panels` as many of each panel
-                // and `c` [m, n] values, as the caller has checked; `c` is borrowed exclusively.
-                unsafe {
-                    match &tiles {
-                        Some(tiles) => strip.run_tiles::<S>(tiles, &mut self.work.square),
-                        None => strip.run::<S, true, PAIRS>(rows.len()),
-                    }
-                }
+            let mut tiles = RowOfTiles::new(std::mem::take(&mut self.work.squares));
+            for rows in equal_parts(0..m, TILED_ROWS) {
+                let left = (left.wrapping_add(rows.start * stride), stride);
+                tiles.run::<S>(&mut panels, left, rows, columns.clone());
             }
+            self.work.squares = tiles.into_squares();
         }
     }
 
-    /// The columns `part` of these `rows` of `a`: where they begin, and how far apart columns, or in
-    /// tiles rows of their transpose, lie. As many terms as `cells`.
+    /// The columns of these `rows` of `a`: where they begin, and how far apart columns, or in tiles
+    /// rows of their transpose, lie. As many terms as `cells`.
     #[inline(always)]
     fn left<S: Simd, const PAIRS: bool>(
         &mut self,
         rows: Range<usize>,
-        part: Range<usize>,
         cells: usize,
     ) -> (*const f32, usize) {
         let (a, m) = (self.a, self.sides[1]);
         let stride = a.precision.cells(m);
         if !PAIRS {
-            return (a.cells[rows.start * stride + part.start..].as_ptr(), stride);
+            return (a.cells[rows.start * stride..].as_ptr(), stride);
         }
-        let to = block(&mut self.work.pairs, cells * part.len());
-        let from = Matrix { cells: &a.cells[a.precision.cells(part.start)..], ..a };
+        let to = block(&mut self.work.pairs, cells * m);
         if self.tiles {
-            transpose_to_pairs::<S>(from, stride, rows, cells, to);
+            transpose_to_pairs::<S>(a, stride, rows, cells, to);
             return (to.as_ptr(), cells);
         }
-        for (i, to) in to.chunks_exact_mut(part.len().max(1)).enumerate() {
-            pair_rows::<S>(from, stride, rows.start + 2 * i..rows.end, to);
+        for (i, to) in to.chunks_exact_mut(m.max(1)).enumerate() {
+            pair_rows::<S>(a, stride, rows.start + 2 * i..rows.end, to);
         }
-        (to.as_ptr(), part.len())
+        (to.as_ptr(), m)
     }
+}
+
+/// Columns of the output, from `first` on, and the right factor's panels for them, `cells` rows each.
+struct Panels<'a> {
+    c: &'a mut [f32],
+    n: usize,
+    panels: &'a [PanelRow],
+    cells: usize,
+    first: usize,
+}
+
+impl Tiled for Panels<'_> {
+    #[inline(always)]
+    fn strip(
+        &mut self,
+        (a, a_stride): (*const f32, usize),
+        row: usize,
+        columns: Range<usize>,
+    ) -> Strip {
+        let panel = (columns.start - self.first) / PANEL;
+        Strip {
+            k: self.cells,
+            a,
+            a_stride,
+            b: self.panels[panel * self.cells..].as_ptr().cast(),
+            c: self.c[row * self.n + columns.start..].as_mut_ptr(),
+            c_stride: self.n,
+            columns: columns.len(),
+            bias: std::ptr::null(),
+            combine: Combine::Add,
+            fetch: std::ptr::null(),
+        }
+    }
+
+    #[inline(always)]
+    fn complete<S: Simd>(&mut self, _: Range<usize>, _: Range<usize>) {}
 }

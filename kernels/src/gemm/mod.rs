@@ -36,8 +36,8 @@ const ROW_BLOCK: usize = 128;
 /// panels' way from memory counts: 1 MiB, half of the second-level cache of the processors with tiles.
 const TILED_LEFT: usize = 256 * 1024;
 /// Cells of the right factor, in whole panels, that one row of tiles after the other goes through there:
-/// 512 KiB, a quarter of that cache.
-const TILED_RIGHT: usize = 128 * 1024;
+/// 1.25 MiB.
+const TILED_RIGHT: usize = 320 * 1024;
 
 /// Memory of a thread between the factors and the output of a product.
 struct Work {
@@ -47,8 +47,8 @@ struct Work {
     panels: Vec<PanelRow>,
     /// A strip of the output that is not finished in registers.
     strip: [f32; ROW_BLOCK * PANEL],
-    /// Of the output.
-    square: Square,
+    /// Sums of tiles.
+    squares: Vec<Square>,
 }
 
 thread_local! {
@@ -57,7 +57,7 @@ thread_local! {
             pairs: Vec::new(),
             panels: Vec::new(),
             strip: [0.0; ROW_BLOCK * PANEL],
-            square: Square::ZERO,
+            squares: Vec::new(),
         })
     };
 }
@@ -70,9 +70,11 @@ pub(crate) fn block(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     &mut buffer[..len]
 }
 
-/// Columns of the output that go with one row of tiles after the other, for panels of `cells` rows.
-fn tiled_columns(cells: usize) -> usize {
-    (TILED_RIGHT / (cells.max(1) * PANEL)).max(1) * PANEL
+/// Columns of an output of `n` that go with one row of tiles after the other, for panels of `cells` rows:
+/// as few parts as there can be, of nearly equal width.
+fn tiled_columns(n: usize, cells: usize) -> usize {
+    let (panels, most) = (n.div_ceil(PANEL).max(1), (TILED_RIGHT / (cells.max(1) * PANEL)).max(1));
+    panels.div_ceil(panels.div_ceil(most)) * PANEL
 }
 
 /// `range` in as few parts of nearly equal length as make none longer than `most`, which is even. Cuts

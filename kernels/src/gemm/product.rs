@@ -4,11 +4,11 @@ use super::matrix::{Matrix, Precision, check_precision};
 use super::pack::PackedB;
 use super::pairs::{PairColumns, pair_rows, transpose_to_pairs};
 use super::tile::{Combine, Strip};
-use super::tiled::RowTiles;
-use super::{Epilogue, ROW_BLOCK, TILED_LEFT, WORK, Work, block, equal_parts, tiled_columns};
+use super::tiled::{RowOfTiles, TILED_ROWS, Tiled};
+use super::{Epilogue, ROW_BLOCK, TILED_LEFT, WORK, Work};
+use super::{block, equal_parts, tiled_columns};
 use crate::check::check_len;
 use crate::gelu::{gelu, gelu_for_bf16};
-use crate::simd::amx::TILE_ROWS;
 use crate::simd::{Kernel, Level, PANEL, Simd};
 use std::ops::Range;
 
@@ -74,19 +74,11 @@ impl Kernel for Product<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self) {
         self.check();
-        let n = self.b.n();
-        let [block_rows, block_columns] = self.block();
-        let mut tiles = None;
         for rows in equal_parts(0..self.m, self.left_rows()) {
-            let (a, stride) = self.left::<S>(rows.clone());
-            for start in (0..n).step_by(block_columns) {
-                for part in equal_parts(rows.clone(), block_rows) {
-                    let left = (a.wrapping_add((part.start - rows.start) * stride), stride);
-                    for first in (start..n.min(start + block_columns)).step_by(PANEL) {
-                        let columns = first..n.min(first + PANEL);
-                        self.part::<S>(left, part.clone(), columns, &mut tiles);
-                    }
-                }
+            let left = self.left::<S>(rows.clone());
+            match self.tiles {
+                true => self.tiled_rows::<S>(left, rows),
+                false => self.rows::<S>(left, rows),
             }
         }
     }
@@ -102,48 +94,41 @@ impl Product<'_> {
         }
     }
 
-    /// Rows and columns of the output that are made one after the other, panel by panel, before the
-    /// next rows. Tiles are so fast that the output's way to memory counts, which is shortest from one
-    /// end of its rows to the other.
+    /// `rows` of the output, not more than [`ROW_BLOCK`], panel by panel from the left factor at `left`.
     #[inline(always)]
-    fn block(&self) -> [usize; 2] {
-        match self.tiles {
-            true => [2 * TILE_ROWS, tiled_columns(self.strip_cells())],
-            false => [ROW_BLOCK, PANEL],
+    fn rows<S: Simd>(&mut self, left: (*const f32, usize), rows: Range<usize>) {
+        for first in (0..self.b.n()).step_by(PANEL) {
+            let columns = first..self.b.n().min(first + PANEL);
+            let strip = self.strip(left, rows.start, columns.clone());
+            // SAFETY: `check` has compared every slice with the rows and columns in use, `left` comes
+            // from the method of that name with as many rows and terms, `c` is borrowed exclusively.
+            unsafe {
+                match (self.a.transposed, self.b.precision()) {
+                    (false, Precision::F32) => strip.run::<S, false, false>(rows.len()),
+                    (false, Precision::Bf16) => strip.run::<S, false, true>(rows.len()),
+                    (true, Precision::F32) => strip.run::<S, true, false>(rows.len()),
+                    (true, Precision::Bf16) => strip.run::<S, true, true>(rows.len()),
+                }
+            }
+            self.complete::<S>(rows.clone(), columns);
         }
     }
 
-    /// `rows`, not more than [`ROW_BLOCK`], of the output's `columns`, one panel, from rows of the left
-    /// factor at `left`. `tiles` are those of the part before.
+    /// The same in tiles: as many panels as the second-level cache holds, row of tiles by row of tiles.
     #[inline(always)]
-    fn part<S: Simd>(
-        &mut self,
-        left: (*const f32, usize),
-        rows: Range<usize>,
-        columns: Range<usize>,
-        tiles: &mut Option<RowTiles>,
-    ) {
-        if self.tiles && tiles.as_ref().is_none_or(|tiles| tiles.rows() != rows.len()) {
-            drop(tiles.take());
-            // SAFETY: the level has tiles, and those of other rows are gone.
-            *tiles = Some(unsafe { RowTiles::new(rows.len()) });
-        }
-        let strip = self.strip(left, rows.start, columns.clone());
-        // SAFETY: `check` has compared every slice with the rows and columns in use, `left` comes from
-        // the method of that name with as many rows and terms, `c` is borrowed exclusively, and
-        // the strip aside has room for a block.
-        unsafe {
-            match (tiles, self.a.transposed, self.b.precision()) {
-                (Some(tiles), ..) => strip.run_tiles::<S>(tiles, &mut self.work.square),
-                (_, false, Precision::F32) => strip.run::<S, false, false>(rows.len()),
-                (_, false, Precision::Bf16) => strip.run::<S, false, true>(rows.len()),
-                (_, true, Precision::F32) => strip.run::<S, true, false>(rows.len()),
-                (_, true, Precision::Bf16) => strip.run::<S, true, true>(rows.len()),
+    fn tiled_rows<S: Simd>(&mut self, (left, stride): (*const f32, usize), rows: Range<usize>) {
+        let mut tiles = RowOfTiles::new(std::mem::take(&mut self.work.squares));
+        let n = self.b.n();
+        let group = tiled_columns(n, self.strip_cells());
+        for start in (0..n).step_by(group) {
+            for part in equal_parts(rows.clone(), TILED_ROWS) {
+                let left = (left.wrapping_add((part.start - rows.start) * stride), stride);
+                // SAFETY: as in `rows`; the level has tiles, this thread no others, and the strip aside
+                // room for their rows.
+                unsafe { tiles.run::<S>(self, left, part, start..n.min(start + group)) }
             }
         }
-        if matches!(self.epilogue, Epilogue::BiasGelu { .. }) {
-            self.gelu::<S>(rows, columns);
-        }
+        self.work.squares = tiles.into_squares();
     }
 
     /// Where `rows` of the left factor begin and how far apart its rows, or if it is transposed its
@@ -180,60 +165,12 @@ impl Product<'_> {
         if self.tiles { precision.padded_cells(k) } else { precision.cells(k) }
     }
 
-    /// The strip of `columns` from row `row` on, made from `left`; that of a GELU in bf16 is put
-    /// aside.
-    #[inline(always)]
-    fn strip(
-        &mut self,
-        (a, a_stride): (*const f32, usize),
-        row: usize,
-        columns: Range<usize>,
-    ) -> Strip {
-        let first = columns.start;
-        let offset = row * self.c_stride + self.c.precision.cells(first);
-        let (bias, combine, fetch) = self.ending(first, row, offset);
-        let aside = self.gelu_in_bf16();
-        Strip {
-            k: self.strip_cells(),
-            a,
-            a_stride,
-            b: self.b.panel(first / PANEL),
-            c: if aside {
-                self.work.strip.as_mut_ptr()
-            } else {
-                self.c.cells[offset..].as_mut_ptr()
-            },
-            c_stride: if aside { PANEL } else { self.c_stride },
-            columns: columns.len(),
-            bias,
-            combine,
-            fetch,
-        }
-    }
-
     /// Whether values are rounded after the tile: GELU wants them exact, and in registers alone it
     /// would need more of these than there are.
     #[inline(always)]
     fn gelu_in_bf16(&self) -> bool {
         let gelu = matches!(self.epilogue, Epilogue::BiasGelu { .. });
         gelu && self.c.precision == Precision::Bf16
-    }
-
-    /// The last part of [`Epilogue::BiasGelu`]: on the output itself, in bf16 from `scratch`.
-    #[inline(always)]
-    fn gelu<S: Simd>(&mut self, rows: Range<usize>, columns: Range<usize>) {
-        let aside = self.gelu_in_bf16();
-        let Epilogue::BiasGelu { derivative, .. } = &mut self.epilogue else { return };
-        let cells = |column: usize| self.c.precision.cells(column);
-        for (row, values) in rows.zip(self.work.strip.chunks_exact(PANEL)) {
-            let start = row * self.c_stride;
-            let part = start + cells(columns.start)..start + cells(columns.end);
-            let (y, derivative) = (&mut self.c.cells[part.clone()], &mut derivative[part]);
-            match aside {
-                true => gelu_pairs::<S>(&values[..columns.len()], y, derivative),
-                false => gelu_in_place::<S>(y, derivative),
-            }
-        }
     }
 
     /// Panics unless every slice covers the matrix it stands for.
@@ -299,6 +236,55 @@ impl Product<'_> {
             Epilogue::Multiply(d) => {
                 let d = d[offset..].as_ptr();
                 (none, if bf16 { Combine::MultiplyAndRound(d) } else { Combine::Multiply(d) }, d)
+            }
+        }
+    }
+}
+
+impl Tiled for Product<'_> {
+    /// That of a GELU in bf16 is put aside.
+    #[inline(always)]
+    fn strip(
+        &mut self,
+        (a, a_stride): (*const f32, usize),
+        row: usize,
+        columns: Range<usize>,
+    ) -> Strip {
+        let first = columns.start;
+        let offset = row * self.c_stride + self.c.precision.cells(first);
+        let (bias, combine, fetch) = self.ending(first, row, offset);
+        let aside = self.gelu_in_bf16();
+        Strip {
+            k: self.strip_cells(),
+            a,
+            a_stride,
+            b: self.b.panel(first / PANEL),
+            c: if aside {
+                self.work.strip.as_mut_ptr()
+            } else {
+                self.c.cells[offset..].as_mut_ptr()
+            },
+            c_stride: if aside { PANEL } else { self.c_stride },
+            columns: columns.len(),
+            bias,
+            combine,
+            fetch,
+        }
+    }
+
+    /// The last part of [`Epilogue::BiasGelu`]: on the output itself, in bf16 from the strip aside.
+    #[inline(always)]
+    fn complete<S: Simd>(&mut self, rows: Range<usize>, columns: Range<usize>) {
+        let aside = self.gelu_in_bf16();
+        let Epilogue::BiasGelu { derivative, .. } = &mut self.epilogue else { return };
+        let cells = |column: usize| self.c.precision.cells(column);
+        for (row, values) in rows.zip(self.work.strip.chunks_exact(PANEL)) {
+            let start = row * self.c_stride;
+            let part = start + cells(columns.start)..start + cells(columns.end);
+            let (y, derivative) = (&mut self.c.cells[part.clone()], &mut derivative[part]);
+            match aside {
+                true => gelu_pairs::<S>(&values[..columns.len()], y, derivative),
+                false => gelu_in_place::<S>(y, derivative),
             }
         }
     }

@@ -17,6 +17,8 @@ pub(crate) const TILE_ROWS: usize = 16;
 /// Bytes of a full row of a tile.
 const ROW_BYTES: usize = 64;
 
+/// Bytes of a panel in a step, and of the upper half of a square.
+const STEP_BYTES: usize = 2 * TILE_ROWS * ROW_BYTES;
 /// Steps of a product by which a panel is fetched from the second-level cache before it is loaded.
 const AHEAD: usize = 2;
 
@@ -112,8 +114,8 @@ impl Tiles {
     }
 
     /// The products of two tiles of rows, which begin at `a` and lie `a_stride` pairs apart, and the
-    /// rows `b` of a panel, with `steps` times [`TILE_PAIRS`] pairs each, in place of `c`. The second tile
-    /// of rows goes to rows [`TILE_ROWS`] and on of `c`.
+    /// rows `b` of a panel, with `steps` times [`TILE_PAIRS`] pairs each, in place of `c` or, with
+    /// `add`, added to it. The second tile of rows goes to rows [`TILE_ROWS`] and on of `c`.
     ///
     /// # Safety
     /// As many pairs in each of the configured rows, and as many rows of the panel, must be readable;
@@ -126,16 +128,25 @@ impl Tiles {
         b: *const f32,
         steps: usize,
         c: &mut Square,
+        add: bool,
     ) {
         debug_assert!(steps > 0, "nothing to multiply");
         // SAFETY: `self` proves that tiles are configured; the caller vouches for the factors, and a
         // square has room for four full tiles.
         unsafe {
             asm!(
+                "test {add}, {add}",
+                "jnz 3f",
                 "tilezero tmm0",
                 "tilezero tmm1",
                 "tilezero tmm2",
                 "tilezero tmm3",
+                "jmp 2f",
+                "3:",
+                "tileloadd tmm0, [{c} + {b_stride}*1]",
+                "tileloadd tmm1, [{c} + {b_stride}*1 + {row_bytes}]",
+                "tileloadd tmm2, [{c} + {b_stride}*1 + {step_bytes}]",
+                "tileloadd tmm3, [{c} + {b_stride}*1 + {step_bytes} + {row_bytes}]",
                 "2:",
                 "tileloadd tmm4, [{a0} + {a_stride}*1]",
                 fetch!(0 1 2 3),
@@ -155,23 +166,24 @@ impl Tiles {
                 fetch!(28 29 30 31),
                 "add {a0}, {row_bytes}",
                 "add {a1}, {row_bytes}",
-                "add {b}, {tile_bytes}",
+                "add {b}, {step_bytes}",
                 "dec {steps}",
                 "jnz 2b",
                 "tilestored [{c} + {b_stride}*1], tmm0",
                 "tilestored [{c} + {b_stride}*1 + {row_bytes}], tmm1",
-                "tilestored [{c} + {b_stride}*1 + {tile_bytes}], tmm2",
-                "tilestored [{c} + {b_stride}*1 + {tile_bytes} + {row_bytes}], tmm3",
+                "tilestored [{c} + {b_stride}*1 + {step_bytes}], tmm2",
+                "tilestored [{c} + {b_stride}*1 + {step_bytes} + {row_bytes}], tmm3",
                 a0 = inout(reg) a[0] => _,
                 a1 = inout(reg) a[1] => _,
                 a_stride = in(reg) a_stride * size_of::<f32>(),
                 b = inout(reg) b => _,
+                c = in(reg) c,
                 b_stride = in(reg) 2 * ROW_BYTES,
                 steps = inout(reg) steps => _,
-                c = in(reg) c,
-                ahead = const AHEAD * TILE_PAIRS * 2 * ROW_BYTES,
+                add = in(reg) usize::from(add),
+                ahead = const AHEAD * STEP_BYTES,
                 row_bytes = const ROW_BYTES,
-                tile_bytes = const TILE_PAIRS * 2 * ROW_BYTES,
+                step_bytes = const STEP_BYTES,
                 out("tmm0") _, out("tmm1") _, out("tmm2") _, out("tmm3") _,
                 out("tmm4") _, out("tmm5") _, out("tmm6") _, out("tmm7") _,
                 options(nostack),

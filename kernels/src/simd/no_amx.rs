@@ -26,6 +26,7 @@ impl Tiles {
         _b: *const f32,
         _steps: usize,
         _c: &mut Square,
+        _add: bool,
     ) {
         match *self {}
     }
