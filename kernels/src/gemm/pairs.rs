@@ -38,6 +38,10 @@ impl Kernel for PairColumns<'_> {
     }
 }
 
+/// Rows by which those to be paired are fetched ahead: few columns of them at a time are read, too few
+/// for the processor to see where this is going.
+const ROWS_AHEAD: usize = 16;
+
 /// The first two of `rows`, which lie `stride` apart, as one row of pairs, `to.len()` columns; one
 /// alone pairs with zeros, none make zeros.
 #[inline(always)]
@@ -55,6 +59,9 @@ pub(super) fn pair_rows<S: Simd>(
     let (even, odd) = (row(rows.start), (rows.len() > 1).then(|| row(rows.start + 1)));
     let zero = S::splat(0.0);
     for piece in S::pieces(cells) {
+        for row in [even, odd.unwrap_or(even)] {
+            S::prefetch(row[piece.start..].as_ptr().wrapping_add(ROWS_AHEAD * stride));
+        }
         let even = S::load(&even[piece.clone()]);
         let odd = odd.map_or(zero, |odd| S::load(&odd[piece.clone()]));
         if from.precision == Precision::F32 {
