@@ -314,16 +314,17 @@ mod tests {
     #[test]
     fn matches_f64_at_every_level() {
         let mut random = Generator::new(9);
-        for (batch, height, width, channels) in [
+        let all = [
             (0, 3, 3, 4),
             (1, 1, 1, 1),
             (2, 1, 3, 4),
             (1, 4, 1, 17),
+            (3, 2, 2, 7),
             (2, 3, 5, 33),
             (1, 7, 6, 64),
-            (3, 2, 2, 7),
             (2, 5, 4, 81),
-        ] {
+        ];
+        for &(batch, height, width, channels) in if cfg!(miri) { &all[..5] } else { &all[..] } {
             let shape = MapShape { batch, height, width, channels };
             let (x, dout) = (random.normal(shape.values()), random.normal(shape.values()));
             let (weight, bias) = (random.normal(TAPS * channels), random.normal(channels));

@@ -115,9 +115,8 @@ mod tests {
         for (kernel, stride, padding) in
             [(1, 1, 0), (3, 2, 1), (7, 4, 3), (7, 4, 2), (2, 2, 0), (3, 1, 2), (1, 2, 1)]
         {
-            for (batch, height, width, channels) in
-                [(1, 1, 1, 1), (2, 9, 8, 3), (1, 7, 12, 17), (0, 4, 4, 2), (1, 3, 2, 33)]
-            {
+            let all = [(1, 1, 1, 1), (0, 4, 4, 2), (1, 3, 2, 33), (2, 9, 8, 3), (1, 7, 12, 17)];
+            for &(batch, height, width, channels) in if cfg!(miri) { &all[..3] } else { &all[..] } {
                 let windows = Windows { kernel, stride, padding };
                 let shape = MapShape { batch, height, width, channels };
                 if height.min(width) + 2 * padding < kernel {
