@@ -30,6 +30,11 @@ impl Generator {
     }
 }
 
+/// Shapes to try; under Miri, which takes a second for a thousand products, the first `few`.
+pub(crate) fn fewer_under_miri<T>(all: &[T], few: usize) -> &[T] {
+    if cfg!(miri) { &all[..few] } else { all }
+}
+
 /// Panics unless `|x - exact| <= tolerance (1 + |exact|)` everywhere.
 #[track_caller]
 pub(crate) fn assert_close(x: &[f32], exact: &[f64], tolerance: f64) {

@@ -27,7 +27,7 @@ pub struct Engine {
     pub(super) micro_batch: usize,
     pub(super) workers: Vec<Worker>,
     /// As many threads, which live as long as the engine: a new one would begin each step with page
-    /// faults. They are not pinned to cores: that was no faster (455 against 445 crops/s pinned, DeiT-Tiny
+    /// faults. They are not pinned to cores: that was no faster (458 against 445 crops/s pinned, DeiT-Tiny
     /// on two cores), and a core that somebody else uses could not be left.
     pool: ThreadPool,
 }

@@ -135,12 +135,12 @@ impl WeightGradient<'_> {
         cells: usize,
         panels: &mut Vec<PanelRow>,
     ) {
-        let n = self.sides[2];
-        if self.sides[1] == 0 {
+        let [_, m, n] = self.sides;
+        if m == 0 {
             return;
         }
         let group = if self.tiles { tiled_columns(n, cells) } else { PANEL };
-        panels.resize(panels.len().max(cells * group.div_ceil(PANEL)), PanelRow::ZERO);
+        panels.resize(panels.len().max(cells * group / PANEL), PanelRow::ZERO);
         let left = self.left::<S, PAIRS>(rows.clone(), cells);
         for start in (0..n).step_by(group) {
             let columns = start..n.min(start + group);
@@ -218,7 +218,7 @@ impl WeightGradient<'_> {
             transpose_to_pairs::<S>(a, stride, rows, cells, to);
             return (to.as_ptr(), cells);
         }
-        for (i, to) in to.chunks_exact_mut(m.max(1)).enumerate() {
+        for (i, to) in to.chunks_exact_mut(m).enumerate() {
             pair_rows::<S>(a, stride, rows.start + 2 * i..rows.end, to);
         }
         (to.as_ptr(), m)

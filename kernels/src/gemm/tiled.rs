@@ -61,18 +61,19 @@ impl RowOfTiles {
         let cut = |first: usize| first..columns.end.min(first + PANEL);
         let k = product.strip(left, rows.start, cut(columns.start)).k / TILE_PAIRS;
         let squares = if k > STEPS { columns.len().div_ceil(PANEL) } else { 1 };
-        self.squares.resize(squares, Square::ZERO);
+        self.squares.resize(self.squares.len().max(squares), Square::ZERO);
+        // SAFETY: the caller vouches for tiles.
+        unsafe { self.configure(rows.len()) };
         // A sum of nothing has one part as well.
         for steps in equal_parts(0..k, STEPS).chain((k == 0).then_some(0..0)) {
-            // SAFETY: the caller vouches for tiles and strips.
-            unsafe {
-                self.configure(rows.len());
-                for (panel, first) in columns.clone().step_by(PANEL).enumerate() {
-                    let square = panel.min(squares - 1);
-                    let strip = product.strip(left, rows.start, cut(first));
-                    if steps.end == k {
-                        prefetch_output::<S>(&strip, self.rows);
-                    }
+            for (panel, first) in columns.clone().step_by(PANEL).enumerate() {
+                let square = panel.min(squares - 1);
+                let strip = product.strip(left, rows.start, cut(first));
+                if steps.end == k {
+                    prefetch_output::<S>(&strip, self.rows);
+                }
+                // SAFETY: the caller vouches for strips.
+                unsafe {
                     self.add(strip, steps.clone(), square);
                     if steps.end == k {
                         self.store::<S>(strip, square);
