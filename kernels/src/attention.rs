@@ -17,8 +17,8 @@ mod backward;
 mod softmax;
 pub use backward::attention_backward;
 
-/// Scores held at a time: 256 KiB.
-const SCORE_BLOCK: usize = 64 * 1024;
+/// Scores held at a time: 256 KiB. Under Miri few, so that short sequences have several blocks too.
+const SCORE_BLOCK: usize = if cfg!(miri) { 256 } else { 64 * 1024 };
 
 /// Sizes of an attention layer.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -156,8 +156,8 @@ mod tests {
     #[test]
     fn matches_f64_at_every_level() {
         for level in Level::available() {
-            let all = [1, 2, 5, 16, 33, 77, 2040];
-            for &classes in reference::fewer_under_miri(&all, 5) {
+            let all = [1, 5, 33, 2, 16, 77, 2040];
+            for &classes in reference::fewer_under_miri(&all, 3) {
                 for (smoothing, spread) in [(0.0, 1.0), (0.1, 1.0), (0.1, 30.0)] {
                     let targets = targets(13, classes, smoothing);
                     let mut logits = Generator::new(15).normal(13 * classes);

@@ -10,8 +10,8 @@ fn joint<T: Copy>(q: &[T], kv: &[T], dim: usize) -> Vec<T> {
 
 #[test]
 fn matches_f64_at_every_level() {
-    // Under Miri the smallest and one of two blocks of scores.
-    let small = [(1, 1, 1, 1, 1), (2, 5, 5, 2, 3), (1, 9, 10, 2, 33), (1, 257, 256, 1, 1)];
+    // Under Miri the smallest, the last two of several blocks of scores.
+    let small = [(1, 1, 1, 1, 1), (2, 5, 5, 2, 3), (1, 8, 33, 1, 3), (1, 17, 17, 1, 2)];
     let all = [
         (1, 1, 1, 1, 1),
         (2, 5, 5, 2, 3),
@@ -68,7 +68,7 @@ fn bf16_is_close_to_f64_at_every_level() {
     let small = [
         (1, 5, 6, 2, 5, Precision::F32),
         (2, 3, 7, 2, 6, Precision::Bf16),
-        (1, 257, 256, 1, 2, Precision::Bf16),
+        (1, 8, 34, 1, 4, Precision::Bf16),
     ];
     let all = [
         (1, 37, 50, 2, 65, Precision::F32),

@@ -30,8 +30,8 @@ pub(crate) use pairs::PairColumns;
 pub(crate) use product::{Left, product};
 
 /// Rows of the left factor that go through all panels before the next rows; of the output that are made
-/// from one panel.
-const ROW_BLOCK: usize = 128;
+/// from one panel. Under Miri few, so that short matrices have several blocks too.
+const ROW_BLOCK: usize = if cfg!(miri) { 16 } else { 128 };
 /// Cells of the left factor that go through all panels where tiles multiply them, so fast that the
 /// panels' way from memory counts: 1 MiB, half of the second-level cache of the processors with tiles.
 const TILED_LEFT: usize = 256 * 1024;

@@ -27,7 +27,7 @@ const SHAPES: [(usize, usize, usize); 16] = [
 /// blocks of rows and two panels.
 fn shapes() -> impl Iterator<Item = (usize, usize, usize)> {
     let chosen = |&(m, k, n): &(usize, usize, usize)| !cfg!(miri) || m * k * n < 1500;
-    SHAPES.into_iter().filter(chosen).chain(cfg!(miri).then_some((130, 2, 33)))
+    SHAPES.into_iter().filter(chosen).chain(cfg!(miri).then_some((18, 2, 33)))
 }
 
 fn random_matrices(m: usize, k: usize, n: usize) -> (Vec<f32>, Vec<f32>, Vec<f32>) {
