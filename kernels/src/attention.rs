@@ -7,7 +7,8 @@
 //! is cheaper than to bring them back from memory (Dao et al., 2022, for longer sequences).
 
 use crate::check::check_len;
-use crate::gemm::{Epilogue, Left, Matrix, PackedB, Precision, block, product};
+use crate::gemm::{Epilogue, Left, PackedB, block, product};
+use crate::matrix::{Matrix, Precision};
 use crate::simd::Level;
 use softmax::{Rows, Softmax, pair_cells};
 use std::cell::RefCell;

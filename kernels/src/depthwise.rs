@@ -11,7 +11,7 @@ mod rows;
 use self::rows::{Block, Row, Rows};
 use crate::check::check_len;
 use crate::gelu::gelu_in;
-use crate::gemm::{Matrix, Precision};
+use crate::matrix::{Matrix, Precision};
 use crate::simd::{Kernel, Level, PANEL, Simd};
 use std::ops::Range;
 

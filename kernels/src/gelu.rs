@@ -2,7 +2,7 @@
 //! Gimpel, 2016), and its derivative Phi(x) + x phi(x).
 
 use crate::check::check_len;
-use crate::gemm::Precision;
+use crate::matrix::Precision;
 use crate::simd::{Kernel, Level, Simd, exp};
 use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
 

@@ -35,6 +35,7 @@ pub mod depthwise;
 pub mod gelu;
 pub mod gemm;
 pub mod limits;
+mod matrix;
 pub mod norm;
 pub mod performer;
 #[cfg(test)]
@@ -50,8 +51,9 @@ pub use average::average_step;
 pub use cross_entropy::{MixedTarget, SoftTargets, cross_entropy};
 pub use depthwise::{MapShape, depthwise_gelu_backward, depthwise_gelu_forward};
 pub use gelu::gelu_forward;
-pub use gemm::{Epilogue, Matrix, PackedB, Precision, matmul, matmul_transposed_a};
+pub use gemm::{Epilogue, PackedB, matmul, matmul_transposed_a};
 pub use limits::{memory_bandwidth, multiply_add_limit};
+pub use matrix::{Matrix, Precision};
 pub use norm::{layer_norm_backward, layer_norm_forward};
 pub use performer::{PerformerShape, performer_backward, performer_forward};
 pub use sgd::{Sgd, sgd_step};

@@ -1,6 +1,6 @@
 //! What one thread of this machine can reach at best, to judge the kernels by.
 
-use crate::gemm::Precision;
+use crate::matrix::Precision;
 use crate::simd::{Kernel, Level, Simd, amx};
 use std::hint::black_box;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! Layer normalisation over the channels of each token (Ba, Kiros and Hinton, 2016).
 
 use crate::check::check_len;
-use crate::gemm::{Matrix, Precision};
+use crate::matrix::{Matrix, Precision};
 use crate::simd::{Kernel, Level, Simd};
 
 /// `out = (x - mean) / sqrt(variance + eps) * weight + bias` for each row of `x` `[rows, dim]`;

@@ -5,7 +5,8 @@
 //! K^T V and s the column sums of K, the output is Q M / (Q s + eps).
 
 use crate::check::check_len;
-use crate::gemm::{Epilogue, Left, PackedB, Precision, block, product};
+use crate::gemm::{Epilogue, Left, PackedB, block, product};
+use crate::matrix::Precision;
 use crate::simd::{Kernel, Level, Simd, exp};
 use std::cell::RefCell;
 

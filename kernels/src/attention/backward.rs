@@ -2,7 +2,8 @@
 
 use super::softmax::{SoftmaxAgain, SoftmaxBackward};
 use super::{AttentionShape, Part, Qkv, SCRATCH, Scratch, rows_for};
-use crate::gemm::{Epilogue, Left, PackedB, PairColumns, Precision, block, product};
+use crate::gemm::{Epilogue, Left, PackedB, PairColumns, block, product};
+use crate::matrix::Precision;
 use crate::simd::Level;
 use std::ops::Range;
 

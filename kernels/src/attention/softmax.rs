@@ -1,6 +1,7 @@
 //! Softmax of scores and its gradient, row by row.
 
-use crate::gemm::{Left, Matrix, PairColumns, Precision};
+use crate::gemm::{Left, PairColumns};
+use crate::matrix::{Matrix, Precision};
 use crate::simd::{Kernel, Simd, exp};
 
 /// Rows `[rows, tokens]` of scores, or of what becomes of them, the left factor of a product to come.

@@ -1,7 +1,7 @@
 //! Rows of maps, taken apart into blocks of channels and put together again.
 
 use super::MapShape;
-use crate::gemm::{Matrix, Precision};
+use crate::matrix::{Matrix, Precision};
 use crate::simd::{PANEL, Simd};
 
 /// Some channels of one token, or one tap's of them.

@@ -1,12 +1,12 @@
 //! Gradients of weights: products of two activations, summed over their rows.
 
-use super::matrix::check_precision;
 use super::pack::PanelRow;
 use super::pairs::{pair_rows, transpose_to_pairs};
 use super::tile::{Combine, Strip};
 use super::tiled::{RowOfTiles, TILED_ROWS, Tiled};
-use super::{Matrix, Precision, WORK, Work, block, equal_parts, tiled_columns};
+use super::{WORK, Work, block, equal_parts, tiled_columns};
 use crate::check::check_len;
+use crate::matrix::{Matrix, Precision, check_precision};
 use crate::simd::{Kernel, Level, PANEL, Simd, TILE_PAIRS};
 use std::ops::Range;
 

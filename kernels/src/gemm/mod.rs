@@ -10,20 +10,19 @@
 //! processor multiplies whole tiles of pairs (`tiled`), left factors are rows of pairs throughout.
 
 use crate::check::check_len;
+use crate::matrix::Matrix;
 use crate::simd::amx::Square;
 use crate::simd::{Level, PANEL};
 use std::cell::RefCell;
 use std::ops::Range;
 
 mod gradient;
-mod matrix;
 mod pack;
 mod pairs;
 mod product;
 mod tile;
 mod tiled;
 pub use gradient::matmul_transposed_a;
-pub use matrix::{Matrix, Precision};
 pub use pack::PackedB;
 use pack::PanelRow;
 pub(crate) use pairs::PairColumns;

@@ -1,9 +1,9 @@
 //! The right factor of a product, rearranged for the microkernel.
 
-use super::matrix::check_precision;
 use super::pairs::{PairColumns, pair_rows};
-use super::{Matrix, Precision, WORK, Work, block};
+use super::{WORK, Work, block};
 use crate::check::check_len;
+use crate::matrix::{Matrix, Precision, check_precision};
 use crate::simd::{Kernel, Level, PANEL, Simd};
 use std::ops::Range;
 

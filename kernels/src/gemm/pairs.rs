@@ -1,6 +1,6 @@
 //! Factors rounded to bf16, two terms of a sum side by side.
 
-use super::{Matrix, Precision};
+use crate::matrix::{Matrix, Precision};
 use crate::simd::{Kernel, Simd};
 use std::ops::Range;
 

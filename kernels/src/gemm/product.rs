@@ -1,6 +1,5 @@
 //! A product, panel by panel and block by block.
 
-use super::matrix::{Matrix, Precision, check_precision};
 use super::pack::PackedB;
 use super::pairs::{PairColumns, pair_rows, transpose_to_pairs};
 use super::tile::{Combine, Strip};
@@ -9,6 +8,7 @@ use super::{Epilogue, ROW_BLOCK, TILED_LEFT, WORK, Work};
 use super::{block, equal_parts, tiled_columns};
 use crate::check::check_len;
 use crate::gelu::{gelu, gelu_for_bf16};
+use crate::matrix::{Matrix, Precision, check_precision};
 use crate::simd::{Kernel, Level, PANEL, Simd};
 use std::ops::Range;
 

@@ -1,5 +1,6 @@
 use super::gradient::matmul_transposed_a_at;
 use super::*;
+use crate::matrix::Precision;
 use crate::reference::{self, Generator, assert_close};
 
 /// Every remainder of tiles, vectors, panels and blocks, the shapes of DeiT, and sums in several parts

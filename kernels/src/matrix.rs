@@ -23,7 +23,7 @@ impl Precision {
     }
 
     /// Terms of a sum that are multiplied at a time.
-    pub(super) const fn terms(self) -> usize {
+    pub(crate) const fn terms(self) -> usize {
         match self {
             Self::F32 => 1,
             Self::Bf16 => 2,
@@ -63,7 +63,7 @@ impl<T> From<T> for Matrix<T> {
 
 /// Panics if a matrix is bf16 in a product that is not.
 #[track_caller]
-pub(super) fn check_precision(name: &str, precision: Precision, of_product: Precision) {
+pub(crate) fn check_precision(name: &str, precision: Precision, of_product: Precision) {
     let fits = precision == Precision::F32 || of_product == Precision::Bf16;
     assert!(fits, "{name} is bf16 in a product of f32");
 }
