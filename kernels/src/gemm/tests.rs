@@ -290,10 +290,11 @@ fn an_empty_product_is_no_error() {
     matmul_transposed_a(Precision::F32, sides, &[][..], &[1.0; 80][..], &mut [], Some(&mut []));
 }
 
-/// Nothing to point at, in tiles below each other and parts of a panel beside each other.
+/// Nothing to point at, in blocks of rows and tiles below each other and parts of a panel beside each
+/// other.
 #[test]
 fn sums_of_no_terms_are_zero() {
-    let (m, n) = (30, 40);
+    let (m, n) = (130, 40);
     for (level, precision) in levels_and_precisions() {
         let b = PackedB::pack(precision, &[], 0, n);
         for left in [Left::rows(&[][..], 0), Left::transposed(&[][..], m)] {
