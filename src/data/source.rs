@@ -160,6 +160,7 @@ pub(super) mod tests {
     use super::*;
     use crate::config::OnBadImage;
     use std::fs;
+    use std::io::Write;
     use std::path::PathBuf;
 
     pub fn config() -> DataConfig {
@@ -190,7 +191,9 @@ pub(super) mod tests {
         let root = std::env::var_os("FEWVIT_DATA").map_or(shared, PathBuf::from);
         let path = root.join(name);
         if !path.exists() {
-            eprintln!("SKIPPED: {} is not there; set FEWVIT_DATA", path.display());
+            // Not `eprintln!`, which tests that pass keep to themselves.
+            let note = format!("SKIPPED: {} is not there; set FEWVIT_DATA\n", path.display());
+            let _ = std::io::stderr().write_all(note.as_bytes());
         }
         path.exists().then_some(path)
     }
