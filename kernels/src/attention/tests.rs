@@ -10,11 +10,12 @@ fn joint<T: Copy>(q: &[T], kv: &[T], dim: usize) -> Vec<T> {
 
 #[test]
 fn matches_f64_at_every_level() {
-    // Under Miri the smallest, the last two of several blocks of scores.
-    let small = [(1, 1, 1, 1, 1), (2, 5, 5, 2, 3), (1, 8, 33, 1, 3), (1, 17, 17, 1, 2)];
     let all = [
         (1, 1, 1, 1, 1),
         (2, 5, 5, 2, 3),
+        // Under Miri scores of two blocks.
+        (1, 8, 33, 1, 3),
+        (1, 17, 17, 1, 2),
         (1, 37, 37, 3, 64),
         (2, 50, 50, 1, 64),
         (2, 1, 50, 3, 64),
@@ -22,7 +23,7 @@ fn matches_f64_at_every_level() {
         (1, 33, 34, 2, 33),
         (1, 300, 300, 1, 16),
     ];
-    for &(batch, queries, keys, heads, head_dim) in if cfg!(miri) { &small[..] } else { &all } {
+    for &(batch, queries, keys, heads, head_dim) in reference::fewer_under_miri(&all, 4) {
         let scale = 1.0 / (head_dim as f32).sqrt();
         let [precision, stored] = [Precision::F32; 2];
         let shape =
@@ -65,20 +66,18 @@ fn matches_f64_at_every_level() {
 /// Rounded to bf16, every product errs by up to 2^-8 and the softmax passes it on.
 #[test]
 fn bf16_is_close_to_f64_at_every_level() {
-    let small = [
+    let all = [
         (1, 5, 6, 2, 5, Precision::F32),
         (2, 3, 7, 2, 6, Precision::Bf16),
+        // Under Miri scores of two blocks.
         (1, 8, 34, 1, 4, Precision::Bf16),
-    ];
-    let all = [
         (1, 37, 50, 2, 65, Precision::F32),
         (2, 37, 50, 2, 66, Precision::Bf16),
         (2, 1, 5, 2, 2, Precision::Bf16),
         // Scores of several blocks.
         (1, 300, 301, 1, 16, Precision::Bf16),
     ];
-    let shapes = if cfg!(miri) { &small[..] } else { &all };
-    for &(batch, queries, keys, heads, head_dim, stored) in shapes {
+    for &(batch, queries, keys, heads, head_dim, stored) in reference::fewer_under_miri(&all, 3) {
         let (scale, precision) = (1.0 / (head_dim as f32).sqrt(), Precision::Bf16);
         let shape =
             AttentionShape { batch, queries, keys, heads, head_dim, scale, precision, stored };

@@ -140,7 +140,7 @@ impl WeightGradient<'_> {
             return;
         }
         let group = if self.tiles { tiled_columns(n, cells) } else { PANEL };
-        panels.resize(panels.len().max(cells * group / PANEL), PanelRow::ZERO);
+        let panels = block(panels, cells * group / PANEL);
         let left = self.left::<S, PAIRS>(rows.clone(), cells);
         for start in (0..n).step_by(group) {
             let columns = start..n.min(start + group);

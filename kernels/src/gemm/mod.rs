@@ -62,9 +62,9 @@ thread_local! {
 }
 
 /// The first `len` values of a buffer that grows on demand.
-pub(crate) fn block(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+pub(crate) fn block<T: Clone + Default>(buffer: &mut Vec<T>, len: usize) -> &mut [T] {
     if buffer.len() < len {
-        buffer.resize(len, 0.0);
+        buffer.resize(len, T::default());
     }
     &mut buffer[..len]
 }

@@ -8,13 +8,11 @@ use crate::simd::{Kernel, Level, PANEL, Simd};
 use std::ops::Range;
 
 /// One row of a panel, two cache lines.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(C, align(64))]
 pub(super) struct PanelRow([f32; PANEL]);
 
 impl PanelRow {
-    pub const ZERO: Self = Self([0.0; PANEL]);
-
     /// Copies up to [`PANEL`] values; the rest becomes zero.
     #[inline(always)]
     pub fn copy_from(&mut self, row: &[f32]) {
@@ -141,7 +139,7 @@ impl PackedB {
                 self.rows.chunks_exact_mut(precision.padded_cells(k).max(1)).enumerate()
             {
                 let (panel, padding) = panel.split_at_mut(cells);
-                padding.fill(PanelRow::ZERO);
+                padding.fill(PanelRow::default());
                 let first = p * PANEL;
                 let columns = PANEL.min(n - first);
                 let from = &bt.cells[first * stride..];
@@ -164,7 +162,7 @@ impl PackedB {
 
     fn resize(&mut self, precision: Precision, k: usize, n: usize) {
         (self.precision, self.k, self.n) = (precision, k, n);
-        self.rows.resize(precision.padded_cells(k) * n.div_ceil(PANEL), PanelRow::ZERO);
+        self.rows.resize(precision.padded_cells(k) * n.div_ceil(PANEL), PanelRow::default());
     }
 }
 

@@ -139,7 +139,7 @@ impl Product<'_> {
         let (start, k) = (rows.start * if transposed { 1 } else { stride }, self.b.k());
         let cells = self.strip_cells();
         let whole_tiles = !self.tiles || padded || cells == data.precision.cells(k);
-        if rows.is_empty() || k == 0 || data.precision == self.b.precision() && whole_tiles {
+        if k == 0 || data.precision == self.b.precision() && whole_tiles {
             return (data.cells.as_ptr().wrapping_add(start), stride);
         }
         let from = Matrix { cells: &data.cells[start..], ..data };

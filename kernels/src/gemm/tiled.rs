@@ -1,8 +1,8 @@
 //! Products in tiles of pairs, where the processor has registers for whole tiles: a row of tiles goes
 //! through panel after panel, so that the output is written from end to end.
 
-use super::equal_parts;
 use super::tile::{Strip, finish, prefetch_output};
+use super::{block, equal_parts};
 use crate::simd::amx::{Square, TILE_ROWS, Tiles};
 use crate::simd::{PANEL, Simd, TILE_PAIRS};
 use std::ops::Range;
@@ -61,7 +61,7 @@ impl RowOfTiles {
         let cut = |first: usize| first..columns.end.min(first + PANEL);
         let k = product.strip(left, rows.start, cut(columns.start)).k / TILE_PAIRS;
         let squares = if k > STEPS { columns.len().div_ceil(PANEL) } else { 1 };
-        self.squares.resize(self.squares.len().max(squares), Square::ZERO);
+        block(&mut self.squares, squares);
         // SAFETY: the caller vouches for tiles.
         unsafe { self.configure(rows.len()) };
         // A sum of nothing has one part as well.
@@ -106,7 +106,7 @@ impl RowOfTiles {
         let first = steps.start * TILE_PAIRS;
         let (square, Some(tiles)) = (&mut self.squares[square], &self.tiles) else { return };
         if steps.is_empty() {
-            *square = Square::ZERO;
+            *square = Square::default();
             return;
         }
         // The second tile begins early where it would end behind the last row.

@@ -31,13 +31,9 @@ macro_rules! fetch {
 }
 
 /// Where products of tiles go: two tiles below each other, two beside each other.
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 #[repr(C, align(64))]
 pub(crate) struct Square(pub [[f32; PANEL]; 2 * TILE_ROWS]);
-
-impl Square {
-    pub const ZERO: Self = Self([[0.0; PANEL]; 2 * TILE_ROWS]);
-}
 
 /// Whether the processor has tiles of bf16 and the system lets this process use them.
 pub(crate) fn is_present() -> bool {

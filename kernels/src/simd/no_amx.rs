@@ -4,12 +4,8 @@ use super::PANEL;
 
 pub(crate) const TILE_ROWS: usize = 16;
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, Default)]
 pub(crate) struct Square(pub [[f32; PANEL]; 2 * TILE_ROWS]);
-
-impl Square {
-    pub const ZERO: Self = Self([[0.0; PANEL]; 2 * TILE_ROWS]);
-}
 
 /// There is no value of this type.
 pub(crate) enum Tiles {}
