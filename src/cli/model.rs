@@ -14,6 +14,7 @@ use crate::error::{Error, Result};
 use crate::eval::metric::{Metrics, log_softmax, top};
 use crate::export::{Classifier, onnx, timm};
 use crate::report::tables;
+use crate::report::words::interval;
 use crate::run::prepare::decode_sample;
 
 pub(super) fn eval(args: &EvalArgs) -> Result<()> {
@@ -44,14 +45,12 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     if args.common.json {
         return super::print_json(&metrics);
     }
-    let (low, high) = metrics.top1_interval;
     super::print(&format!(
-        "{:.2}% of {} images right (95% interval {:.2} to {:.2}), balanced {:.2}%, macro-F1 {:.2}%, \
+        "{:.2}% of {} images right ({}), balanced {:.2}%, macro-F1 {:.2}%, \
          log-loss {:.4}, calibration error {:.2}%",
         100.0 * metrics.top1,
         metrics.n,
-        100.0 * low,
-        100.0 * high,
+        interval(metrics.top1_interval),
         100.0 * metrics.balanced,
         100.0 * metrics.macro_f1,
         metrics.nll,

@@ -9,10 +9,12 @@ pub mod forecast;
 pub mod frozen;
 mod observe;
 pub mod prepare;
+mod provenance;
 mod stages;
 
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use fewvit_kernels::Precision;
 use serde::{Deserialize, Serialize};
@@ -23,6 +25,7 @@ pub use stages::{pretraining, weights_of};
 
 use crate::config::{AmpDtype, RunConfig};
 use crate::error::{Error, Result};
+use crate::report::words::duration;
 use crate::train::checkpoint::{self, StageName};
 use crate::train::parallel;
 use forecast::Forecast;
@@ -98,8 +101,9 @@ pub fn plan(
     chosen: &[StageName],
     ui: &dyn Ui,
 ) -> Result<Planned> {
+    let began = Instant::now();
     let data = prepare::prepare(request, config, ui)?;
-    let (config, forecast) = forecast::fit(request, config, chosen, &data)?;
+    let (config, forecast) = forecast::fit(request, config, chosen, &data, began.elapsed())?;
     Ok(Planned { config, data, forecast })
 }
 
@@ -125,8 +129,9 @@ pub fn start(
 /// The folder holds no run, the data changed, or anything that goes wrong in the run.
 pub fn resume(folder: &Folder, ui: &dyn Ui, interrupted: &AtomicBool) -> Result<Summary> {
     let (request, config) = folder.read_request()?;
+    let began = Instant::now();
     let data = prepare::reopen(&request, &config, folder)?;
-    let forecast = forecast::measure(&request, &config, &data)?;
+    let forecast = forecast::measure(&request, &config, &data, began.elapsed())?;
     let planned = Planned { config, data, forecast };
     execute(folder, &request, &planned, ui, interrupted)
 }
@@ -154,9 +159,14 @@ fn execute(
     }
     ui.total(planned.forecast.units());
     let reached = checkpoint::load(&folder.checkpoint())?;
+    if let Some((stage, state)) = &reached {
+        let left = planned.forecast.seconds_left(*stage, state.progress.step);
+        let (stage, step) = (stage.as_str(), state.progress.step);
+        ui.note(&format!("going on after step {step} of {stage}: {} left", duration(left)));
+    }
     let trained =
         stages::train(&context, reached, &|stage| planned.forecast.units_per_step(stage))?;
-    let summary = finish::finish(&context, &trained)?;
+    let summary = finish::finish(&context, &trained, planned.forecast.finishing_units())?;
     ui.finish();
     Ok(summary)
 }
