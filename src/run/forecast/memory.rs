@@ -64,9 +64,9 @@ impl Memory {
     pub fn total(&self) -> u64 {
         let Self { program, images, state, gradients, activations, crops, checkpoint, decoding } =
             self;
-        // Neither checkpoints nor whole images are there while a step computes, and the memory of one
-        // serves the other.
-        program + images + state + gradients + crops + activations.max(checkpoint).max(decoding)
+        // Workers keep their buffers from step to step. Checkpoints and whole images come and go, and not
+        // at the same time.
+        program + images + state + gradients + activations + crops + checkpoint.max(decoding)
     }
 }
 
