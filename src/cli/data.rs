@@ -38,7 +38,7 @@ fn examine(path: &Path, wanted: usize) -> Result<(crate::data::Manifest, DataRep
     let opened = source::open_noting(path, &config.data, config.seed)?;
     let ui = Progress::new();
     let mut report =
-        check::check(&opened.manifest, run::threads_or_all(wanted), &ui.counting("checked"));
+        check::check(&opened.manifest, run::threads_or_all(wanted), &ui.counting("checked")).report;
     report.add_notes(&opened);
     report.warnings.extend(opened.warnings.iter().cloned());
     ui.finish();
@@ -158,7 +158,7 @@ fn draw_split(args: &SplitArgs) -> Result<()> {
     if args.output.exists() {
         return Err(occupied(&args.output));
     }
-    split::write_csv(&opened.manifest, &args.output)?;
+    split::write_csv(&opened.manifest, &[], &args.output)?;
     super::print(&args.output.display().to_string())
 }
 

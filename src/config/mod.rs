@@ -27,8 +27,6 @@ pub struct RunConfig {
     pub amp_dtype: AmpDtype,
     /// Worker threads, one replica of the step each; 0 = all cores we may use.
     pub threads: usize,
-    /// Crops a worker passes through the model at a time; 0 = chosen for the model and img-size.
-    pub micro_batch: usize,
     /// Minutes for the whole run, 0 = no limit; epochs are scaled to fit before the run starts.
     pub time_budget: f64,
     /// The backbone.
@@ -120,6 +118,8 @@ pub struct OptimConfig {
     pub epochs: usize,
     /// Images a step.
     pub batch_size: usize,
+    /// Crops a worker passes through the model at a time; 0 = chosen for the model and img-size.
+    pub micro_batch: usize,
     /// Peak learning rate; never scaled by the batch size.
     pub lr: f64,
     /// Weight decay: decoupled in AdamW, added to the gradient in SGD.

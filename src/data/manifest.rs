@@ -45,7 +45,8 @@ pub struct Sample {
 }
 
 /// How the splits came about.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SplitOrigin {
     /// Given by folders, a manifest or the data set's own files.
     Given,

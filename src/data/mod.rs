@@ -1,6 +1,7 @@
 //! From a path to batches of pixels.
 //!
-//! `source` turns whatever lies at a path into a [`Manifest`]; `decode` and `cache` turn its files
+//! `source` turns whatever lies at a path into a [`Manifest`]; `digest` recognises its files again by
+//! their content; `decode` and `cache` turn its files
 //! into 8-bit RGB images; `augment` and `views` cut training crops from them; `mixing` plans CutMix
 //! and Mixup; `loader` puts a step's crops together on worker threads. Only `loader` knows batches,
 //! nothing here knows a model.
@@ -10,10 +11,12 @@ pub mod cache;
 pub mod check;
 pub mod data_report;
 pub mod decode;
+pub mod digest;
 pub mod folders;
 pub mod image;
 pub mod listing;
 pub mod loader;
+pub mod locate;
 pub mod manifest;
 pub mod matfile;
 pub mod mixing;
