@@ -9,7 +9,7 @@ use crate::backbone::{ImgSizes, Spec};
 use crate::config::{Layers, RunConfig};
 use crate::data::Rgb8;
 use crate::data::manifest::{Manifest, Origin, Sample, Split};
-use crate::data::source;
+use crate::data::{file_name, source};
 use crate::error::{Error, Result};
 use crate::eval::metric::{Metrics, log_softmax, top};
 use crate::export::{Classifier, onnx, timm};
@@ -142,7 +142,7 @@ fn all_images_at(paths: &[PathBuf]) -> Result<Vec<Sample>> {
 /// An image file, or every image in a folder.
 fn images_at(path: &Path) -> Result<Vec<Sample>> {
     let sample = |path: PathBuf| Sample {
-        id: path.display().to_string(),
+        id: file_name::id_of(&path),
         origin: Origin::File(path),
         label: None,
         split: Split::Test,
@@ -151,7 +151,7 @@ fn images_at(path: &Path) -> Result<Vec<Sample>> {
         return Ok(vec![sample(path.to_path_buf())]);
     }
     let listing = crate::data::listing::Listing::of_folder(path)?;
-    Ok(listing.images().map(|name| sample(path.join(name))).collect())
+    Ok(listing.images().map(|id| sample(path.join(file_name::path_of(id)))).collect())
 }
 
 fn run(model: &Classifier, samples: &[&Sample], common: &CommonArgs) -> Result<Vec<f32>> {
@@ -160,7 +160,10 @@ fn run(model: &Classifier, samples: &[&Sample], common: &CommonArgs) -> Result<V
 }
 
 pub(super) fn defaults() -> Result<RunConfig> {
-    Ok(Layers::new("paper")?.build()?.config)
+    let mut config = Layers::new("paper")?.build()?.config;
+    // Nothing is trained: the classes are the model's, and an empty folder takes none of them away.
+    config.data.allow_empty_class = true;
+    Ok(config)
 }
 
 pub(super) fn list(as_json: bool) -> Result<()> {

@@ -5,7 +5,7 @@ use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use super::data_report::{BadFile, ClassCounts, DataReport, Leak, SplitCounts, Spread};
 use super::decode::{Colour, decode_described};
-use super::listing::read;
+use super::listing;
 use super::manifest::{Manifest, Sample, Split};
 use super::parallel::map_in_turn;
 use super::words::counted;
@@ -52,6 +52,7 @@ pub fn check(
         bad,
         leaks,
         imbalance: 0.0,
+        layout: String::new(),
         ignored: BTreeMap::new(),
         warnings: Vec::new(),
     };
@@ -98,7 +99,7 @@ pub fn apply_bad_policy(
 }
 
 fn look(sample: &Sample) -> std::result::Result<Look, String> {
-    let bytes = read(&sample.origin).map_err(|e| e.to_string())?;
+    let bytes = listing::bytes(&sample.origin)?;
     let (image, colour) = decode_described(&bytes)?;
     // Without random keys, so that a report is the same every time.
     let mut hasher = DefaultHasher::new();

@@ -7,7 +7,7 @@ use crate::config::RunConfig;
 use crate::data::cache::{ImageStore, StoreLimits};
 use crate::data::check;
 use crate::data::data_report::DataReport;
-use crate::data::{Manifest, Rgb8, Sample, Split, SplitOrigin, decode, source, split};
+use crate::data::{Manifest, Rgb8, Sample, Split, decode, source, split};
 use crate::error::{Error, Result};
 
 /// The images of a run.
@@ -30,14 +30,14 @@ pub struct Prepared {
 /// Data that cannot be used, with what to do about it.
 pub fn prepare(request: &Request, config: &RunConfig, ui: &dyn Ui) -> Result<Prepared> {
     let opened = source::open_noting(&request.data, &config.data, config.seed)?;
-    ui.note(&describe(&opened.manifest));
+    ui.note(&format!("data: {}, {}", opened.manifest.name, opened.layout));
     let mut report = check::check(&opened.manifest, threads(config), &|_, _| ());
     report.add_notes(&opened);
     let manifest = check::apply_bad_policy(&opened.manifest, &report, config.data.on_bad_image)?;
     for bad in report.bad.iter().take(10) {
         ui.note(&format!("  skipped: {} {}", bad.file, bad.reason));
     }
-    for warning in report.warnings.iter().chain(&opened.warnings) {
+    for warning in &report.warnings {
         ui.note(&format!("  note: {warning}"));
     }
     decoded(request, config, manifest, report)
@@ -89,23 +89,6 @@ fn held_out(manifest: &Manifest) -> Vec<usize> {
     if test.is_empty() { manifest.indices(Split::Val) } else { test }
 }
 
-fn describe(manifest: &Manifest) -> String {
-    let count = |split| manifest.indices(split).len();
-    let splits: Vec<String> = [(Split::Train, "train"), (Split::Val, "val"), (Split::Test, "test")]
-        .iter()
-        .map(|&(split, name)| (count(split), name))
-        .filter(|(n, _)| *n > 0)
-        .map(|(n, name)| format!("{n} {name}"))
-        .collect();
-    let origin = match manifest.split_origin {
-        SplitOrigin::Given => "",
-        SplitOrigin::Made => " (split drawn by fewvit, kept in splits.csv)",
-        SplitOrigin::Unlabelled => " (no labels)",
-    };
-    let classes = manifest.classes.len();
-    format!("data: {}, {classes} classes, images: {}{origin}", manifest.name, splits.join(" + "))
-}
-
 impl Prepared {
     /// Writes `splits.csv`, `classes.txt` and `data_report.json`.
     ///
@@ -137,6 +120,7 @@ impl Prepared {
 /// # Errors
 /// It cannot be read or decoded.
 pub fn decode_sample(sample: &Sample) -> Result<Rgb8> {
-    let bytes = crate::data::listing::read(&sample.origin)?;
-    decode::decode(&bytes).map_err(|why| Error::Data(format!("{} {why}", sample.id)))
+    crate::data::listing::bytes(&sample.origin)
+        .and_then(|bytes| decode::decode(&bytes))
+        .map_err(|why| Error::Data(format!("{} {why}", sample.id)))
 }
