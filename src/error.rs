@@ -90,9 +90,8 @@ mod tests {
 
     #[test]
     fn a_read_that_fails_is_not_answered_with_a_place_to_write() {
-        let text = |action, kind: ErrorKind| {
-            Error::io(action, Path::new("x"), kind.into()).to_string()
-        };
+        let text =
+            |action, kind: ErrorKind| Error::io(action, Path::new("x"), kind.into()).to_string();
         assert!(text("write", ErrorKind::PermissionDenied).contains("with --output"));
         assert!(text("create", ErrorKind::ReadOnlyFilesystem).contains("with --output"));
         let read = text("read", ErrorKind::PermissionDenied);

@@ -34,11 +34,7 @@ fn config(recipe: &str, set: &[String]) -> Result<RunConfig> {
 }
 
 /// The report on a data set, with what was noticed when it was opened.
-fn examine(
-    path: &Path,
-    allow_empty_class: bool,
-    wanted: usize,
-) -> Result<(Manifest, DataReport)> {
+fn examine(path: &Path, allow_empty_class: bool, wanted: usize) -> Result<(Manifest, DataReport)> {
     let mut config = config("paper", &[])?;
     config.data.allow_empty_class = allow_empty_class;
     let opened = source::open_noting(path, &config.data, config.seed)?;

@@ -126,8 +126,7 @@ impl DataReport {
     pub fn add_notes(&mut self, opened: &Opened) {
         self.layout = opened.layout.clone();
         self.ignored = opened.ignored.clone();
-        let photos: usize =
-            UNREAD_PHOTOS.iter().filter_map(|ext| opened.ignored.get(*ext)).sum();
+        let photos: usize = UNREAD_PHOTOS.iter().filter_map(|ext| opened.ignored.get(*ext)).sum();
         if photos > 0 {
             let what = "in a format that fewvit does not read (HEIC, AVIF, raw) are ignored";
             self.warnings.push(format!("{} {what}; convert them", counted(photos, "photo")));

@@ -47,9 +47,9 @@ pub(super) fn filled<'a>(
     listing: &'a Listing,
     prefix: &'a str,
 ) -> impl Iterator<Item = &'a str> + 'a {
-    listing.folders_below(prefix).filter(move |folder| {
-        listing.files_below(&format!("{prefix}{folder}/")).any(is_image_name)
-    })
+    listing
+        .folders_below(prefix)
+        .filter(move |folder| listing.files_below(&format!("{prefix}{folder}/")).any(is_image_name))
 }
 
 /// Whether there is a training and another split, each with class folders: all that is needed.
@@ -85,11 +85,8 @@ pub(super) fn split_folders(
     let defines = |split: Split| split == Split::Train || !any_train;
     let classes: BTreeSet<&str> =
         placed.iter().filter(|(.., split)| defines(*split)).map(|(_, class, _)| *class).collect();
-    let defining: Vec<&str> = bases
-        .iter()
-        .filter(|(_, split)| defines(*split))
-        .map(|(base, _)| base.as_str())
-        .collect();
+    let defining: Vec<&str> =
+        bases.iter().filter(|(_, split)| defines(*split)).map(|(base, _)| base.as_str()).collect();
     if classes.is_empty() {
         return Err(Error::Data(format!(
             "{0} has no class folders; put the images into {0}CLASS/, or give that folder itself \
@@ -115,13 +112,15 @@ pub(super) fn split_folders(
     opened.warnings.extend(lost);
     opened.warnings.extend(stray_note(&stray));
     opened.warnings.extend(unknown_note(unknown, &classes));
-    let empty = bases.iter().filter(|(base, _)| {
-        !placed.iter().any(|(path, ..)| path.starts_with(base.as_str()))
-    });
+    let empty = bases
+        .iter()
+        .filter(|(base, _)| !placed.iter().any(|(path, ..)| path.starts_with(base.as_str())));
     let empty: Vec<String> = empty.map(|(base, _)| base.clone()).collect();
     if !empty.is_empty() {
         let what = "no class folder with images in";
-        opened.warnings.push(format!("{what} {}, so nothing is taken from there", empty.join(", ")));
+        opened
+            .warnings
+            .push(format!("{what} {}, so nothing is taken from there", empty.join(", ")));
     }
     Ok(opened)
 }

@@ -38,10 +38,9 @@ impl Reason {
                 "link that leads back to a folder above it",
                 "links that lead back to folders above them",
             ],
-            Self::OutsideArchive => [
-                "member that leads out of the archive",
-                "members that lead out of the archive",
-            ],
+            Self::OutsideArchive => {
+                ["member that leads out of the archive", "members that lead out of the archive"]
+            }
         }
     }
 }

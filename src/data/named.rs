@@ -109,12 +109,8 @@ fn open_flowers(listing: &Listing) -> Result<Opened> {
     let names = class_names(listing)?;
     let name = |label: usize| names.get(&label.to_string()).cloned();
     let classes = (1..=num_classes).map(|l| name(l).unwrap_or(format!("class_{l:03}"))).collect();
-    let manifest = Manifest {
-        name: "flowers-102".into(),
-        classes,
-        samples,
-        split_origin: SplitOrigin::Given,
-    };
+    let manifest =
+        Manifest { name: "flowers-102".into(), classes, samples, split_origin: SplitOrigin::Given };
     finish(manifest, "Flowers-102".into())
 }
 

@@ -137,7 +137,8 @@ pub(super) fn entries(table: &Table, split: Option<Split>) -> Result<(Vec<Entry>
     notes.extend(unused);
     let group = GROUP.iter().find_map(|name| columns.filled(name));
     // fewvit's own tables hold names as they are; people write blanks beside separators.
-    let own = table.columns.iter().map(String::as_str).take(4).eq(["file", "label", "class", "split"]);
+    let own =
+        table.columns.iter().map(String::as_str).take(4).eq(["file", "label", "class", "split"]);
     let given = split.map(|split| format!("{split:?}"));
     let entry = |row: &super::text::Row| {
         let field = |column: Option<usize>| {

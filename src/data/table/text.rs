@@ -62,7 +62,8 @@ impl Table {
             Some(rest) => (rest.bytes().next(), 1),
             None => (None, 0),
         };
-        let start = if first_line == 1 { text.find('\n').map_or(text.len(), |at| at + 1) } else { 0 };
+        let start =
+            if first_line == 1 { text.find('\n').map_or(text.len(), |at| at + 1) } else { 0 };
         let text = &text[start..];
         let separator = declared.unwrap_or_else(|| separator(text, is_one));
         self.columns = header(text, separator);
@@ -108,7 +109,11 @@ impl Table {
         let columns = counted(self.columns.len(), "column");
         Err(self.bad(&format!(
             "{} not fit the header with {columns}:{}",
-            if misfits.len() == 1 { "1 row does".into() } else { format!("{} rows do", misfits.len()) },
+            if misfits.len() == 1 {
+                "1 row does".into()
+            } else {
+                format!("{} rows do", misfits.len())
+            },
             listed_lines(&misfits)
         )))
     }
@@ -165,11 +170,11 @@ type Object = serde_json::Map<String, serde_json::Value>;
 
 /// The text of a file, with `\n` at the ends of lines, and what to say of it.
 fn decoded(bytes: &[u8]) -> std::result::Result<(String, Vec<String>), &'static str> {
-    let wide = |encoding: &'static Encoding, bytes: &[u8]| {
-        match encoding.decode_without_bom_handling(bytes) {
-            (text, false) => Ok(text.into_owned()),
-            (_, true) => Err("begins as UTF-16 and is damaged; save it as UTF-8"),
-        }
+    let wide = |encoding: &'static Encoding, bytes: &[u8]| match encoding
+        .decode_without_bom_handling(bytes)
+    {
+        (text, false) => Ok(text.into_owned()),
+        (_, true) => Err("begins as UTF-16 and is damaged; save it as UTF-8"),
     };
     let mut notes = Vec::new();
     let text = match bytes {
@@ -300,7 +305,9 @@ mod tests {
         assert_eq!(rows(western), expected);
         assert!(parse(western).unwrap().notes[0].contains("Windows-1252"));
         // "rose" in Russian (Windows-1251), Chinese (GBK) and Japanese (Shift-JIS).
-        for other in [&b"\xf0\xee\xe7\xe0"[..], b"\xc3\xb5\xb9\xe5", b"\x83\x6f\x83\x89", b"\xd6\xd0"] {
+        for other in
+            [&b"\xf0\xee\xe7\xe0"[..], b"\xc3\xb5\xb9\xe5", b"\x83\x6f\x83\x89", b"\xd6\xd0"]
+        {
             let table = [b"file,label\n1.jpg,", other, b"\n"].concat();
             assert!(error(&table).contains("neither UTF-8 nor clearly"), "{other:?}");
         }
@@ -325,7 +332,8 @@ mod tests {
     #[test]
     fn json_is_read_as_lines_or_as_a_list() {
         let json = |text: &str, name: &str| Table::parse(text.as_bytes(), name, &|_| true);
-        let lines = json("{\"File Name\": \"1.jpg\", \"n\": 3}\n\n{\"file-name\": null}\n", "x.jsonl");
+        let lines =
+            json("{\"File Name\": \"1.jpg\", \"n\": 3}\n\n{\"file-name\": null}\n", "x.jsonl");
         let lines = lines.unwrap();
         assert_eq!(lines.columns, ["file_name", "n"]);
         assert_eq!((lines.rows[0].line, lines.rows[1].line), (1, 3));
