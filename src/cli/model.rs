@@ -12,6 +12,7 @@ use crate::backbone::{ImgSizes, Spec};
 use crate::data::Rgb8;
 use crate::data::digest::digests;
 use crate::data::manifest::{Manifest, Origin, Sample, Split};
+use crate::data::file_name;
 use crate::data::words::counted;
 use crate::error::{Error, Result};
 use crate::eval::metric::{Metrics, log_softmax, top};
@@ -183,7 +184,7 @@ fn all_images_at(paths: &[PathBuf]) -> Result<Vec<Sample>> {
 /// An image file, or every image in a folder.
 fn images_at(path: &Path) -> Result<Vec<Sample>> {
     let sample = |path: PathBuf| Sample {
-        id: path.display().to_string(),
+        id: file_name::id_of(&path),
         origin: Origin::File(path),
         label: None,
         split: Split::Test,
@@ -192,7 +193,8 @@ fn images_at(path: &Path) -> Result<Vec<Sample>> {
         return Ok(vec![sample(path.to_path_buf())]);
     }
     let listing = crate::data::listing::Listing::of_folder(path)?;
-    let samples: Vec<_> = listing.images().map(|name| sample(path.join(name))).collect();
+    let samples: Vec<_> =
+        listing.images().map(|id| sample(path.join(file_name::path_of(id)))).collect();
     match samples.is_empty() {
         true => Err(Error::Data(format!("{} holds no images", path.display()))),
         false => Ok(samples),

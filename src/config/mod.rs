@@ -86,6 +86,9 @@ pub struct ModelConfig {
 pub struct DataConfig {
     /// `error` or `skip`: what a file that does not decode does.
     pub on_bad_image: OnBadImage,
+    /// Whether a class folder without an image is left out with a note instead of refused.
+    #[serde(default)]
+    pub allow_empty_class: bool,
     /// Share of each class held out when the data has no split of its own.
     pub test_fraction: f64,
     /// Decoded images are kept with their short side at most this many pixels.

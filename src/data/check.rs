@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, HashMap};
 use super::data_report::{BadFile, ClassCounts, DataReport, Leak, SplitCounts, Spread};
 use super::decode::{Colour, decode_described};
 use super::digest::Digest;
-use super::listing::read;
+use super::listing;
 use super::manifest::{Manifest, Sample, Split};
 use super::parallel::map_in_turn;
 use super::words::counted;
@@ -60,6 +60,7 @@ pub fn check(
         bad,
         leaks,
         imbalance: 0.0,
+        layout: String::new(),
         ignored: BTreeMap::new(),
         warnings: Vec::new(),
     };
@@ -108,7 +109,7 @@ pub fn apply_bad_policy(
 }
 
 fn look(sample: &Sample) -> std::result::Result<Look, String> {
-    let bytes = read(&sample.origin).map_err(|e| e.to_string())?;
+    let bytes = listing::bytes(&sample.origin)?;
     let (image, colour) = decode_described(&bytes)?;
     Ok(Look { size: (image.width, image.height), colour, digest: Digest::of(&bytes) })
 }

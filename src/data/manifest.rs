@@ -35,6 +35,7 @@ pub enum Origin {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
     /// Path relative to the data set's root, with `/`; unique, and what reports call the image.
+    /// Names are bytes: what is no UTF-8 is written as `\xHH` (see [`super::file_name`]).
     pub id: String,
     /// Where its bytes are.
     pub origin: Origin,

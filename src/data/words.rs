@@ -18,3 +18,12 @@ pub fn shortened(names: &[String]) -> String {
         more => format!("{shown} and {more} more"),
     }
 }
+
+/// Up to ten lines, each on a line of its own, and how many more there are.
+pub(super) fn listed_lines(lines: &[String]) -> String {
+    let shown: String = lines.iter().take(10).map(|line| format!("\n  {line}")).collect();
+    match lines.len().saturating_sub(10) {
+        0 => shown,
+        more => format!("{shown}\n  and {more} more"),
+    }
+}

@@ -52,7 +52,9 @@ pub struct Standing {
 /// The data or the run cannot be read.
 pub fn open(model: &Path, data: &Path, threads: usize) -> Result<(Measured, Vec<String>)> {
     let run = Folder::around(model);
-    let (config, seed) = settings(run.as_ref())?;
+    let (mut config, seed) = settings(run.as_ref())?;
+    // The classes are the model's: an empty folder takes none of them away.
+    config.allow_empty_class = true;
     let opened = source::open_noting(data, &config, seed)?;
     let (manifest, mut notes) = (opened.manifest, opened.warnings);
     let recognised = match &run {
@@ -80,7 +82,9 @@ fn settings(run: Option<&Folder>) -> Result<(DataConfig, u64)> {
     // Key by key, so that runs of other versions can be measured too.
     let mut data = Table::try_from(&default.data).map_err(|e| misfit(&e))?;
     for (key, value) in pinned.get("data").and_then(|data| data.as_table()).into_iter().flatten() {
-        data.entry(key).and_modify(|default| *default = value.clone());
+        if let Some(default) = data.get_mut(key) {
+            *default = value.clone();
+        }
     }
     let seed = pinned.get("seed").and_then(|seed| seed.as_integer());
     let seed = seed.map_or(default.seed, |seed| seed as u64);

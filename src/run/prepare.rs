@@ -38,7 +38,7 @@ pub struct Prepared {
 /// Data that cannot be used, with what to do about it.
 pub fn prepare(request: &Request, config: &RunConfig, ui: &dyn Ui) -> Result<Prepared> {
     let opened = source::open_noting(&request.data, &config.data, config.seed)?;
-    ui.note(&describe(&opened.manifest));
+    ui.note(&format!("data: {}, {}", opened.manifest.name, opened.layout));
     let Checked { mut report, digests } =
         check::check(&opened.manifest, threads(config), &|_, _| ());
     report.add_notes(&opened);
@@ -53,7 +53,7 @@ pub fn prepare(request: &Request, config: &RunConfig, ui: &dyn Ui) -> Result<Pre
     for bad in report.bad.iter().take(10) {
         ui.note(&format!("  skipped: {} {}", bad.file, bad.reason));
     }
-    for warning in report.warnings.iter().chain(&opened.warnings) {
+    for warning in &report.warnings {
         ui.note(&format!("  note: {warning}"));
     }
     let data = decoded(request, config, manifest, digests, report)?;
@@ -132,23 +132,6 @@ fn held_out(manifest: &Manifest) -> Vec<usize> {
     if test.is_empty() { manifest.indices(Split::Val) } else { test }
 }
 
-fn describe(manifest: &Manifest) -> String {
-    let count = |split| manifest.indices(split).len();
-    let splits: Vec<String> = [(Split::Train, "train"), (Split::Val, "val"), (Split::Test, "test")]
-        .iter()
-        .map(|&(split, name)| (count(split), name))
-        .filter(|(n, _)| *n > 0)
-        .map(|(n, name)| format!("{n} {name}"))
-        .collect();
-    let origin = match manifest.split_origin {
-        SplitOrigin::Given => "",
-        SplitOrigin::Made => " (split drawn by fewvit, kept in splits.csv)",
-        SplitOrigin::Unlabelled => " (no labels)",
-    };
-    let classes = manifest.classes.len();
-    format!("data: {}, {classes} classes, images: {}{origin}", manifest.name, splits.join(" + "))
-}
-
 impl Prepared {
     /// Writes `splits.csv`, `classes.txt` and `data_report.json`.
     ///
@@ -180,6 +163,7 @@ impl Prepared {
 /// # Errors
 /// It cannot be read or decoded.
 pub fn decode_sample(sample: &Sample) -> Result<Rgb8> {
-    let bytes = crate::data::listing::read(&sample.origin)?;
-    decode::decode(&bytes).map_err(|why| Error::Data(format!("{} {why}", sample.id)))
+    crate::data::listing::bytes(&sample.origin)
+        .and_then(|bytes| decode::decode(&bytes))
+        .map_err(|why| Error::Data(format!("{} {why}", sample.id)))
 }
