@@ -27,12 +27,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("eval", &["backbone", "config", "data", "error", "nn", "rng"]),
     ("export", &["backbone", "config", "data", "error", "eval", "files", "graph", "nn", "weights"]),
-    ("report", &["data", "error", "eval", "files"]),
+    ("report", &["data", "error", "eval", "files", "loss"]),
     (
         "run",
         &[
-            "backbone", "config", "data", "error", "eval", "export", "files", "method", "nn",
-            "report", "train", "weights",
+            "backbone", "config", "data", "error", "eval", "export", "files", "loss", "method",
+            "nn", "report", "train", "weights",
         ],
     ),
     ("bench", &["backbone", "config", "data", "error", "method", "nn", "ops", "train"]),

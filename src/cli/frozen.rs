@@ -14,6 +14,7 @@ use crate::eval::knn::knn;
 use crate::eval::metric::{Metrics, wilson};
 use crate::eval::probe::{Probe, ProbeOptions};
 use crate::report::features::{self, Named};
+use crate::report::words::interval;
 use crate::run::frozen::{Frozen, Hints};
 use crate::run::measured::{Measured, Wanted};
 use crate::run::prepare::decode_sample;
@@ -45,10 +46,9 @@ pub(super) fn nearest(args: &KnnArgs) -> Result<()> {
         return super::print_json(&json!({ "top1": top1, "top1_interval": [low, high], "n": n }));
     }
     super::print(&format!(
-        "{:.2}% of {n} images right (95% interval {:.2} to {:.2}) by their {k} nearest of {}",
+        "{:.2}% of {n} images right ({}) by their {k} nearest of {}",
         100.0 * top1,
-        100.0 * low,
-        100.0 * high,
+        interval((low, high)),
         train.labels.len()
     ))
 }
@@ -73,14 +73,12 @@ pub(super) fn probe(args: &FrozenArgs) -> Result<()> {
             "penalty": probe.penalty, "cross_validated": probe.validated, "test": metrics,
         }));
     }
-    let (low, high) = metrics.top1_interval;
     super::print(&format!(
-        "{:.2}% of {} images right (95% interval {:.2} to {:.2}); L2 penalty {:e}, chosen by \
+        "{:.2}% of {} images right ({}); L2 penalty {:e}, chosen by \
          cross-validation at {:.2}% of {}",
         100.0 * metrics.top1,
         metrics.n,
-        100.0 * low,
-        100.0 * high,
+        interval(metrics.top1_interval),
         probe.penalty,
         100.0 * probe.validated,
         train.labels.len()

@@ -18,6 +18,7 @@ use crate::error::{Error, Result};
 use crate::eval::metric::{Metrics, log_softmax, top};
 use crate::export::{Classifier, onnx, timm};
 use crate::report::tables;
+use crate::report::words::interval;
 use crate::run::Folder;
 use crate::run::measured::{Standing, Wanted};
 use crate::run::prepare::decode_sample;
@@ -54,14 +55,12 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
         return super::print_json(&Evaluation { metrics, images: standing });
     }
     eprintln!("note: {}", standing.describe());
-    let (low, high) = metrics.top1_interval;
     super::print(&format!(
-        "{:.2}% of {} images right (95% interval {:.2} to {:.2}, for such images and these weights), \
-         balanced {:.2}%, macro-F1 {:.2}%, log-loss {:.4}, calibration error {:.2}%",
+        "{:.2}% of {} images right ({}), balanced {:.2}%, macro-F1 {:.2}%, \
+         log-loss {:.4}, calibration error {:.2}%",
         100.0 * metrics.top1,
         metrics.n,
-        100.0 * low,
-        100.0 * high,
+        interval(metrics.top1_interval),
         100.0 * metrics.balanced,
         100.0 * metrics.macro_f1,
         metrics.nll,

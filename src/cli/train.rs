@@ -111,6 +111,8 @@ fn report(summary: &Summary, json: bool) -> Result<()> {
     if let Some(headline) = &summary.headline {
         super::print(headline)?;
     }
+    summary.interval_covers.map_or(Ok(()), super::print)?;
+    summary.done.iter().try_for_each(|sentence| super::print(sentence))?;
     super::print(&format!("report: {}/report.html", summary.run))
 }
 

@@ -11,12 +11,14 @@ pub mod frozen;
 pub mod measured;
 mod observe;
 pub mod prepare;
+mod provenance;
 mod reopen;
 pub mod seen;
 mod stages;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use fewvit_kernels::Precision;
 use serde::{Deserialize, Serialize};
@@ -29,6 +31,7 @@ pub use stages::{pretraining, weights_of};
 use crate::backbone::Spec;
 use crate::config::{AmpDtype, RunConfig};
 use crate::error::{Error, Result};
+use crate::report::words::duration;
 use crate::train::checkpoint::{self, StageName};
 use crate::train::parallel;
 use folder::Found;
@@ -105,9 +108,10 @@ pub fn plan(
     chosen: &[StageName],
     ui: &dyn Ui,
 ) -> Result<Planned> {
+    let began = Instant::now();
     let config = resolved(config)?;
     let data = prepare::prepare(request, &config, ui)?;
-    let (config, forecast) = forecast::fit(request, &config, chosen, &data)?;
+    let (config, forecast) = forecast::fit(request, &config, chosen, &data, began.elapsed())?;
     Ok(Planned { config, data, forecast })
 }
 
@@ -147,9 +151,10 @@ pub fn resume(
         let losses = before.losses(&Environment::here(&config), threads_or_all(0));
         losses.iter().for_each(|loss| ui.note(&format!("note: {loss}")));
     }
+    let began = Instant::now();
     let data = reopen::reopen(&request, &config, folder)?;
     folder.write_run(&request, &Found::of(&data))?;
-    let forecast = forecast::measure(&request, &config, &data)?;
+    let forecast = forecast::measure(&request, &config, &data, began.elapsed())?;
     let planned = Planned { config, data, forecast };
     execute(folder, &request, &planned, ui, interrupted)
 }
@@ -177,9 +182,14 @@ fn execute(
     }
     ui.total(planned.forecast.units());
     let reached = checkpoint::load(&folder.checkpoint())?;
+    if let Some((stage, state)) = &reached {
+        let left = planned.forecast.seconds_left(*stage, state.progress.step);
+        let (stage, step) = (stage.as_str(), state.progress.step);
+        ui.note(&format!("going on after step {step} of {stage}: {} left", duration(left)));
+    }
     let trained =
         stages::train(&context, reached, &|stage| planned.forecast.units_per_step(stage))?;
-    let summary = finish::finish(&context, &trained)?;
+    let summary = finish::finish(&context, &trained, planned.forecast.finishing_units())?;
     ui.finish();
     Ok(summary)
 }

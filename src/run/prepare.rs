@@ -24,8 +24,10 @@ pub struct Prepared {
     pub report: DataReport,
     /// Positions in the manifest of the training images.
     pub train: Vec<usize>,
-    /// Positions in the manifest of the images that accuracy is measured on.
+    /// Positions in the manifest of the images that accuracy is measured on, after the last epoch.
     pub held_out: Vec<usize>,
+    /// Those that are measured during training: the validation split; `held_out` where there is none.
+    pub watched: Vec<usize>,
     /// Held-out images that the run whose weights this one starts from was trained on.
     pub seen_before: usize,
     /// The training images, decoded.
@@ -114,22 +116,28 @@ pub(super) fn decoded(
     if let Some(bad) = bad.first() {
         return Err(Error::Data(format!("{} changed while it was read: {}", bad.id, bad.reason)));
     }
-    let held_out = held_out(&manifest);
+    let [held_out, watched] = held_out(&manifest);
     Ok(Prepared {
         manifest,
         digests,
         report,
         train,
         held_out,
+        watched,
         seen_before: 0,
         images: Arc::new(images),
     })
 }
 
-/// The test split, or the validation split where there is no other.
-fn held_out(manifest: &Manifest) -> Vec<usize> {
-    let test = manifest.indices(Split::Test);
-    if test.is_empty() { manifest.indices(Split::Val) } else { test }
+/// What is measured at the end, and what during training: test and validation images where both are
+/// there, so that test is measured once; otherwise both times the same.
+fn held_out(manifest: &Manifest) -> [Vec<usize>; 2] {
+    let [test, val] = [Split::Test, Split::Val].map(|split| manifest.indices(split));
+    match (test.is_empty(), val.is_empty()) {
+        (false, false) => [test, val],
+        (false, true) => [test.clone(), test],
+        (true, _) => [val.clone(), val],
+    }
 }
 
 impl Prepared {
@@ -142,6 +150,15 @@ impl Prepared {
         let classes: String = self.manifest.classes.iter().map(|c| format!("{c}\n")).collect();
         crate::files::write_atomically(&folder.join("classes.txt"), classes.as_bytes())?;
         folder.write_json("data_report.json", &self.report)
+    }
+
+    /// What the split of the samples at `positions` is called; all are of one.
+    pub fn split_name(&self, positions: &[usize]) -> &'static str {
+        match positions.first().map(|&i| self.manifest.samples[i].split) {
+            Some(Split::Val) => "validation",
+            Some(Split::Train) => "training",
+            Some(Split::Test) | None => "test",
+        }
     }
 
     /// Labels of the samples at `positions` in the manifest; empty if there are none.

@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::observe::RunObserver;
-use super::{Context, Folder};
+use super::{Context, Folder, provenance};
 use crate::backbone::{NetSpec, Spec};
 use crate::config::{OptimConfig, RunConfig};
 use crate::data::loader::BatchSource;
@@ -134,6 +134,7 @@ fn initial(context: &Context, stage: &Stage) -> Result<TrainState> {
         weights::import_backbone(&context.folder.pretrained(), specs, values)?;
     } else if let Some(path) = &context.request.init {
         let seen = weights::import(&weights_of(path)?, specs, values)?;
+        provenance::record(context.folder, path, seen.taken)?;
         seen.notes.iter().for_each(|note| context.ui.note(&format!("  note: {note}")));
     } else {
         return Ok(state);
