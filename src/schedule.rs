@@ -59,6 +59,7 @@ mod tests {
             momentum: 0.0,
             epochs,
             batch_size: 256,
+            micro_batch: 0,
             lr: 1.0,
             weight_decay: 0.0,
             beta1: 0.9,

@@ -15,7 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("loss", &["config", "ops", "rng"]),
     ("schedule", &["config"]),
     ("nn", &["graph", "ops", "rng"]),
-    ("data", &["config", "error", "rng"]),
+    ("data", &["config", "error", "files", "rng"]),
     ("backbone", &["error", "graph", "nn", "ops"]),
     ("method", &["backbone", "config", "data", "error", "loss", "nn", "rng", "schedule"]),
     (

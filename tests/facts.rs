@@ -78,7 +78,8 @@ fn where_weights_come_from_and_what_was_measured_when() {
     says(&page, &["this run pre-trained only", "contrastive with labels"], &["without labels"]);
 
     let watched = ["--set", "finetune.eval_every=1"];
-    let from_run = [&["finetune", data, "--init", &text(&out("pre"))][..], &watched].concat();
+    let pre = text(&out("pre"));
+    let from_run = [&["finetune", data, "--init", &pre][..], &watched].concat();
     let report = job(&from_run, &settings, &out("fine"));
     assert_eq!(report["test_use"], serde_json::json!({ "other": ["validation", 12] }));
     let story = [

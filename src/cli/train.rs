@@ -70,10 +70,11 @@ pub(super) fn go(
 }
 
 pub(super) fn resume(args: &ResumeArgs) -> Result<()> {
-    let folder = Folder::open(&args.run)?;
+    let mut folder = Folder::open(&args.run)?;
     let (ui, interrupted) = (Progress::new(), super::interrupted()?);
-    let summary =
-        run::resume(&folder, &ui, interrupted).map_err(|error| with_resume(error, &folder))?;
+    let data = args.data.as_deref().map(absolute);
+    let summary = run::resume(&mut folder, data.as_deref(), &ui, interrupted)
+        .map_err(|error| with_resume(error, &folder))?;
     report(&summary, args.json)
 }
 

@@ -11,7 +11,7 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 
 use super::decode::decode;
 use super::image::Rgb8;
-use super::listing::read;
+use super::listing;
 use super::manifest::Manifest;
 use super::parallel::map_in_turn;
 use crate::error::{Error, Result};
@@ -65,7 +65,7 @@ impl ImageStore {
     ) -> Result<(Self, Vec<BadImage>)> {
         let load = |i: usize| {
             let sample = &manifest.samples[indices[i]];
-            let bytes = read(&sample.origin).map_err(|e| e.to_string())?;
+            let bytes = listing::bytes(&sample.origin)?;
             Ok(shrink(decode(&bytes)?, limits.short_side))
         };
         let (mut slots, mut bad) = (Vec::with_capacity(indices.len()), Vec::new());

@@ -138,7 +138,7 @@ fn evaluate(
         threads: context.threads,
     };
     let image = |i: usize| data.decode(data.held_out[i]);
-    let outputs = inference.run(data.held_out.len(), &image, &|_| ())?;
+    let outputs = inference.run(data.held_out.len(), &image)?;
     let samples: Vec<_> = data.held_out.iter().map(|&i| &data.manifest.samples[i]).collect();
     let files: Vec<String> = samples.iter().map(|s| s.id.clone()).collect();
     let labels: Vec<Option<usize>> = samples.iter().map(|s| s.label).collect();

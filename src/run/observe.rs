@@ -80,7 +80,7 @@ impl<'a> Probe<'a> {
         let data = self.context.data;
         let net = Replace::values_of(self.net.clone(), &state.values, &Device::flex());
         let image = |i: usize| data.images.get(i).map(|image| image.into_owned());
-        let outputs = self.inference(&net).run(data.train.len(), &image, &|_| ())?;
+        let outputs = self.inference(&net).run(data.train.len(), &image)?;
         let dim = outputs.features.len() / data.train.len().max(1);
         let some = &outputs.features[..data.train.len().min(HEALTH_SAMPLE) * dim];
         let warm = record.epoch as f64 >= self.context.config.pretrain.optim.warmup_epochs;
@@ -116,7 +116,7 @@ impl<'a> Probe<'a> {
         let data = self.context.data;
         let net = Replace::values_of(self.net.clone(), &state.values, &Device::flex());
         let image = |i: usize| data.decode(data.watched[i]);
-        let outputs = self.inference(&net).run(data.watched.len(), &image, &|_| ())?;
+        let outputs = self.inference(&net).run(data.watched.len(), &image)?;
         let labels = data.labels(&data.watched);
         let metrics = Metrics::from_logits(&outputs.logits, &labels, data.manifest.classes.len());
         Ok(Found { top1: Some(metrics.top1), top5: metrics.top5, ..Found::default() })

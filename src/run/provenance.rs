@@ -8,6 +8,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::{Folder, Request, weights_of};
 use crate::config::RunConfig;
+use crate::data::{Split, split};
 use crate::error::{Error, Result};
 use crate::export::timm;
 use crate::method::{self, Kind};
@@ -98,14 +99,8 @@ fn data(folder: &Folder) -> Result<(String, usize)> {
     let text = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
     let report: crate::data::data_report::DataReport =
         serde_json::from_slice(&text).map_err(|e| unusable("data_report.json", &e))?;
-    let table = csv::Reader::from_path(folder.join("splits.csv"));
-    let mut table = table.map_err(|e| unusable("splits.csv", &e))?;
-    let columns = table.headers().map_err(|e| unusable("splits.csv", &e))?;
-    let split = columns.iter().position(|column| column == "split");
-    let split = split.ok_or_else(|| unusable("splits.csv", &"it has no column `split`"))?;
-    let rows = table.into_byte_records().filter_map(std::result::Result::ok);
-    let images = rows.filter(|row| row.get(split) == Some(b"train")).count();
-    Ok((report.name, images))
+    let listed = split::read_csv(&folder.join("splits.csv"))?;
+    Ok((report.name, listed.iter().filter(|listed| listed.split == Split::Train).count()))
 }
 
 /// The stages of a run, with the epochs in its `history`.

@@ -74,7 +74,7 @@ fn stage<'a>(
         batch_size: optim.batch_size,
         threads: workers,
     };
-    let micro_batch = parallel::micro_batch(config.micro_batch, &net.spec, net.img_size);
+    let micro_batch = parallel::micro_batch(optim.micro_batch, &net.spec, net.img_size);
     let precision = parallel::precision(config.amp_dtype);
     Stage { name, net, method, source, optim, data: &config.data, workers, micro_batch, precision }
 }

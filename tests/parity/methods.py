@@ -88,7 +88,7 @@ def compare(name, folder):
     command += ["--steps", str(STEPS), "--seed", "3", "--threads", str(args.threads)]
     command += ["--lr", "1e-4"] if "--lr" not in arguments else []
     # AdamW makes whole steps of gradients that are zero but for rounding, unless eps is above that.
-    for setting in [*settings, f"micro_batch={args.micro_batch}", "pretrain.optim.eps=1e-5"]:
+    for setting in [*settings, f"pretrain.optim.micro_batch={args.micro_batch}", "pretrain.optim.eps=1e-5"]:
         command += ["--set", setting]
     subprocess.run(command, check=True)
     ours = load_file(folder / "t.safetensors")

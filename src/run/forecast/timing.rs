@@ -192,7 +192,7 @@ impl Trial<'_> {
         };
         let count = all.min(TIMED_IMAGES * stage.workers);
         let started = Instant::now();
-        inference.run(count, image, &|_| ())?;
+        inference.run(count, image)?;
         Ok(started.elapsed().as_secs_f64() / count.max(1) as f64)
     }
 

@@ -31,7 +31,12 @@ fn row(stage: &str, epoch: usize) -> EpochRow {
 /// A run folder on two training images and one other.
 fn run(root: &Path, request: &Request) -> Folder {
     let folder = Folder::create(Some(root), "x").expect("a new folder");
-    folder.write_request(request, &config("simclr")).expect("written");
+    let found = crate::run::folder::Found {
+        data_name: "moths".to_owned(),
+        split_origin: crate::data::SplitOrigin::Given,
+        seen_before: 0,
+    };
+    folder.write_request(request, &found, &config("simclr")).expect("written");
     let splits = "file,label,class,split\na.png,0,x,train\nb.png,0,x,train\nc.png,0,x,test\n";
     std::fs::write(folder.join("splits.csv"), splits).expect("written");
     let manifest = crate::data::Manifest {
@@ -40,7 +45,7 @@ fn run(root: &Path, request: &Request) -> Folder {
         samples: Vec::new(),
         split_origin: crate::data::SplitOrigin::Given,
     };
-    let report = crate::data::check::check(&manifest, 1, &|_, _| ());
+    let report = crate::data::check::check(&manifest, 1, &|_, _| ()).report;
     folder.write_json("data_report.json", &report).expect("written");
     let mut log = tables::MetricsLog::open(&folder.join("metrics.jsonl"), 0).expect("a log");
     for (stage, epochs) in [("pretrain", 3), ("finetune", 2)] {

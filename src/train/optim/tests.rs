@@ -8,6 +8,7 @@ fn config(kind: OptimKind, clip_grad: f64, ema: Ema) -> OptimConfig {
         kind,
         epochs: 1,
         batch_size: 1,
+        micro_batch: 0,
         lr: 0.0,
         weight_decay: 0.05,
         momentum: 0.9,

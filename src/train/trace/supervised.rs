@@ -129,6 +129,7 @@ fn optim(options: &TraceOptions) -> OptimConfig {
         kind: OptimKind::AdamW,
         epochs: 1,
         batch_size: 1,
+        micro_batch: 0,
         lr: options.lr,
         weight_decay: options.weight_decay,
         momentum: 0.0,
