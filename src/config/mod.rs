@@ -261,7 +261,7 @@ pub enum Interpolation {
     Bicubic,
 }
 
-/// Stage 1: pre-training without labels.
+/// Stage 1: pre-training, without labels unless the method learns from them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PretrainConfig {

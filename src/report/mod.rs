@@ -89,6 +89,8 @@ pub struct DataFacts {
     pub split_made: bool,
     /// Files that do not decode and were left out.
     pub bad_images: usize,
+    /// Held-out images that the run whose weights this one starts from was trained on.
+    pub seen_before: usize,
 }
 
 /// An image that the model got wrong.
@@ -239,6 +241,7 @@ pub(crate) mod tests {
                 test_split: "test".to_string(),
                 split_made: true,
                 bad_images: 2,
+                seen_before: 0,
             },
             provenance: Provenance::Random,
             stages: vec![pretraining(), finetuning(classes)],
@@ -323,6 +326,8 @@ pub(crate) mod tests {
         assert!(page.contains("No accuracy was measured") && page.contains("without labels"));
         assert!(card::render(&data, "export").contains("no labelled images outside"));
         data.stages.truncate(1);
-        assert!(html::render(&data).unwrap().contains("this run pre-trained only"));
+        let page = html::render(&data).unwrap();
+        assert!(page.contains("this run pre-trained only"));
+        assert!(page.contains("A backbone without a classifier, trained from random weights"));
     }
 }

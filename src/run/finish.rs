@@ -182,6 +182,7 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
             test_split: data.split_name(&data.held_out).to_owned(),
             split_made: data.manifest.split_origin == SplitOrigin::Made,
             bad_images: data.report.bad.len(),
+            seen_before: data.seen_before,
         },
         provenance: provenance::read(context.folder, context.request)?,
         stages: stage_facts(context, &history)?,

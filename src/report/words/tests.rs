@@ -24,7 +24,7 @@ fn say(data: &ReportData, yes: &[&str], no: &[&str]) {
     }
 }
 
-const ONLY: &str = "from random weights. No pre-trained weights and no other images were used.";
+const ONLY: &str = "No pre-trained weights and no other images were used.";
 
 #[test]
 fn says_the_number_in_plain_words() {
@@ -136,6 +136,9 @@ fn a_split_and_bad_files_are_told_as_they_are() {
     say(&data, &["2 image files could not be read", "drawn at random"], &[]);
     (data.data.bad_images, data.data.split_made) = (1, false);
     say(&data, &["1 image file could not be read"], &["drawn at random", "2 image"]);
+    say(&data, &[], &["too good"]);
+    data.data.seen_before = 51;
+    say(&data, &["51 images held out here served to train the weights", "too good"], &[]);
     data.data.bad_images = 0;
     say(&data, &["Every image file could be read."], &["could not be read"]);
 }

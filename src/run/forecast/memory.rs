@@ -115,3 +115,6 @@ fn crops(stage: &Stage) -> u64 {
 fn views(stage: &Stage) -> usize {
     stage.method.views().views()
 }
+
+#[cfg(test)]
+mod tests;
