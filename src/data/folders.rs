@@ -284,9 +284,9 @@ fn lost(listing: &Listing, prefix: &str, classes: &BTreeSet<&str>) -> Vec<String
 /// What a folder without images is.
 fn state(listing: &Listing, folder: &str) -> String {
     let inside = format!("{folder}/");
-    if listing.left_out.has(Reason::LinkToNowhere, folder) {
+    if listing.is_left_out(Reason::LinkToNowhere, folder) {
         "is a link to nowhere".to_owned()
-    } else if listing.left_out.has(Reason::Unreadable, folder) {
+    } else if listing.is_left_out(Reason::Unreadable, folder) {
         "may not be read".to_owned()
     } else if listing.files_below(&inside).next().is_none() {
         "is empty".to_owned()

@@ -140,8 +140,10 @@ fn role(listing: &Listing, name: &str) -> Result<Role> {
     if !lists_images && (is_main || split.is_some()) {
         return Err(away(&format!("{name}: {}", entries::no_file_column(&table))));
     }
+    // Competitions show in `sample_submission.csv` how to hand in guesses.
+    let is_about_others = !lists_images || stem.contains("submission");
     Ok(match split {
-        _ if !lists_images => Role::SomethingElse,
+        _ if is_about_others => Role::SomethingElse,
         _ if is_main => Role::Main(table),
         Some(split) => Role::OfSplit(table, split),
         None if entries::says_something(&table) => Role::Unexpected(table),

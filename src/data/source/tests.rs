@@ -375,3 +375,12 @@ fn a_runs_own_splits_are_read_where_its_data_lies() {
     assert_eq!(ids(&manifest, Split::Test), ["a/1.jpg"]);
     assert_eq!(ids(&manifest, Split::Train), ["b/1.jpg"]);
 }
+
+#[test]
+#[cfg(unix)]
+fn a_class_behind_a_broken_link_is_named() {
+    let root = folder(&["README.md", "images/a/1.jpg", "images/b/1.jpg"]);
+    std::os::unix::fs::symlink("/nowhere", root.path().join("images/elm")).unwrap();
+    let text = open(root.path(), &config(), 1).unwrap_err().to_string();
+    assert!(text.contains("elm/ is a link to nowhere"), "{text}");
+}
