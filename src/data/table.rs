@@ -169,6 +169,9 @@ pub(super) fn open(
         notes.extend(of_columns);
     }
     let (entries, unlabelled) = labelled(entries);
+    if entries.is_empty() {
+        return Err(Error::Data(format!("{layout} lists no images")));
+    }
     notes.extend(unlabelled);
     let classes = Classes::of(&entries, &class_names(listing)?)?;
     let mut rows = Rows::new(listing, &classes);

@@ -52,7 +52,7 @@ const LABEL: [&str; 11] = [
     "class_idx",
 ];
 /// Columns that hold the label where none of those is there.
-const MAYBE_LABEL: [&str; 13] = [
+const MAYBE_LABEL: [&str; 12] = [
     "category",
     "category_name",
     "species",
@@ -64,7 +64,6 @@ const MAYBE_LABEL: [&str; 13] = [
     "target",
     "category_id",
     "species_name",
-    "y",
     "name",
 ];
 const SPLIT: [&str; 4] = ["split", "data_split", "dataset_split", "split_name"];

@@ -166,7 +166,7 @@ fn mistakes_are_named_with_their_line() {
     assert!(text.contains("1 image that does not exist"), "{text}");
     assert!(text.contains("i/9.jpg (x.csv, line 3)"), "{text}");
     assert!(error("file,label\ni/1.jpg\n").contains("line 2 has 1 field"));
-    assert!(error("file,label\n").contains("no image"));
+    assert!(error("file,label\n").contains("lists no images"));
     let twice = table("x.csv", "file,label\ni/1.jpg,a\ni/2.jpg,b\ni/1.jpg,a\n").unwrap();
     assert_eq!(twice.manifest.samples.len(), 2);
     assert!(twice.warnings[0].contains("i/1.jpg (x.csv, line 2 and x.csv, line 4)"));
