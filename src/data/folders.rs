@@ -18,8 +18,8 @@ type Placed<'a> = (&'a str, &'a str, Split);
 
 /// The folders directly below `prefix` that are splits; empty if they are classes.
 ///
-/// One alone is a split if no other folder has images; among other folders it is a class that
-/// happens to be called so.
+/// One alone is a split if no other folder has images, or if it has folders inside and the others
+/// have not; else it is a class that happens to be called so.
 pub(super) fn splits_below(listing: &Listing, prefix: &str) -> BTreeMap<String, Split> {
     let named: Vec<(&str, SplitName)> = listing
         .folders_below(prefix)
@@ -31,7 +31,12 @@ pub(super) fn splits_below(listing: &Listing, prefix: &str) -> BTreeMap<String, 
         let group: Vec<_> = named.iter().filter(|(_, name)| name.rest == rest).collect();
         let has = |split| group.iter().any(|(_, name)| name.split == split);
         let enough = match (group.as_slice(), rest) {
-            ([(only, _)], "") => filled(listing, prefix).all(|folder| folder == *only),
+            ([(only, _)], "") => {
+                let mut others = filled(listing, prefix).filter(|folder| folder != only).peekable();
+                let divided =
+                    |folder: &str| is_divided_folder(listing, &format!("{prefix}{folder}/"));
+                others.peek().is_none() || (divided(only) && !others.any(divided))
+            }
             (_, "") => true,
             _ => has(Split::Train) && (has(Split::Val) || has(Split::Test)),
         };
@@ -40,6 +45,12 @@ pub(super) fn splits_below(listing: &Listing, prefix: &str) -> BTreeMap<String, 
         }
     }
     BTreeMap::new()
+}
+
+/// Whether the images below `prefix` lie in at least two folders there, and none outside them.
+fn is_divided_folder(listing: &Listing, prefix: &str) -> bool {
+    let loose = listing.files_below(prefix).any(|p| !p.contains('/') && is_image_name(p));
+    !loose && filled(listing, prefix).nth(1).is_some()
 }
 
 /// The folders directly below `prefix` with images somewhere inside.
@@ -129,6 +140,22 @@ pub(super) fn split_folders(
 pub(super) fn class_folders(listing: &Listing, config: &DataConfig, seed: u64) -> Result<Opened> {
     let classes: BTreeSet<&str> = filled(listing, "").collect();
     refuse_containers(&classes, "")?;
+    let is_both = |class: &&&str| {
+        parse_split(class).is_some() && is_divided_folder(listing, &format!("{class}/"))
+    };
+    if let Some(split) = classes.iter().find(is_both) {
+        return Err(Error::Data(format!(
+            "{split}/ has folders inside as a split has, and beside it lie folders that are no \
+             splits: {}; give {split}/ itself, or rename it if it is a class",
+            shortened(
+                &classes
+                    .iter()
+                    .filter(|c| *c != split)
+                    .map(|c| format!("{c}/"))
+                    .collect::<Vec<_>>()
+            )
+        )));
+    }
     let lost = without_lost(lost(listing, "", &classes), config)?;
     let divided = is_divided(listing, &classes)?;
     let (mut placed, mut stray) = (Vec::new(), Vec::new());
@@ -174,7 +201,7 @@ pub(super) fn flat(listing: &Listing) -> Result<Opened> {
         .map(|folder| format!("{folder}/ {}", state(listing, folder)))
         .collect();
     if !folders.is_empty() {
-        opened.warnings.push(format!("no images in {}", shortened(&folders)));
+        opened.warnings.push(format!("folders without images: {}", shortened(&folders)));
     }
     Ok(opened)
 }
@@ -257,9 +284,9 @@ fn lost(listing: &Listing, prefix: &str, classes: &BTreeSet<&str>) -> Vec<String
 /// What a folder without images is.
 fn state(listing: &Listing, folder: &str) -> String {
     let inside = format!("{folder}/");
-    if listing.left_out.has(Reason::LinkToNowhere, folder) {
+    if listing.is_left_out(Reason::LinkToNowhere, folder) {
         "is a link to nowhere".to_owned()
-    } else if listing.left_out.has(Reason::Unreadable, folder) {
+    } else if listing.is_left_out(Reason::Unreadable, folder) {
         "may not be read".to_owned()
     } else if listing.files_below(&inside).next().is_none() {
         "is empty".to_owned()

@@ -219,6 +219,11 @@ fn split_folders_in_other_spellings_are_splits() {
     }
     let text = refused(&["a/train/1.jpg", "a/test/2.jpg", "b/1.jpg"]);
     assert!(text.contains("1 other not: b/"), "{text}");
+    let text = refused(&["train/a/1.jpg", "train/b/1.jpg", "extra/a/1.jpg", "extra/b/1.jpg"]);
+    assert!(text.contains("train/ has folders inside as a split has"), "{text}");
+    let beside = recognised(&["train/a/1.jpg", "train/b/1.jpg", "unlabelled/1.jpg"]);
+    assert_eq!(beside.0, ["a", "b"]);
+    assert!(beside.2[0].ends_with("left out: unlabelled/1.jpg"), "{:?}", beside.2);
     let only_test = opened(&["test/a/1.jpg", "test/b/1.jpg"]).manifest;
     assert_eq!(only_test.indices(Split::Test).len(), 2, "a set to measure on");
 }
@@ -262,7 +267,7 @@ fn a_class_is_never_lost_without_a_word() {
     fs::create_dir(flat.path().join("old")).unwrap();
     let opened = open_noting(flat.path(), &config(), 1).unwrap();
     assert_eq!(opened.layout, "folder of images, no labels, 2 images");
-    assert_eq!(opened.warnings, ["no images in old/ is empty"]);
+    assert_eq!(opened.warnings, ["folders without images: old/ is empty"]);
 }
 
 #[test]
@@ -369,4 +374,13 @@ fn a_runs_own_splits_are_read_where_its_data_lies() {
     assert_eq!(manifest.classes, ["b", "a"], "in the order of the run");
     assert_eq!(ids(&manifest, Split::Test), ["a/1.jpg"]);
     assert_eq!(ids(&manifest, Split::Train), ["b/1.jpg"]);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_class_behind_a_broken_link_is_named() {
+    let root = folder(&["README.md", "images/a/1.jpg", "images/b/1.jpg"]);
+    std::os::unix::fs::symlink("/nowhere", root.path().join("images/elm")).unwrap();
+    let text = open(root.path(), &config(), 1).unwrap_err().to_string();
+    assert!(text.contains("elm/ is a link to nowhere"), "{text}");
 }

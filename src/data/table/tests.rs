@@ -79,6 +79,11 @@ fn what_could_be_one_of_two_tables_is_refused() {
         ("i/3.jpg", Some(1), Split::Test),
     ];
     assert_eq!(rows(&opened), expected);
+    let competition = [of_splits[0], "test.csv=image\ni/3.jpg\n"];
+    let opened = folder(&competition).unwrap();
+    assert_eq!(rows(&opened), expected[..2]);
+    assert!(opened.warnings.iter().any(|w| w == "no labels in test.csv: 1 image left out"));
+    let opened = folder(&of_splits).unwrap();
     assert!(opened.layout.starts_with("table test.csv + train.csv, 2 classes, 2 train + 1 test"));
 }
 
@@ -161,7 +166,7 @@ fn mistakes_are_named_with_their_line() {
     assert!(text.contains("1 image that does not exist"), "{text}");
     assert!(text.contains("i/9.jpg (x.csv, line 3)"), "{text}");
     assert!(error("file,label\ni/1.jpg\n").contains("line 2 has 1 field"));
-    assert!(error("file,label\n").contains("no image"));
+    assert!(error("file,label\n").contains("lists no images"));
     let twice = table("x.csv", "file,label\ni/1.jpg,a\ni/2.jpg,b\ni/1.jpg,a\n").unwrap();
     assert_eq!(twice.manifest.samples.len(), 2);
     assert!(twice.warnings[0].contains("i/1.jpg (x.csv, line 2 and x.csv, line 4)"));

@@ -200,20 +200,18 @@ fn decoded(bytes: &[u8]) -> std::result::Result<(String, Vec<String>), &'static 
 }
 
 /// Whether bytes that are no UTF-8 are clearly Windows-1252: its letters and typographic marks
-/// only, no three in a row, and always a plain character beside them, as words of western
-/// languages have it. Cyrillic or Chinese text in a code page of its own is not like that.
+/// only, and no words made of accented letters alone, as text in a Cyrillic or Chinese code page
+/// would seem to have.
 fn is_western(bytes: &[u8]) -> bool {
     let is_mark = |byte: u8| matches!(byte, 0x80 | 0x85 | 0x91..=0x97 | 0xa0 | 0xab | 0xb0 | 0xbb);
-    let is_letter = |byte: u8| byte >= 0xc0 && byte != 0xd7 && byte != 0xf7;
-    let mut letters = bytes.split(|byte| byte.is_ascii() || is_mark(*byte));
-    let all_known = letters.all(|run| run.len() < 3 && run.iter().all(|byte| is_letter(*byte)));
-    let beside = |i: usize| bytes.get(i).is_some_and(u8::is_ascii_alphabetic);
-    let mut high = (0..bytes.len()).filter(|i| is_letter(bytes[*i]));
-    all_known
-        && high.all(|i| {
-            let near = [i.wrapping_sub(2), i.wrapping_sub(1), i + 1, i + 2];
-            near.into_iter().any(beside)
-        })
+    let is_letter = |byte: &u8| *byte >= 0xc0 && *byte != 0xd7 && *byte != 0xf7;
+    let mut words =
+        bytes.split(|byte| is_mark(*byte) || (byte.is_ascii() && !byte.is_ascii_alphabetic()));
+    words.all(|word| {
+        let mut runs = word.split(u8::is_ascii);
+        let plain = word.iter().any(u8::is_ascii);
+        runs.all(|run| run.iter().all(is_letter) && run.len() < if plain { 3 } else { 2 })
+    })
 }
 
 /// The separator with which the header is one of a table, or has the most columns.
@@ -304,6 +302,7 @@ mod tests {
         let western = b"file,label\nr\xf6se.jpg,\xe9t\xe9 \x96 \x93x\x94\n";
         assert_eq!(rows(western), expected);
         assert!(parse(western).unwrap().notes[0].contains("Windows-1252"));
+        assert!(is_western(b"pomme \xe0 cidre, cr\xe9\xe9e"));
         // "rose" in Russian (Windows-1251), Chinese (GBK) and Japanese (Shift-JIS).
         for other in
             [&b"\xf0\xee\xe7\xe0"[..], b"\xc3\xb5\xb9\xe5", b"\x83\x6f\x83\x89", b"\xd6\xd0"]
