@@ -138,6 +138,7 @@ fn extract(frozen: &Frozen, args: &FrozenArgs, samples: &[&Sample]) -> Result<Ve
         view: frozen.view,
         threads: crate::run::threads_or_all(args.common.threads),
     };
-    let outputs = inference.run(samples.len(), &|i| decode_sample(samples[i]), &|_| ())?;
+    let outputs =
+        inference.run(samples.len(), &|i| decode_sample(samples[i], frozen.view.depth), &|_| ())?;
     Ok(outputs.features)
 }

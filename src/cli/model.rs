@@ -116,7 +116,8 @@ pub(super) fn export(args: &ExportArgs) -> Result<()> {
     let timm::Loaded { net, description } = timm::read(&args.model)?;
     let path = args.output.clone().unwrap_or_else(|| timm::inner(&args.model).join("model.onnx"));
     let samples = all_images_at(&args.images)?;
-    let images: Vec<Rgb8> = samples.iter().map(decode_sample).collect::<Result<_>>()?;
+    let decode = |sample| decode_sample(sample, description.view.depth);
+    let images: Vec<Rgb8> = samples.iter().map(decode).collect::<Result<_>>()?;
     let threads = crate::run::threads_or_all(args.threads);
     let embed = args.embed_preprocessing;
     let difference = onnx::write(&path, &net, &description, embed, &images, threads)?;
@@ -156,7 +157,8 @@ fn images_at(path: &Path) -> Result<Vec<Sample>> {
 
 fn run(model: &Classifier, samples: &[&Sample], common: &CommonArgs) -> Result<Vec<f32>> {
     let threads = crate::run::threads_or_all(common.threads);
-    model.logits(samples.len(), &|i| decode_sample(samples[i]), threads)
+    let depth = model.description().view.depth;
+    model.logits(samples.len(), &|i| decode_sample(samples[i], depth), threads)
 }
 
 pub(super) fn defaults() -> Result<RunConfig> {

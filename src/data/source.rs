@@ -169,6 +169,7 @@ pub(super) mod tests {
             test_fraction: 0.25,
             cache_short_side: 256,
             cache_ram_gb: 1.0,
+            depth: crate::config::Depth::Pil,
             mean: [0.0; 3],
             std: [1.0; 3],
         }

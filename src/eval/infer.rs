@@ -3,7 +3,7 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::backbone::Net;
-use crate::config::{Interpolation, RunConfig};
+use crate::config::{Depth, Interpolation, RunConfig};
 use crate::data::Rgb8;
 use crate::data::augment::eval_view;
 use crate::data::mixing::Mix;
@@ -21,6 +21,8 @@ pub struct EvalView {
     pub crop_pct: f64,
     /// Filter of the resize.
     pub interpolation: Interpolation,
+    /// What becomes of 16-bit samples when a file is decoded.
+    pub depth: Depth,
     /// Channel means of the normalisation.
     pub mean: [f32; 3],
     /// Channel standard deviations of the normalisation.
@@ -33,6 +35,7 @@ impl EvalView {
         Self {
             crop_pct: config.eval.crop_pct,
             interpolation: config.eval.interpolation,
+            depth: config.data.depth,
             mean: config.data.mean,
             std: config.data.std,
         }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use super::{Folder, Request, Ui, threads};
-use crate::config::RunConfig;
+use crate::config::{Depth, RunConfig};
 use crate::data::cache::{ImageStore, StoreLimits};
 use crate::data::check;
 use crate::data::data_report::DataReport;
@@ -22,6 +22,8 @@ pub struct Prepared {
     pub held_out: Vec<usize>,
     /// The training images, decoded.
     pub images: Arc<ImageStore>,
+    /// What becomes of 16-bit samples.
+    pub depth: Depth,
 }
 
 /// Opens and checks the data of a new run.
@@ -31,7 +33,7 @@ pub struct Prepared {
 pub fn prepare(request: &Request, config: &RunConfig, ui: &dyn Ui) -> Result<Prepared> {
     let opened = source::open_noting(&request.data, &config.data, config.seed)?;
     ui.note(&describe(&opened.manifest));
-    let mut report = check::check(&opened.manifest, threads(config), &|_, _| ());
+    let mut report = check::check(&opened.manifest, config.data.depth, threads(config), &|_, _| ());
     report.add_notes(&opened);
     let manifest = check::apply_bad_policy(&opened.manifest, &report, config.data.on_bad_image)?;
     for bad in report.bad.iter().take(10) {
@@ -72,6 +74,7 @@ fn decoded(
     }
     let limits = StoreLimits {
         short_side: config.data.cache_short_side,
+        depth: config.data.depth,
         ram_bytes: (config.data.cache_ram_gb * 1e9) as u64,
         spill: std::env::temp_dir().join(format!("fewvit-{}.cache", std::process::id())),
     };
@@ -80,7 +83,8 @@ fn decoded(
         return Err(Error::Data(format!("{} changed while it was read: {}", bad.id, bad.reason)));
     }
     let held_out = held_out(&manifest);
-    Ok(Prepared { manifest, report, train, held_out, images: Arc::new(images) })
+    let (images, depth) = (Arc::new(images), config.data.depth);
+    Ok(Prepared { manifest, report, train, held_out, images, depth })
 }
 
 /// The test split, or the validation split where there is no other.
@@ -128,7 +132,7 @@ impl Prepared {
     /// # Errors
     /// It cannot be read any more.
     pub fn decode(&self, position: usize) -> Result<Rgb8> {
-        decode_sample(&self.manifest.samples[position])
+        decode_sample(&self.manifest.samples[position], self.depth)
     }
 }
 
@@ -136,7 +140,7 @@ impl Prepared {
 ///
 /// # Errors
 /// It cannot be read or decoded.
-pub fn decode_sample(sample: &Sample) -> Result<Rgb8> {
+pub fn decode_sample(sample: &Sample, depth: Depth) -> Result<Rgb8> {
     let bytes = crate::data::listing::read(&sample.origin)?;
-    decode::decode(&bytes).map_err(|why| Error::Data(format!("{} {why}", sample.id)))
+    decode::decode(&bytes, depth).map_err(|why| Error::Data(format!("{} {why}", sample.id)))
 }
