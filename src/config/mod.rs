@@ -8,7 +8,7 @@ pub mod recipe;
 mod validate;
 
 pub(crate) use layers::flatten;
-pub use layers::{Layers, Resolved, Setting, Source, to_toml};
+pub use layers::{Layers, Resolved, Setting, Source, mark_fitted, to_toml};
 pub use validate::validate;
 
 use serde::{Deserialize, Serialize};
@@ -330,8 +330,9 @@ pub struct EvalConfig {
     pub crop_pct: f64,
     /// Filter of the resize.
     pub interpolation: Interpolation,
-    /// Images a batch.
-    pub batch_size: usize,
+    /// Of runs of earlier versions, which wrote it down and never read it.
+    #[serde(default, skip_serializing)]
+    batch_size: serde::de::IgnoredAny,
     /// Neighbours of the k-NN probe.
     pub knn_k: usize,
     /// Temperature of its votes.

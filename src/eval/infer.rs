@@ -123,6 +123,24 @@ impl Inference<'_> {
         Ok(all)
     }
 
+    /// Features `[images, num_features]` of views that have the model's size already; `view(i)`
+    /// makes one.
+    ///
+    /// # Errors
+    /// An image cannot be read.
+    pub fn features_of_views(
+        &self,
+        count: usize,
+        view: &(dyn Fn(usize) -> Result<Rgb8> + Sync),
+    ) -> Result<Vec<f32>> {
+        let starts: Vec<usize> = (0..count).step_by(IMAGES_AT_A_TIME).collect();
+        let parts = map_in_order(&starts, self.threads, |&start| {
+            let views = (start..(start + IMAGES_AT_A_TIME).min(count)).map(view);
+            Ok(self.forward(&views.collect::<Result<Vec<_>>>()?).features)
+        })?;
+        Ok(parts.concat())
+    }
+
     fn forward(&self, views: &[Rgb8]) -> Outputs {
         let size = self.img_size;
         let pixels = self.view.normalised(views, size);

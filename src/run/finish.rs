@@ -1,10 +1,12 @@
 //! After training: evaluate once, write predictions, export, report.
 
+use std::collections::BTreeMap;
+
 use burn::tensor::Device;
 use serde::Serialize;
 
-use super::Context;
 use super::stages::Trained;
+use super::{Context, observe};
 use crate::backbone::Net;
 use crate::config::RunConfig;
 use crate::data::SplitOrigin;
@@ -51,6 +53,7 @@ pub(super) fn finish(context: &Context, trained: &Trained) -> Result<Summary> {
     if let Some(net) = &net {
         let predictions = evaluate(context, trained, net, &mut facts)?;
         correct = predictions.iter().map(|p| p.correct == Some(true)).collect();
+        facts.history = observe::record_final(context, &facts)?;
         let exported = timm::Exported {
             spec: trained.net.spec,
             img_size: trained.net.img_size,
@@ -81,7 +84,7 @@ pub(super) fn finish(context: &Context, trained: &Trained) -> Result<Summary> {
 /// The weights that are measured and exported: those after the last step (recipe section 3.6), or
 /// their average where the recipe keeps one.
 fn final_weights(trained: &Trained) -> &[f32] {
-    trained.state.ema.as_ref().unwrap_or(&trained.state.values)
+    trained.state.result()
 }
 
 fn final_net(trained: &Trained) -> Result<Net> {
@@ -145,7 +148,9 @@ fn evaluate(
 fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
     let (data, config) = (context.data, context.config);
     let history = tables::read_history(&context.folder.join("metrics.jsonl"))?;
-    let watched = history.iter().any(|row| row.top1.is_some());
+    let training_warnings = tables::warnings(&history);
+    let watched =
+        history.iter().filter(|row| row.stage != tables::FINAL).any(|row| row.top1.is_some());
     let test = data.manifest.indices(crate::data::Split::Test);
     Ok(ReportData {
         date: date(),
@@ -169,8 +174,8 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
         metrics: None,
         test_use: if watched { TestUse::Watched } else { TestUse::Once },
         mistakes: Vec::new(),
-        warnings: data.report.warnings.clone(),
-        config: settings(config)?,
+        warnings: [data.report.warnings.clone(), training_warnings].concat(),
+        config: settings(config, &context.request.sources)?,
         versions: vec![
             ("fewvit".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
             ("system".to_owned(), format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
@@ -181,19 +186,31 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
     })
 }
 
-/// Hyper-parameters by dotted key.
-fn settings(config: &RunConfig) -> Result<Vec<(String, String, String)>> {
+/// Hyper-parameters by dotted key, and who set them.
+fn settings(
+    config: &RunConfig,
+    sources: &BTreeMap<String, String>,
+) -> Result<Vec<(String, String, String)>> {
     let table = toml::Table::try_from(config)
         .map_err(|e| Error::Failed(format!("cannot list the settings: {e}")))?;
     let rows = crate::config::flatten(table).into_iter();
-    Ok(rows.map(|(key, value)| (key, value.to_string(), String::new())).collect())
+    let row = |(key, value): (String, toml::Value)| {
+        let source = sources.get(&key).cloned().unwrap_or_default();
+        (key, value.to_string(), source)
+    };
+    Ok(rows.map(row).collect())
 }
 
 fn stage_facts(context: &Context, history: &[tables::EpochRow]) -> Vec<StageFacts> {
     let (config, data) = (context.config, context.data);
     let mut stages = Vec::new();
-    let seconds = |key: &str| {
+    // The clock goes on from stage to stage.
+    let end = |key: &str| {
         history.iter().filter(|row| row.stage == key).map(|row| row.seconds).fold(0.0, f64::max)
+    };
+    let seconds = |key: &str| match key {
+        "finetune" => (end(key) - end("pretrain")).max(0.0),
+        _ => end(key),
     };
     let size = config.pretrain.crops.first().map_or(0, |group| group.img_size);
     if context.request.pretrain {

@@ -11,6 +11,7 @@ mod observe;
 pub mod prepare;
 mod stages;
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::atomic::AtomicBool;
 
@@ -41,6 +42,9 @@ pub struct Request {
     pub init: Option<PathBuf>,
     /// The command line, for the report.
     pub command: Vec<String>,
+    /// Who set each setting, by dotted key; runs of earlier versions do not say.
+    #[serde(default)]
+    pub sources: BTreeMap<String, String>,
 }
 
 /// Who hears of a run's progress; the command line draws it.
