@@ -111,3 +111,28 @@ impl Classifier {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depth_is_told_only_where_it_is_not_pils() {
+        let view = EvalView {
+            crop_pct: 0.875,
+            interpolation: Interpolation::Bicubic,
+            depth: Depth::Auto,
+            mean: [0.5; 3],
+            std: [0.2; 3],
+        };
+        let told = serde_json::to_string(&Preprocessing::of(96, view)).expect("JSON");
+        assert!(told.contains(r#""depth":"auto""#), "{told}");
+        let read: Preprocessing = serde_json::from_str(&told).expect("JSON");
+        assert_eq!(read.view(), view);
+        let pils = EvalView { depth: Depth::Pil, ..view };
+        let told = serde_json::to_string(&Preprocessing::of(96, pils)).expect("JSON");
+        assert!(!told.contains("depth"), "timm would refuse the word: {told}");
+        let read: Preprocessing = serde_json::from_str(&told).expect("JSON");
+        assert_eq!(read.view(), pils);
+    }
+}

@@ -357,3 +357,19 @@ fn seen(group: &CropBatch, row: usize) -> Rgb8 {
     }
     image
 }
+
+#[cfg(test)]
+mod tests {
+    use super::evenly;
+
+    #[test]
+    fn a_sample_of_a_list_sorted_by_class_has_all_classes() {
+        // 102 classes of 60 images: the first 2,048 would hold 35 of them.
+        let classes: std::collections::BTreeSet<usize> =
+            evenly(6120, 2048).map(|i| i / 60).collect();
+        assert_eq!(classes.len(), 102);
+        assert_eq!(evenly(6120, 2048).count(), 2048);
+        assert_eq!(evenly(3, 2048).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(evenly(0, 5).count(), 0);
+    }
+}
