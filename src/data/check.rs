@@ -197,6 +197,7 @@ mod tests {
             "1 class without a test image: b",
             "1 class with fewer than 5 training images: b",
             "some images are smaller than 32 pixels",
+            "no image uses more than level 0 of 255",
             "1 photo in a format that fewvit does not read",
         ];
         assert_eq!(report.warnings.len(), expected.len(), "{:#?}", report.warnings);

@@ -32,12 +32,19 @@ pub fn decode(bytes: &[u8]) -> Result<DynamicImage, String> {
             line[left..left + columns].copy_from_slice(pixels);
         }
     }
-    let palette = frame.palette.clone().or(global).unwrap_or_default();
-    let (palette, _) = palette.as_chunks::<3>();
-    // PIL opens a table that counts up in grey as grey; beyond any other it has black.
-    let is_ramp = palette.iter().enumerate().all(|(i, entry)| *entry == [i as u8; 3]);
-    let beyond = |index: u8| if is_ramp { [index; 3] } else { [0; 3] };
-    let colour = |&index: &u8| palette.get(usize::from(index)).copied().unwrap_or(beyond(index));
+    // A table that counts up in grey is none to PIL, which then looks further and ends with levels
+    // of grey; beyond the end of any other table it has black.
+    let is_table = |table: &Vec<u8>| {
+        let (entries, _) = table.as_chunks::<3>();
+        entries.iter().enumerate().any(|(i, entry)| *entry != [i as u8; 3])
+    };
+    let table = frame.palette.clone().filter(is_table).or(global.filter(is_table));
+    let colour = |&index: &u8| match &table {
+        None => [index; 3],
+        Some(table) => {
+            table.as_chunks::<3>().0.get(usize::from(index)).copied().unwrap_or_default()
+        }
+    };
     let pixels = canvas.iter().flat_map(colour).collect();
     let image =
         RgbImage::from_raw(width as u32, height as u32, pixels).ok_or("is damaged (size)")?;
