@@ -198,7 +198,16 @@ fn every_file_of_a_run_reads_back() {
     safetensors::SafeTensors::deserialize(&weights).expect("safetensors");
 
     // Finished once more, nothing is there twice.
+    let events = || {
+        std::fs::read_dir(&out).expect("the run").filter(|entry| {
+            let path = entry.as_ref().expect("a file").path();
+            let holds = |payload: &[u8]| payload.windows(9).any(|w| w == b"test/top1");
+            text(&path).contains("tfevents")
+                && records(&std::fs::read(path).expect("events")).into_iter().any(holds)
+        })
+    };
     let output = run(["resume".into(), text(&out)]);
+    assert_eq!(events().count(), 1, "one file with the final measurement");
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(csv_rows(&out.join("results.csv")).1, rows);
     assert_eq!(std::fs::read_to_string(out.join("metrics.jsonl")).expect("the log"), lines);

@@ -99,17 +99,16 @@ pub struct MetricsLog {
 
 impl MetricsLog {
     /// Opens or creates the log and drops what a run that resumes after `keep_through_step` will
-    /// write again: rows of later steps, the final measurement, and a line that was cut short.
+    /// write again: rows of later steps, and a line that was cut short.
     pub fn open(path: &Path, keep_through_step: u64) -> Result<Self> {
         let rows: Vec<EpochRow> = match path.exists() {
             true => read_history(path)?
                 .into_iter()
-                .filter(|row| row.step <= keep_through_step && row.stage != FINAL)
+                .filter(|row| row.step <= keep_through_step)
                 .collect(),
             false => Vec::new(),
         };
-        let lines = rows.iter().map(line).collect::<Result<String>>()?;
-        crate::files::write_atomically(path, lines.as_bytes())?;
+        write_lines(path, &rows)?;
         let file =
             OpenOptions::new().append(true).open(path).map_err(|e| Error::io("write", path, e))?;
         Ok(Self { file, path: path.to_path_buf(), rows })
@@ -127,6 +126,22 @@ impl MetricsLog {
         self.rows.push(row);
         write_results(&self.path.with_file_name("results.csv"), &self.rows)
     }
+}
+
+/// Puts the final measurement behind the rows of a `metrics.jsonl` and of the `results.csv` beside
+/// it, in place of an earlier one; returns all rows.
+pub fn write_final(path: &Path, row: EpochRow) -> Result<Vec<EpochRow>> {
+    let mut rows = read_history(path)?;
+    rows.retain(|row| row.stage != FINAL);
+    rows.push(row);
+    write_lines(path, &rows)?;
+    write_results(&path.with_file_name("results.csv"), &rows)?;
+    Ok(rows)
+}
+
+fn write_lines(path: &Path, rows: &[EpochRow]) -> Result<()> {
+    let lines = rows.iter().map(line).collect::<Result<String>>()?;
+    crate::files::write_atomically(path, lines.as_bytes())
 }
 
 fn line(row: &EpochRow) -> Result<String> {
@@ -274,9 +289,16 @@ mod tests {
         assert_eq!(read_history(&path).unwrap(), [row(10), row(20), row(30)]);
         let results = std::fs::read_to_string(folder.path().join("results.csv")).unwrap();
         assert_eq!(results.lines().count(), 4, "a header and the same rows");
-        // The final measurement is made again, too.
-        log.append(EpochRow { stage: FINAL.to_owned(), ..row(30) }).unwrap();
-        assert_eq!(MetricsLog::open(&path, 30).unwrap().rows(), [row(10), row(20), row(30)]);
+        // A run may be finished more than once; one that goes on has not been measured.
+        let measured = |top1| EpochRow { stage: FINAL.to_owned(), top1: Some(top1), ..row(30) };
+        write_final(&path, measured(0.5)).unwrap();
+        let rows = write_final(&path, measured(0.25)).unwrap();
+        assert_eq!(rows, [row(10), row(20), row(30), measured(0.25)]);
+        assert_eq!(MetricsLog::open(&path, 30).unwrap().rows(), rows);
+        assert_eq!(MetricsLog::open(&path, 29).unwrap().rows(), [row(10), row(20)]);
+        write_final(&path, measured(0.5)).unwrap();
+        let mut log = MetricsLog::open(&path, 20).unwrap();
+        log.append(row(30)).unwrap();
         std::fs::write(&path, "{\"stage\":3}\n").unwrap();
         assert!(read_history(&path).unwrap_err().to_string().contains("metrics.jsonl, line 1"));
     }

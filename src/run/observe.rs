@@ -16,7 +16,7 @@ use crate::eval::infer::{EvalView, Inference};
 use crate::eval::knn::knn_leave_one_out;
 use crate::eval::metric::Metrics;
 use crate::nn::Replace;
-use crate::report::tables::{EpochRow, FINAL, MetricsLog};
+use crate::report::tables::{self, EpochRow, FINAL, MetricsLog};
 use crate::report::tensorboard::EventWriter;
 use crate::report::{ReportData, pictures};
 use crate::train::checkpoint::StageName;
@@ -264,16 +264,12 @@ fn write_scalars(events: &mut EventWriter, row: &EpochRow) -> Result<()> {
 /// Adds the row of the final measurement to the logs, in place of that of an earlier sitting, and
 /// returns all rows.
 pub(super) fn record_final(context: &Context, facts: &ReportData) -> Result<Vec<EpochRow>> {
-    let path = context.folder.join("metrics.jsonl");
-    let mut log = MetricsLog::open(&path, u64::MAX)?;
-    let (Some(metrics), Some(last)) = (&facts.metrics, log.rows().last()) else {
-        return Ok(log.rows().to_vec());
+    let trained = facts.history.iter().rfind(|row| row.stage != FINAL);
+    let (Some(metrics), Some(last)) = (&facts.metrics, trained) else {
+        return Ok(facts.history.clone());
     };
     let row = EpochRow {
         stage: FINAL.to_owned(),
-        epoch: last.epoch,
-        step: last.step,
-        seconds: last.seconds,
         images_per_second: None,
         loss: None,
         lr: None,
@@ -285,14 +281,14 @@ pub(super) fn record_final(context: &Context, facts: &ReportData) -> Result<Vec<
         top1_high: Some(metrics.top1_interval.1),
         alignment: None,
         warning: None,
+        ..*last
     };
-    // A run that is finished again has this event already, unless it stopped right before it.
-    if facts.history.last().is_none_or(|row| row.stage != FINAL) {
+    // A run that is finished once more has these events already.
+    if facts.history.iter().all(|row| row.stage != FINAL) {
         let mut events = EventWriter::create(context.folder.root(), row.step + 1)?;
         write_scalars(&mut events, &row)?;
     }
-    log.append(row)?;
-    Ok(log.rows().to_vec())
+    tables::write_final(&context.folder.join("metrics.jsonl"), row)
 }
 
 impl RunObserver<'_> {
