@@ -39,8 +39,13 @@ fn examine(path: &Path, allow_empty_class: bool, wanted: usize) -> Result<(Manif
     config.data.allow_empty_class = allow_empty_class;
     let opened = source::open_noting(path, &config.data, config.seed)?;
     let ui = Progress::new();
-    let mut report =
-        check::check(&opened.manifest, run::threads_or_all(wanted), &ui.counting("checked")).report;
+    let mut report = check::check(
+        &opened.manifest,
+        config.data.depth,
+        run::threads_or_all(wanted),
+        &ui.counting("checked"),
+    )
+    .report;
     report.add_notes(&opened);
     ui.finish();
     Ok((opened.manifest, report))
@@ -107,7 +112,7 @@ fn preview(args: &PreviewArgs) -> Result<()> {
     let step = (train.len() / args.count.max(1)).max(1);
     let mut crops = Vec::new();
     for (sample, &position) in train.iter().enumerate().step_by(step).take(args.count) {
-        let image = decode_sample(&manifest.samples[position])?;
+        let image = decode_sample(&manifest.samples[position], config.data.depth)?;
         crops.extend(
             (0..views.views())
                 .map(|view| views.crop(&image, config.seed, 0, sample as u64, view as u32)),

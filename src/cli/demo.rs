@@ -14,7 +14,8 @@ const IMAGES: usize = 24;
 const SIDE: usize = 96;
 
 pub(super) fn demo(args: &RunArgs) -> Result<()> {
-    let config = args.layers("demo", std::env::vars_os().collect())?.build()?.config;
+    let config = args.layers("demo", std::env::vars_os().collect())?.build()?;
+    let (sources, config) = (config.sources(), config.config);
     let folder = Folder::create(args.output.as_deref(), "demo")?;
     let data = super::train::absolute(&folder.join("flowers"));
     let ui = Progress::new();
@@ -28,6 +29,7 @@ pub(super) fn demo(args: &RunArgs) -> Result<()> {
             finetune: true,
             init: None,
             command: std::env::args().collect(),
+            sources: sources.clone(),
         };
         let args = RunArgs { output: Some(folder.join(name)), ..args.clone() };
         ui.note(&format!("== {name}"));

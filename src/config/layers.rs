@@ -226,6 +226,14 @@ impl Resolved {
         self.settings.get(key).and_then(|history| history.last()).map(|setting| &setting.source)
     }
 
+    /// Who set each value, in words, by dotted key.
+    pub fn sources(&self) -> BTreeMap<String, String> {
+        let last = |(key, history): (&String, &Vec<Setting>)| {
+            Some((key.clone(), history.last()?.source.to_string()))
+        };
+        self.settings.iter().filter_map(last).collect()
+    }
+
     /// Whether somebody, not a recipe, has chosen the key's value.
     pub fn chosen(&self, key: &str) -> bool {
         self.origin(key).is_some_and(|source| !matches!(source, Source::Recipe(_)))
@@ -260,6 +268,16 @@ impl Resolved {
             None => format!("{key} {text}"),
         };
         problems.iter().map(line).collect::<Vec<_>>().join("\n")
+    }
+}
+
+/// Renames the source of values that differ between two configurations.
+pub fn mark_fitted(sources: &mut BTreeMap<String, String>, chosen: &RunConfig, fitted: &RunConfig) {
+    let flat = |config| Table::try_from(config).map(flatten).unwrap_or_default();
+    for ((key, before), (_, after)) in flat(chosen).into_iter().zip(flat(fitted)) {
+        if before != after {
+            sources.insert(key, "fitted by fewvit".to_owned());
+        }
     }
 }
 

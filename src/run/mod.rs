@@ -16,6 +16,7 @@ mod reopen;
 pub mod seen;
 mod stages;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -51,6 +52,9 @@ pub struct Request {
     pub init: Option<PathBuf>,
     /// The command line, for the report.
     pub command: Vec<String>,
+    /// Who set each setting, by dotted key; runs of earlier versions do not say.
+    #[serde(default)]
+    pub sources: BTreeMap<String, String>,
 }
 
 /// Who hears of a run's progress; the command line draws it.

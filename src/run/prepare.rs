@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::seen::Seen;
 use super::{Folder, Request, Ui, threads};
-use crate::config::RunConfig;
+use crate::config::{Depth, RunConfig};
 use crate::data::cache::{ImageStore, StoreLimits};
 use crate::data::check::{self, Checked};
 use crate::data::data_report::DataReport;
@@ -32,6 +32,8 @@ pub struct Prepared {
     pub seen_before: usize,
     /// The training images, decoded.
     pub images: Arc<ImageStore>,
+    /// What becomes of 16-bit samples.
+    pub depth: Depth,
 }
 
 /// Opens and checks the data of a new run.
@@ -42,7 +44,7 @@ pub fn prepare(request: &Request, config: &RunConfig, ui: &dyn Ui) -> Result<Pre
     let opened = source::open_noting(&request.data, &config.data, config.seed)?;
     ui.note(&format!("data: {}, {}", opened.manifest.name, opened.layout));
     let Checked { mut report, digests } =
-        check::check(&opened.manifest, threads(config), &|_, _| ());
+        check::check(&opened.manifest, config.data.depth, threads(config), &|_, _| ());
     report.add_notes(&opened);
     let mut manifest =
         check::apply_bad_policy(&opened.manifest, &report, config.data.on_bad_image)?;
@@ -109,6 +111,7 @@ pub(super) fn decoded(
     }
     let limits = StoreLimits {
         short_side: config.data.cache_short_side,
+        depth: config.data.depth,
         ram_bytes: (config.data.cache_ram_gb * 1e9) as u64,
         spill: std::env::temp_dir().join(format!("fewvit-{}.cache", std::process::id())),
     };
@@ -126,6 +129,7 @@ pub(super) fn decoded(
         watched,
         seen_before: 0,
         images: Arc::new(images),
+        depth: config.data.depth,
     })
 }
 
@@ -171,7 +175,7 @@ impl Prepared {
     /// # Errors
     /// It cannot be read any more.
     pub fn decode(&self, position: usize) -> Result<Rgb8> {
-        decode_sample(&self.manifest.samples[position])
+        decode_sample(&self.manifest.samples[position], self.depth)
     }
 }
 
@@ -179,8 +183,8 @@ impl Prepared {
 ///
 /// # Errors
 /// It cannot be read or decoded.
-pub fn decode_sample(sample: &Sample) -> Result<Rgb8> {
+pub fn decode_sample(sample: &Sample, depth: Depth) -> Result<Rgb8> {
     crate::data::listing::bytes(&sample.origin)
-        .and_then(|bytes| decode::decode(&bytes))
+        .and_then(|bytes| decode::decode(&bytes, depth))
         .map_err(|why| Error::Data(format!("{} {why}", sample.id)))
 }

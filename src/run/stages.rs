@@ -106,7 +106,7 @@ pub fn train(
         let stage = pretraining(context.config, context.data)?;
         let start = in_pretraining.map_or_else(|| stage.fresh(stage.source.seed), Ok)?;
         let state = run(context, &stage, start, 0, units)?;
-        weights::write(&context.folder.pretrained(), &state.specs, &state.values)?;
+        weights::write(&context.folder.pretrained(), &state.specs, state.result())?;
         last = Some(Trained { stage: StageName::Pretrain, net: stage.net, state });
     }
     if context.request.finetune {

@@ -39,7 +39,10 @@ pub struct Progress {
     pub ema_updates: usize,
     /// Sum of the losses of the unfinished epoch's steps.
     pub epoch_loss: f64,
-    /// Seconds trained, over all sittings.
+    /// Sum of the gradient norms of the unfinished epoch's steps, before clipping.
+    #[serde(default)]
+    pub epoch_grad_norm: f64,
+    /// Seconds of this stage over all sittings: what passes between two steps included.
     pub seconds: f64,
 }
 
@@ -80,6 +83,12 @@ impl TrainState {
             if spec.frozen || step == 0 { Rule::Rest } else { Rule::of(spec, step, lr, config) }
         });
         for_each(threads, pieces.into_iter(), |piece| piece.step(clipping, decay));
+    }
+
+    /// The weights that the stage hands on: averaged where the recipe keeps that, or else those
+    /// after the last step (recipe section 3.6).
+    pub fn result(&self) -> &[f32] {
+        self.ema.as_ref().unwrap_or(&self.values)
     }
 
     /// Moves the averaged weights towards the weights.

@@ -12,6 +12,7 @@ pub fn config() -> DataConfig {
         test_fraction: 0.25,
         cache_short_side: 256,
         cache_ram_gb: 1.0,
+        depth: crate::config::Depth::Pil,
         mean: [0.0; 3],
         std: [1.0; 3],
     }
