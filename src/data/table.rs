@@ -168,7 +168,13 @@ pub(super) fn open(
         entries.push((&table.name, of_table));
         notes.extend(of_columns);
     }
-    let (entries, unlabelled) = labelled(entries);
+    let (mut entries, unlabelled) = labelled(entries);
+    // `train.csv` without labelled images for a test leaves it to us to hold some out.
+    let of_train =
+        |entry: &Entry| entry.split.as_deref().and_then(parse_split) == Some(Split::Train);
+    if tables.iter().any(|(_, split)| split.is_some()) && entries.iter().all(of_train) {
+        entries.iter_mut().for_each(|entry| entry.split = None);
+    }
     if entries.is_empty() {
         return Err(Error::Data(format!("{layout} lists no images")));
     }

@@ -82,6 +82,7 @@ fn what_could_be_one_of_two_tables_is_refused() {
     let competition = [of_splits[0], "test.csv=image\ni/3.jpg\n"];
     let opened = folder(&competition).unwrap();
     assert_eq!(rows(&opened), expected[..2]);
+    assert_eq!(opened.manifest.split_origin, SplitOrigin::Made, "there is nothing else to test on");
     assert!(opened.warnings.iter().any(|w| w == "no labels in test.csv: 1 image left out"));
     let opened = folder(&of_splits).unwrap();
     assert!(opened.layout.starts_with("table test.csv + train.csv, 2 classes, 2 train + 1 test"));
