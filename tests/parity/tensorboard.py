@@ -17,6 +17,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from PIL import Image
+
+sys.path.pop(0)  # Python would take this file for the package of its name.
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 PROGRAM = Path(sys.argv[1] if len(sys.argv) > 1 else "target/release/fewvit").resolve()
