@@ -6,21 +6,31 @@ use std::f64::consts::PI;
 use crate::config::{LrSchedule, OptimConfig};
 
 /// Learning rate at optimiser step `step`, counted from 0: linear warm-up from exactly 0, then the
-/// configured curve over fractional epochs.
+/// configured curve over fractional epochs, down to `min_lr`. A warm-up of one step or less would
+/// only waste that step, which may be the only one, so there is none.
 pub fn lr(config: &OptimConfig, step: usize, steps_per_epoch: usize) -> f64 {
     let t = step as f64 / steps_per_epoch as f64;
     let (epochs, warmup) = (config.epochs as f64, config.warmup_epochs.min(config.epochs as f64));
-    if t < warmup {
+    if t < warmup && warmup * steps_per_epoch as f64 > 1.0 {
         return config.lr * t / warmup;
     }
     let span = (epochs - warmup).max(f64::MIN_POSITIVE);
     let phase = match config.lr_schedule {
-        LrSchedule::Cosine => PI * (t - warmup) / span,
+        LrSchedule::Cosine => PI * (t - warmup).max(0.0) / span,
         // The official code's bracket: a constant phase of w (pi - 1) / (E - w) ahead.
         LrSchedule::IdmmQuirk => (PI * t - warmup) / span,
         LrSchedule::Constant => 0.0,
     };
-    config.lr / 2.0 * (1.0 + phase.cos())
+    config.min_lr + (config.lr - config.min_lr) / 2.0 * (1.0 + phase.cos())
+}
+
+/// Weight decay at optimiser step `step` of `total_steps`: along half a cosine where it has an end of
+/// its own.
+pub fn weight_decay(config: &OptimConfig, step: usize, total_steps: usize) -> f64 {
+    match config.weight_decay_end {
+        0.0 => config.weight_decay,
+        end => cosine(config.weight_decay, end, step, total_steps),
+    }
 }
 
 /// Decay of the averaged weights at their n-th update (recipe section 2.1, "EMA").
@@ -59,8 +69,11 @@ mod tests {
             momentum: 0.0,
             epochs,
             batch_size: 256,
+            drop_last: false,
             lr: 1.0,
+            min_lr: 0.0,
             weight_decay: 0.0,
+            weight_decay_end: 0.0,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
@@ -68,6 +81,7 @@ mod tests {
             lr_schedule,
             no_decay_1d: false,
             clip_grad: 0.0,
+            clip_mode: crate::config::ClipMode::Global,
             ema: Ema::Off,
             drop_path: 0.0,
             smoothing: 0.0,

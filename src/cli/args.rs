@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 use fewvit_kernels::Precision;
 
 use super::bench_args::BenchCommand;
 use super::data_args::DataCommand;
-use super::flags::{RunArgs, TrainArgs};
+use super::flags::{Job, OF_RUNS, RunArgs, TrainArgs};
 use super::frozen_args::{EmbedArgs, FrozenArgs, KnnArgs};
 use super::trace_args::TraceArgs;
 
@@ -35,6 +35,14 @@ Exit codes: 0 done, 1 failed, 2 usage or settings, 3 data, 4 device or memory, 5
 130 interrupted after a checkpoint.
 Results go to standard output, progress to standard error.";
 
+/// Leaves the flags out of the help.
+pub(super) fn hiding(flags: &'static [&'static str]) -> impl Fn(Arg) -> Arg {
+    move |arg| match flags.contains(&arg.get_id().as_str()) {
+        true => arg.hide(true),
+        false => arg,
+    }
+}
+
 /// What to do.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
@@ -42,10 +50,10 @@ pub enum Command {
     #[command(after_help = TRAIN)]
     Train(DataArgs),
     /// Pre-train without labels
-    #[command(after_help = PRETRAIN)]
+    #[command(after_help = PRETRAIN, mut_args = hiding(Job::Pretrain.hidden()))]
     Pretrain(DataArgs),
     /// Fine-tune with labels, evaluate, report and export
-    #[command(after_help = FINETUNE)]
+    #[command(after_help = FINETUNE, mut_args = hiding(Job::Finetune.hidden()))]
     Finetune(FinetuneArgs),
     /// Measure a trained model on labelled images
     #[command(after_help = EVAL)]
@@ -84,7 +92,7 @@ pub enum Command {
     #[command(subcommand, after_help = RECIPE)]
     Recipe(RecipeCommand),
     /// Print all settings of a run, or who set one of them
-    #[command(after_help = CONFIG)]
+    #[command(after_help = CONFIG, mut_args = hiding(&OF_RUNS))]
     Config(ConfigArgs),
     /// Check this machine and say what to do about it
     #[command(after_help = DOCTOR)]
@@ -349,6 +357,7 @@ pub struct ListArgs {
 
 const CONFIG: &str = "Examples:
   fewvit config --recipe quick > mine.toml
+  fewvit config --model pvt_v2_b0 --explain finetune.optim --json
   fewvit config --recipe quick --lr 2e-4 --explain finetune.optim.lr";
 
 /// `config`.

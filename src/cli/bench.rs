@@ -9,6 +9,7 @@ use super::bench_args::{BenchCommand, LimitsArgs, PipelineArgs, StepArgs};
 use super::flags::Job;
 use super::progress::Progress;
 use super::train::absolute;
+use crate::config::Unread;
 use crate::bench::{self, PipelineSpeed, StepBench};
 use crate::error::{Error, Result};
 use crate::run::{self, Request};
@@ -46,7 +47,7 @@ fn step(args: &StepArgs) -> Result<()> {
     let speed = bench::step(&StepBench {
         model: args.model.clone(),
         img_size: args.img_size,
-        batch_size: args.batch_size.max(1),
+        batch_size: args.batch_size,
         threads: run::threads_or_all(args.threads),
         micro_batch: args.micro_batch,
         precision: args.amp_dtype.precision(),
@@ -70,7 +71,14 @@ fn pipeline(
     measure: fn(&Stage, Duration) -> Result<PipelineSpeed>,
 ) -> Result<()> {
     let train = &args.run.train;
-    let config = train.layers(Job::Pretrain, std::env::vars_os().collect())?.build()?.config;
+    train.run.refuse_of_runs()?;
+    let layers = train.layers(Job::Pretrain, std::env::vars_os().collect())?;
+    let resolved = run::settle(layers, Job::Pretrain.stages())?;
+    resolved.refuse_unread(&|key| {
+        let why = || "a measurement has a length of its own, --seconds".to_owned();
+        (key == "time_budget").then(|| Unread { why: why(), tolerated: true })
+    })?;
+    let config = resolved.config;
     let request = Request {
         data: absolute(&args.run.data),
         pretrain: true,

@@ -72,6 +72,8 @@ pub struct BatchSource {
     pub seed: u64,
     /// Images a step; the last step of an epoch takes what is left.
     pub batch_size: usize,
+    /// Whether there is no such last step, unless it is the only one.
+    pub drop_last: bool,
     /// Threads that cut crops.
     pub threads: usize,
 }
@@ -79,7 +81,15 @@ pub struct BatchSource {
 impl BatchSource {
     /// Steps of one epoch.
     pub fn steps_per_epoch(&self) -> usize {
-        self.images.len().div_ceil(self.batch_size)
+        match self.drop_last {
+            true => (self.images.len() / self.batch_size).max(1),
+            false => self.images.len().div_ceil(self.batch_size),
+        }
+    }
+
+    /// Images of one epoch, which leaves out others each time where it drops a last batch.
+    pub fn images_per_epoch(&self) -> usize {
+        self.images.len().min(self.steps_per_epoch() * self.batch_size)
     }
 
     /// The batch of optimiser step `step`, counted from 0 over all epochs.

@@ -17,6 +17,7 @@ use super::{
     positive, shares, values,
 };
 use crate::backbone::HeadSpec;
+use crate::config::Encoder;
 use crate::data::views::ViewPlan;
 use crate::error::Result;
 use crate::loss::{info_nce::info_nce_with_queue, normalize};
@@ -26,6 +27,7 @@ use crate::rng::{Purpose, stream};
 pub const ENTRY: Entry = Entry {
     name: "moco-v2",
     summary: "contrast against a queue of keys from a momentum encoder (2020)",
+    reads: &["encoder", "options"],
     build: |setting| Ok(Arc::new(MoCoV2::new(setting)?)),
 };
 
@@ -44,6 +46,7 @@ struct Options {
 
 struct MoCoV2 {
     views: ViewPlan,
+    encoder: Encoder,
     options: Options,
 }
 
@@ -53,7 +56,7 @@ impl MoCoV2 {
         let Options { temperature, dim, queue, momentum } = options;
         positive(&[("temperature", temperature), ("dim", dim as f64), ("queue", queue as f64)])?;
         shares(&[("momentum", momentum)])?;
-        Ok(Self { views, options })
+        Ok(Self { views, encoder: setting.config.encoder, options })
     }
 }
 
@@ -64,6 +67,10 @@ impl Method for MoCoV2 {
 
     fn heads(&self) -> HeadSpec {
         projection(self.options.dim)
+    }
+
+    fn encoder(&self) -> Encoder {
+        self.encoder
     }
 
     fn objective(&self) -> Objective<'_> {

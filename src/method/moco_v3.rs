@@ -16,16 +16,18 @@ use super::{
     BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State, Teacher, positive, shares,
 };
 use crate::backbone::HeadSpec;
+use crate::config::Encoder;
 use crate::data::views::ViewPlan;
 use crate::error::Result;
 use crate::loss::{info_nce::ctr, normalize};
-use crate::nn::{Activation, BatchNorms, MlpSpec};
+use crate::nn::{Activation, BatchNorms, LinearStart, MlpSpec};
 use crate::schedule::cosine;
 
 /// This method in the table.
 pub const ENTRY: Entry = Entry {
     name: "moco-v3",
     summary: "contrast of two views with a predictor and a momentum encoder (ICCV 2021)",
+    reads: &["encoder", "options"],
     build: |setting| Ok(Arc::new(MoCoV3::new(setting)?)),
 };
 
@@ -40,12 +42,13 @@ struct Options {
     hidden: usize,
     /// Of the momentum encoder at the start; it ends at 1.
     momentum: f64,
-    /// Keep the patch embedding as it was drawn.
+    /// Keep the projection of the patch embedding as it was drawn.
     freeze_patch_embed: bool,
 }
 
 struct MoCoV3 {
     views: ViewPlan,
+    encoder: Encoder,
     options: Options,
     batch_size: usize,
 }
@@ -56,7 +59,7 @@ impl MoCoV3 {
         positive(&[("temperature", options.temperature), ("dim", options.dim as f64)])?;
         shares(&[("momentum", options.momentum)])?;
         let batch_size = setting.config.optim.batch_size.min(setting.samples);
-        Ok(Self { views, options, batch_size })
+        Ok(Self { views, encoder: setting.config.encoder, options, batch_size })
     }
 
     fn mlp(&self, layers: usize) -> MlpSpec {
@@ -67,6 +70,7 @@ impl MoCoV3 {
             activation: Activation::Relu,
             norm: BatchNorms::LastPlain,
             bias: false,
+            start: LinearStart::Uniform,
         }
     }
 }
@@ -81,6 +85,10 @@ impl Method for MoCoV3 {
         HeadSpec { projector, predictor, ..HeadSpec::default() }
     }
 
+    fn encoder(&self) -> Encoder {
+        self.encoder
+    }
+
     fn objective(&self) -> Objective<'_> {
         Objective::Batch(self)
     }
@@ -90,7 +98,8 @@ impl Method for MoCoV3 {
     }
 
     fn frozen_epochs(&self, key: &str) -> usize {
-        let frozen = self.options.freeze_patch_embed && key.starts_with("patch_embed");
+        // PVTv2 has a norm behind it, which is trained.
+        let frozen = self.options.freeze_patch_embed && key.starts_with("patch_embed.proj.");
         if frozen { usize::MAX } else { 0 }
     }
 }

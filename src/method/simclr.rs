@@ -19,6 +19,7 @@ use crate::nn::MlpSpec;
 pub const ENTRY: Entry = Entry {
     name: "simclr",
     summary: "contrast of two views against all others of the batch (ICML 2020)",
+    reads: &["options"],
     build: |setting| Ok(Arc::new(SimClr::new(setting)?)),
 };
 

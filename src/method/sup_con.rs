@@ -19,6 +19,7 @@ use crate::loss::{normalize, sup_con::sup_con};
 pub const ENTRY: Entry = Entry {
     name: "supcon",
     summary: "contrast of each class against the rest of the batch; uses labels (NeurIPS 2020)",
+    reads: &["options"],
     build: |setting| Ok(Arc::new(SupCon::new(setting)?)),
 };
 

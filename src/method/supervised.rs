@@ -18,6 +18,7 @@ use crate::loss::Smoothing;
 pub const ENTRY: Entry = Entry {
     name: "supervised",
     summary: "cross-entropy on the labels, with the crops of pre-training",
+    reads: &["cutmix", "cutmix_lambda", "optim.smoothing", "optim.smoothing_kind"],
     build: |setting| {
         let Labels { of_samples: labels, classes } = setting.labels()?;
         let optim = &setting.config.optim;

@@ -26,7 +26,16 @@ impl Linear {
         }
     }
 
-    /// The same without a bias.
+    /// Weight and, if there is one, bias uniform within 1 / sqrt(input): PyTorch's own start.
+    pub fn uniform([input, output]: [usize; 2], bias: bool, init: &mut Init) -> Self {
+        let bound = (input as f32).sqrt().recip();
+        Self {
+            weight: init.uniform([output, input], bound),
+            bias: bias.then(|| init.uniform([output], bound)),
+        }
+    }
+
+    /// [`Linear::new`] without a bias.
     pub fn without_bias(input: usize, output: usize, init: &mut Init) -> Self {
         Self { weight: init.normal([output, input], 0.02), bias: None }
     }

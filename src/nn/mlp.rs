@@ -25,6 +25,18 @@ pub struct MlpSpec {
     pub norm: BatchNorms,
     /// Whether the linear layers have a bias.
     pub bias: bool,
+    /// How the linear layers start.
+    pub start: LinearStart,
+}
+
+/// First values of linear layers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinearStart {
+    /// As a transformer's: weights from a normal of standard deviation 0.02, biases 0.
+    Normal,
+    /// As PyTorch's `Linear` starts where nobody says otherwise: weights and biases uniform within
+    /// 1 / sqrt(inputs).
+    Uniform,
 }
 
 /// Between the layers of an [`Mlp`].
@@ -50,7 +62,8 @@ impl MlpSpec {
     /// 4.7).
     pub const fn two_layers(out: usize) -> Self {
         let (activation, norm) = (Activation::Relu, BatchNorms::Off);
-        Self { layers: 2, hidden: 0, out, activation, norm, bias: true }
+        let start = LinearStart::Uniform;
+        Self { layers: 2, hidden: 0, out, activation, norm, bias: true, start }
     }
 }
 
@@ -71,9 +84,10 @@ impl Mlp {
         let width = |layer: usize| if layer + 1 == spec.layers { spec.out } else { hidden };
         let layer = |i: usize, init: &mut Init| {
             let from = if i == 0 { input } else { hidden };
-            match spec.bias {
-                true => Linear::new(from, width(i), init),
-                false => Linear::without_bias(from, width(i), init),
+            match (spec.start, spec.bias) {
+                (LinearStart::Uniform, bias) => Linear::uniform([from, width(i)], bias, init),
+                (LinearStart::Normal, true) => Linear::new(from, width(i), init),
+                (LinearStart::Normal, false) => Linear::without_bias(from, width(i), init),
             }
         };
         let layers = (0..spec.layers).map(|i| layer(i, init)).collect();

@@ -81,7 +81,7 @@ pub(super) fn finish(context: &Context, trained: &Trained) -> Result<Summary> {
 /// The weights that are measured and exported: those after the last step (recipe section 3.6), or
 /// their average where the recipe keeps one.
 fn final_weights(trained: &Trained) -> &[f32] {
-    trained.state.ema.as_ref().unwrap_or(&trained.state.values)
+    trained.state.representation()
 }
 
 fn final_net(trained: &Trained) -> Result<Net> {

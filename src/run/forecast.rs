@@ -153,7 +153,7 @@ fn of_stage(stage: &Stage, disk: &mut u64) -> Result<StageForecast> {
     }
     let crops_per_second = crops as f64 / started.elapsed().as_secs_f64();
     let steps = stage.total_steps();
-    let crops = samples * crops_per_image * stage.optim.epochs;
+    let crops = stage.source.images_per_epoch() * crops_per_image * stage.optim.epochs;
     *disk += 2 * 3 * params + params;
     let activations = activation_bytes(stage) * stage.workers as u64;
     let side = stage.net.img_size as u64;

@@ -9,6 +9,7 @@ pub mod forecast;
 pub mod frozen;
 mod observe;
 pub mod prepare;
+mod settle;
 mod stages;
 
 use std::path::PathBuf;
@@ -19,6 +20,7 @@ use serde::{Deserialize, Serialize};
 
 pub use finish::Summary;
 pub use folder::Folder;
+pub use settle::{Stages, settle};
 pub use stages::{pretraining, weights_of};
 
 use crate::config::{AmpDtype, RunConfig};

@@ -77,7 +77,7 @@ impl<'a> Probe<'a> {
     /// features that have collapsed.
     fn neighbours(&self, record: &EpochRecord, state: &TrainState) -> Result<Found> {
         let data = self.context.data;
-        let net = Replace::values_of(self.net.clone(), &state.values, &Device::flex());
+        let net = Replace::values_of(self.net.clone(), state.representation(), &Device::flex());
         let image = |i: usize| data.images.get(i).map(|image| image.into_owned());
         let outputs = self.inference(&net).run(data.train.len(), &image, &|_| ())?;
         let dim = outputs.features.len() / data.train.len().max(1);
@@ -106,7 +106,7 @@ impl<'a> Probe<'a> {
     /// Accuracy on the held-out images.
     fn accuracy(&self, state: &TrainState) -> Result<Found> {
         let data = self.context.data;
-        let net = Replace::values_of(self.net.clone(), &state.values, &Device::flex());
+        let net = Replace::values_of(self.net.clone(), state.representation(), &Device::flex());
         let image = |i: usize| data.decode(data.held_out[i]);
         let outputs = self.inference(&net).run(data.held_out.len(), &image, &|_| ())?;
         let labels = data.labels(&data.held_out);
@@ -164,7 +164,7 @@ impl<'a> RunObserver<'a> {
             probe: Probe::new(context, stage)?,
             stage: stage.name,
             epochs: stage.optim.epochs,
-            images: stage.source.images.len(),
+            images: stage.source.images_per_epoch(),
             chance: stage.method.chance(),
             steps_before,
             units,

@@ -72,11 +72,13 @@ fn stage<'a>(
         mix: Arc::new(move |rng, epoch, rows, size| mixing.mix(rng, epoch, rows, size)),
         seed: seed(config, name),
         batch_size: optim.batch_size,
+        drop_last: optim.drop_last,
         threads: workers,
     };
     let micro_batch = parallel::micro_batch(config.micro_batch, &net.spec, net.img_size);
     let precision = parallel::precision(config.amp_dtype);
-    Stage { name, net, method, source, optim, data: &config.data, workers, micro_batch, precision }
+    let (data, dropout) = (&config.data, true);
+    Stage { name, net, method, source, optim, data, workers, micro_batch, precision, dropout }
 }
 
 /// Each stage has streams of its own.
@@ -106,7 +108,7 @@ pub fn train(
         let stage = pretraining(context.config, context.data)?;
         let start = in_pretraining.map_or_else(|| stage.fresh(stage.source.seed), Ok)?;
         let state = run(context, &stage, start, 0, units)?;
-        weights::write(&context.folder.pretrained(), &state.specs, &state.values)?;
+        weights::write(&context.folder.pretrained(), &state.specs, state.representation())?;
         last = Some(Trained { stage: StageName::Pretrain, net: stage.net, state });
     }
     if context.request.finetune {

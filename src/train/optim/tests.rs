@@ -1,15 +1,18 @@
 //! The one pass against one pass for each thing that it does.
 
 use super::*;
-use crate::config::{LrSchedule, SmoothingKind};
+use crate::config::{ClipMode, LrSchedule, SmoothingKind};
 
 fn config(kind: OptimKind, clip_grad: f64, ema: Ema) -> OptimConfig {
     OptimConfig {
         kind,
         epochs: 1,
         batch_size: 1,
+        drop_last: false,
         lr: 0.0,
+        min_lr: 0.0,
         weight_decay: 0.05,
+        weight_decay_end: 0.0,
         momentum: 0.9,
         beta1: 0.9,
         beta2: 0.999,
@@ -18,6 +21,7 @@ fn config(kind: OptimKind, clip_grad: f64, ema: Ema) -> OptimConfig {
         lr_schedule: LrSchedule::Constant,
         no_decay_1d: true,
         clip_grad,
+        clip_mode: ClipMode::Global,
         ema,
         drop_path: 0.0,
         smoothing: 0.0,

@@ -2,7 +2,8 @@
 //! through [`Stage::step`], on views from a file.
 //!
 //! The batch stands for the whole training set, so every step is an epoch and the schedules of the
-//! recipe span the traced steps. Views come as they are: no CutMix, no drop path.
+//! recipe span the traced steps. Views come as they are: no CutMix, no drop path,
+//! no dropout.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -184,6 +185,7 @@ fn stage(
         mix: Arc::new(|_, _, rows, _| Mix::none(rows)),
         seed: config.seed,
         batch_size,
+        drop_last: false,
         threads: 1,
     };
     let micro_batch = parallel::micro_batch(config.micro_batch, &net.spec, net.img_size);
@@ -194,7 +196,9 @@ fn stage(
         AmpDtype::Bf16 => Precision::Bf16,
         AmpDtype::Auto | AmpDtype::F32 => Precision::F32,
     };
-    Stage { name, net, method, source, optim, data, workers, micro_batch, precision }
+    // Other programs draw other dropout.
+    let dropout = false;
+    Stage { name, net, method, source, optim, data, workers, micro_batch, precision, dropout }
 }
 
 /// Puts the weights in a file into a fresh `state`: the whole backbone, heads as far as they are
