@@ -72,11 +72,8 @@ impl NetSpec {
         let projector = mlp(self.heads.projector, &mut init);
         let predictor = mlp(self.heads.predictor, &mut init);
         let HeadSpec { num_classes, head_bias: bias, head_start, .. } = self.heads;
-        let head = (num_classes > 0).then(|| match (head_start, bias) {
-            (LinearStart::Uniform, _) => Linear::uniform([width, num_classes], bias, &mut init),
-            (LinearStart::Normal, true) => Linear::new(width, num_classes, &mut init),
-            (LinearStart::Normal, false) => Linear::without_bias(width, num_classes, &mut init),
-        });
+        let head = (num_classes > 0)
+            .then(|| Linear::starting(head_start, [width, num_classes], bias, &mut init));
         Ok(Net { backbone, projector, predictor, head, num_features })
     }
 }

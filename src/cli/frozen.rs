@@ -65,9 +65,14 @@ pub(super) fn probe(args: &FrozenArgs) -> Result<()> {
         },
     )?;
     let metrics = Metrics::from_logits(&probe.logits(&test.features), &test.labels, classes);
+    if !probe.converged {
+        let most = "L-BFGS stopped at its most iterations, before it converged";
+        eprintln!("note: {most}: the accuracy may be a little off");
+    }
     if args.common.json {
         return super::print_json(&json!({
-            "penalty": probe.penalty, "cross_validated": probe.validated, "test": metrics,
+            "penalty": probe.penalty, "cross_validated": probe.validated,
+            "converged": probe.converged, "test": metrics,
         }));
     }
     let (low, high) = metrics.top1_interval;
@@ -94,7 +99,14 @@ pub(super) fn embed(args: &EmbedArgs) -> Result<()> {
     };
     let values = extract(&open(&args.frozen)?, &args.frozen, &samples)?;
     let files: Vec<&str> = samples.iter().map(|sample| sample.id.as_str()).collect();
-    features::write(&args.out, format, &Named { files: &files, values: &values })
+    features::write(&args.out, format, &Named { files: &files, values: &values })?;
+    if args.frozen.common.json {
+        let width = values.len() / files.len().max(1);
+        return super::print_json(
+            &json!({ "file": args.out, "images": files.len(), "num_features": width }),
+        );
+    }
+    Ok(())
 }
 
 fn splits(args: &FrozenArgs) -> Result<Splits> {

@@ -48,7 +48,8 @@ pub fn config(args: &ConfigArgs, env: Variables, out: &mut impl Write) -> Result
 
 /// An object a key.
 fn explain_json(resolved: &Resolved, key: &str, out: &mut impl Write) -> Result<()> {
-    let said = |setting: &Setting| json!({ "value": setting.value, "set_by": setting.source.to_string() });
+    let said =
+        |setting: &Setting| json!({ "value": setting.value, "set_by": setting.source.to_string() });
     resolved.history(key)?.into_iter().try_for_each(|(key, history)| {
         let mut newest_first = history.iter().rev().map(said);
         let mut line = newest_first.next().unwrap_or_default();
@@ -116,5 +117,29 @@ mod tests {
                         instead of 0.001 from recipe `quick`\n  \
                         instead of 0.0005 from recipe `paper`\n";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn settings_are_printed_as_json_and_flags_of_runs_are_refused() {
+        let text = output("fewvit config --recipe quick --json");
+        let config: crate::config::RunConfig = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(config.about.name, "quick");
+        let text = output("fewvit config --lr 2e-4 --explain finetune.optim.lr --json");
+        let line: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!((&line["key"], &line["value"]), (&"finetune.optim.lr".into(), &2e-4.into()));
+        assert_eq!(line["set_by"], "--lr");
+        assert_eq!(line["instead_of"][0]["set_by"], "recipe `paper`");
+        for flag in ["--output runs/a", "--yes", "--dry-run"] {
+            let line = format!("fewvit config {flag}");
+            let cli = Cli::try_parse_from(line.split_whitespace()).expect(&line);
+            let Command::Config(args) = &cli.command else { panic!("{line}") };
+            let error = config_error(args);
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains("begins no run"), "{error}");
+        }
+    }
+
+    fn config_error(args: &ConfigArgs) -> Error {
+        super::config(args, Vec::new(), &mut Vec::new()).expect_err("a flag of runs")
     }
 }

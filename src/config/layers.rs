@@ -280,7 +280,8 @@ fn share_warmup(settings: &mut Settings, stage: &str) {
     let number = |value: &Value| value.as_float().or(value.as_integer().map(|n| n as f64));
     let warmup_key = format!("{stage}.optim.warmup_epochs");
     let last = |key: &str| settings.get(key).and_then(|all| all.last());
-    let (Some(warmup), Some(epochs)) = (last(&warmup_key), settings.get(&format!("{stage}.optim.epochs")))
+    let (Some(warmup), Some(epochs)) =
+        (last(&warmup_key), settings.get(&format!("{stage}.optim.epochs")))
     else {
         return;
     };

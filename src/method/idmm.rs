@@ -25,7 +25,14 @@ use crate::nn::MlpSpec;
 pub const ENTRY: Entry = Entry {
     name: "idmm",
     summary: "instance discrimination with multi-crop and CutMix (ECCV 2022)",
-    reads: &["cutmix", "cutmix_lambda", "projector", "classifier_bias", "optim.smoothing", "optim.smoothing_kind"],
+    reads: &[
+        "cutmix",
+        "cutmix_lambda",
+        "projector",
+        "classifier_bias",
+        "optim.smoothing",
+        "optim.smoothing_kind",
+    ],
     build: |setting| Ok(Arc::new(Idmm::new(setting.config, setting.samples))),
 };
 

@@ -41,8 +41,12 @@ fn unread(config: &RunConfig, stages: Stages, key: &str) -> Option<Unread> {
     }
     let (pretrain, finetune) = (&config.pretrain, &config.finetune);
     let by_method = method::unread(&pretrain.method, key);
-    let by_kind = of_optim(key, "pretrain.optim.", &pretrain.optim, unread_by_kind)
-        .or(of_optim(key, "finetune.optim.", &finetune.optim, unread_by_kind));
+    let by_kind = of_optim(key, "pretrain.optim.", &pretrain.optim, unread_by_kind).or(of_optim(
+        key,
+        "finetune.optim.",
+        &finetune.optim,
+        unread_by_kind,
+    ));
     if let Some(why) = by_method.or(by_kind) {
         return Some(Unread { why, tolerated: false });
     }
@@ -86,15 +90,31 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
         ("finetune.mix_lambda", finetune.cutmix > 0.0 || finetune.mixup > 0.0, "nothing is mixed"),
         ("pretrain.augment.blur_sigma", blurred, "the blur is off"),
         ("finetune.augment.blur_sigma", finetune.augment.blur > 0.0, "the blur is off"),
-        ("pretrain.augment.color_jitter", pretrain.augment.color_jitter_prob > 0.0, "its probability is 0"),
-        ("finetune.augment.color_jitter", finetune.augment.color_jitter_prob > 0.0, "its probability is 0"),
-        ("model.pos_embed", config.model.name.starts_with("t2t_vit"), "only T2T-ViT has a position table that can be computed"),
+        (
+            "pretrain.augment.color_jitter",
+            pretrain.augment.color_jitter_prob > 0.0,
+            "its probability is 0",
+        ),
+        (
+            "finetune.augment.color_jitter",
+            finetune.augment.color_jitter_prob > 0.0,
+            "its probability is 0",
+        ),
+        (
+            "model.pos_embed",
+            config.model.name.starts_with("t2t_vit"),
+            "only T2T-ViT has a position table that can be computed",
+        ),
     ];
     if let Some((.., why)) = cases.iter().find(|(own, on, _)| *own == key && !on) {
         return Some((*why).to_owned());
     }
-    of_optim(key, "pretrain.optim.", &pretrain.optim, optim_switched_off)
-        .or(of_optim(key, "finetune.optim.", &finetune.optim, optim_switched_off))
+    of_optim(key, "pretrain.optim.", &pretrain.optim, optim_switched_off).or(of_optim(
+        key,
+        "finetune.optim.",
+        &finetune.optim,
+        optim_switched_off,
+    ))
 }
 
 fn optim_switched_off(key: &str, optim: &OptimConfig) -> Option<&'static str> {
@@ -106,3 +126,5 @@ fn optim_switched_off(key: &str, optim: &OptimConfig) -> Option<&'static str> {
     cases.into_iter().find(|(own, on, _)| *own == key && !on).map(|(.., why)| why)
 }
 
+#[cfg(test)]
+mod tests;

@@ -6,16 +6,17 @@ use std::time::Duration;
 use super::observe::RunObserver;
 use super::{Context, Folder};
 use crate::backbone::{NetSpec, Spec};
-use crate::config::{OptimConfig, RunConfig};
+use crate::config::{OptimConfig, PosEmbed, RunConfig};
 use crate::data::loader::BatchSource;
 use crate::error::{Error, Result};
+use crate::export::timm;
 use crate::method::{self, Labels, Method, supervised::Supervised};
 use crate::run::prepare::Prepared;
 use crate::train::checkpoint::StageName;
 use crate::train::optim::TrainState;
 use crate::train::parallel;
 use crate::train::stage::{Checkpoints, Stage};
-use crate::weights;
+use crate::weights::{self, Head, Take};
 
 /// A trained model: which stage it comes from, its architecture and weights.
 pub struct Trained {
@@ -132,10 +133,24 @@ pub fn train(
 fn initial(context: &Context, stage: &Stage) -> Result<TrainState> {
     let mut state = stage.fresh(stage.source.seed)?;
     let (specs, values) = (&state.specs, &mut state.values);
+    let regenerate = context.config.model.pos_embed == PosEmbed::Regenerate;
     if context.request.pretrain {
-        weights::import_backbone(&context.folder.pretrained(), specs, values)?;
+        let head = Head::Left("it is that of pre-training");
+        let take = Take { head, regenerate };
+        weights::import_taking(&context.folder.pretrained(), specs, values, take)?;
     } else if let Some(path) = &context.request.init {
-        let seen = weights::import(&weights_of(path)?, specs, values)?;
+        let path = weights_of(path)?;
+        let rows = timm::label_names(&path).map(|names| {
+            let row = |class| names.iter().position(|name| name == class);
+            let rows: Option<Vec<usize>> = context.data.manifest.classes.iter().map(row).collect();
+            rows.filter(|rows| rows.len() == names.len())
+        });
+        let head = match &rows {
+            Some(Some(rows)) => Head::Rows(rows),
+            Some(None) => Head::Left("the classes here are others"),
+            None => Head::Left("nothing says which classes its rows are for"),
+        };
+        let seen = weights::import_taking(&path, specs, values, Take { head, regenerate })?;
         seen.notes.iter().for_each(|note| context.ui.note(&format!("  note: {note}")));
     } else {
         return Ok(state);
@@ -144,8 +159,8 @@ fn initial(context: &Context, stage: &Stage) -> Result<TrainState> {
     Ok(TrainState::new(state.specs, state.values, stage.optim.ema))
 }
 
-/// The weights file that `--init` means: the file itself, or the pre-trained or exported weights of
-/// a run folder.
+/// The weights file that `--init` means: the file itself, or what the run of a folder ended with, its
+/// exported model or its pre-trained weights.
 ///
 /// # Errors
 /// A folder without either.
@@ -154,7 +169,7 @@ pub fn weights_of(path: &std::path::Path) -> Result<std::path::PathBuf> {
         return Ok(path.to_path_buf());
     }
     let candidates =
-        ["checkpoints/pretrained.safetensors", "export/model.safetensors", "model.safetensors"];
+        ["export/model.safetensors", "model.safetensors", "checkpoints/pretrained.safetensors"];
     let found = candidates.iter().map(|name| path.join(name)).find(|file| file.is_file());
     found.ok_or_else(|| {
         Error::Usage(format!(

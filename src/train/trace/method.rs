@@ -131,6 +131,10 @@ impl Given {
         let method = method::pretraining(config, images, labels)?;
         let rows = method.heads().num_classes;
         match (method.objective(), num_classes) {
+            (Objective::Batch(_), Some(_)) => Err(Error::Usage(format!(
+                "--num-classes does nothing: {} has no classifier",
+                config.pretrain.method
+            ))),
             (Objective::Rows(_), Some(wanted)) if rows > wanted => Err(Error::Usage(format!(
                 "--num-classes is {wanted}, but the batch names class {} of {}",
                 rows - 1,
