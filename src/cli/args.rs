@@ -146,6 +146,7 @@ Rows of the paper's ablation (Table 8):
 
 const FINETUNE: &str = "Examples:
   fewvit finetune photos/ --init runs/pre --epochs 100
+  fewvit finetune photos/ --init runs/photos-1 --recipe paper-448
   fewvit finetune photos/ --from-scratch --recipe quick";
 
 /// `finetune`.
@@ -153,7 +154,9 @@ const FINETUNE: &str = "Examples:
 pub struct FinetuneArgs {
     /// Images: DIR/CLASS/*, DIR/{train,test}/CLASS/*, a table or a .tar
     pub data: PathBuf,
-    /// Run folder or weights to start from: safetensors, or what torch.save wrote (.pth, .pt, .bin)
+    /// Run folder (its fine-tuned model, or else its pre-trained weights) or weights to start from:
+    /// safetensors, or what torch.save wrote (.pth, .pt, .bin). The head is kept where a config.json
+    /// beside the weights names the same classes
     #[arg(
         long,
         value_name = "RUN|FILE",

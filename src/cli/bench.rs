@@ -38,6 +38,9 @@ fn limits(args: &LimitsArgs) -> Result<()> {
 }
 
 fn step(args: &StepArgs) -> Result<()> {
+    if args.batch_size == 0 {
+        return Err(Error::Usage("--batch-size 0 leaves nothing to measure".to_owned()));
+    }
     if args.amp_dtype == Dtype::Bf16 && !has_bf16() {
         return Err(Error::Usage(format!(
             "--amp-dtype bf16: this processor ({}) does not multiply bf16, training would use f32",

@@ -120,7 +120,7 @@ pub struct TrainArgs {
     /// Decoupled weight decay
     #[arg(long, value_name = "WD", help_heading = "Optimiser", allow_negative_numbers = true)]
     pub weight_decay: Option<f64>,
-    /// Epochs of linear warm-up
+    /// Epochs of linear warm-up; if not given, fewer --epochs shorten the recipe's alike
     #[arg(long, value_name = "N", help_heading = "Optimiser", allow_negative_numbers = true)]
     pub warmup_epochs: Option<f64>,
     /// Stochastic depth at the last block; on `train` of both stages

@@ -1,5 +1,6 @@
 //! The two training stages of a run, from wherever its checkpoint is.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -140,6 +141,7 @@ fn initial(context: &Context, stage: &Stage) -> Result<TrainState> {
         weights::import_taking(&context.folder.pretrained(), specs, values, take)?;
     } else if let Some(path) = &context.request.init {
         let path = weights_of(path)?;
+        note_pretrained(context, &path);
         let rows = timm::label_names(&path).map(|names| {
             let row = |class| names.iter().position(|name| name == class);
             let rows: Option<Vec<usize>> = context.data.manifest.classes.iter().map(row).collect();
@@ -159,12 +161,22 @@ fn initial(context: &Context, stage: &Stage) -> Result<TrainState> {
     Ok(TrainState::new(state.specs, state.values, stage.optim.ema))
 }
 
+/// Says where the pre-trained weights are of a run whose fine-tuned model is gone on with.
+fn note_pretrained(context: &Context, weights: &Path) {
+    let run = weights.ancestors().nth(2).filter(|_| weights.ends_with("export/model.safetensors"));
+    let pretrained = run.map(|run| run.join("checkpoints/pretrained.safetensors"));
+    if let Some(path) = pretrained.filter(|path| path.is_file()) {
+        let what = "it goes on from the fine-tuned model of that run; --init takes the pre-trained";
+        context.ui.note(&format!("  note: {what} weights from {}", path.display()));
+    }
+}
+
 /// The weights file that `--init` means: the file itself, or what the run of a folder ended with, its
 /// exported model or its pre-trained weights.
 ///
 /// # Errors
 /// A folder without either.
-pub fn weights_of(path: &std::path::Path) -> Result<std::path::PathBuf> {
+pub fn weights_of(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.to_path_buf());
     }
