@@ -32,7 +32,7 @@ pub enum Error {
     #[error("{0}")]
     Interrupted(String),
     /// A file could not be read or written. Exit code 1.
-    #[error("cannot {action} {}: {source}{}", path.display(), hint(source))]
+    #[error("cannot {action} {}: {source}{}", path.display(), hint(action, source))]
     Io {
         /// `"read"`, `"write"`, `"create"` ...
         action: &'static str,
@@ -68,16 +68,33 @@ impl Error {
 }
 
 /// What to do about the operating-system errors that people meet.
-fn hint(source: &std::io::Error) -> &'static str {
+fn hint(action: &str, source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem, StorageFull};
-    match source.kind() {
-        StorageFull => {
+    match (source.kind(), action) {
+        (StorageFull, _) => {
             "\n  free some space or choose another folder with --output, then `fewvit resume`"
         }
-        PermissionDenied | ReadOnlyFilesystem => {
+        (PermissionDenied, "read") => "\n  you may not read it: change its permissions",
+        (PermissionDenied | ReadOnlyFilesystem, _) => {
             "\n  choose a folder you may write to with --output"
         }
-        NotFound => "\n  check the spelling of the path",
+        (NotFound, _) => "\n  check the spelling of the path",
         _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::ErrorKind;
+
+    #[test]
+    fn a_read_that_fails_is_not_answered_with_a_place_to_write() {
+        let text =
+            |action, kind: ErrorKind| Error::io(action, Path::new("x"), kind.into()).to_string();
+        assert!(text("write", ErrorKind::PermissionDenied).contains("with --output"));
+        assert!(text("create", ErrorKind::ReadOnlyFilesystem).contains("with --output"));
+        let read = text("read", ErrorKind::PermissionDenied);
+        assert!(read.contains("permissions") && !read.contains("--output"), "{read}");
     }
 }

@@ -70,6 +70,7 @@ mod tests {
             epochs,
             batch_size: 256,
             drop_last: false,
+            micro_batch: 0,
             lr: 1.0,
             min_lr: 0.0,
             weight_decay: 0.0,

@@ -15,7 +15,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("loss", &["config", "ops", "rng"]),
     ("schedule", &["config"]),
     ("nn", &["graph", "ops", "rng"]),
-    ("data", &["config", "error", "rng"]),
+    ("data", &["config", "error", "files", "rng"]),
     ("backbone", &["error", "graph", "nn", "ops"]),
     ("method", &["backbone", "config", "data", "error", "loss", "nn", "rng", "schedule"]),
     (
@@ -27,12 +27,12 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("eval", &["backbone", "config", "data", "error", "nn", "rng"]),
     ("export", &["backbone", "config", "data", "error", "eval", "files", "graph", "nn", "weights"]),
-    ("report", &["data", "error", "eval", "files"]),
+    ("report", &["data", "error", "eval", "files", "loss"]),
     (
         "run",
         &[
-            "backbone", "config", "data", "error", "eval", "export", "files", "method", "nn",
-            "report", "train", "weights",
+            "backbone", "config", "data", "error", "eval", "export", "files", "loss", "method",
+            "nn", "report", "train", "weights",
         ],
     ),
     ("bench", &["backbone", "config", "data", "error", "method", "nn", "ops", "train"]),

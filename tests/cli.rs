@@ -40,7 +40,7 @@ fn first_image(data: &Path) -> PathBuf {
 fn a_path_that_does_not_exist() {
     let folder = temporary();
     let output = train(folder.path(), &folder.path().join("nowhere"), &[]);
-    fails(&output, 1, "check the spelling");
+    fails(&output, 3, "check the spelling");
 }
 
 #[test]

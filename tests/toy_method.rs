@@ -13,9 +13,9 @@ use fewvit::data::cache::ImageStore;
 use fewvit::data::loader::BatchSource;
 use fewvit::data::mixing::Mix;
 use fewvit::data::views::ViewPlan;
-use fewvit::loss::normalize;
+use fewvit::loss::{Chance, normalize};
 use fewvit::method::{
-    BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State, StateTensor,
+    BatchFeatures, BatchLoss, Entry, Kind, Method, Objective, Setting, State, StateTensor,
 };
 use fewvit::train::checkpoint::{self, StageName};
 use fewvit::train::optim::TrainState;
@@ -27,6 +27,8 @@ use fewvit::train::stage::{Checkpoints, EpochRecord, Observer, Stage, StepRecord
 /// The line of `TABLE`.
 const ENTRY: Entry = Entry {
     name: "toy",
+    title: "Toy",
+    kind: Kind::SelfSupervised,
     summary: "alignment and uniformity on the sphere (Wang & Isola 2020), counting its steps",
     reads: &["options"],
     build: |setting| Ok(Arc::new(Toy::new(setting)?)),
@@ -67,9 +69,9 @@ impl Method for Toy {
         Objective::Batch(self)
     }
 
-    /// All features equal.
-    fn chance(&self) -> f64 {
-        0.0
+    /// Equal features have both terms at 0, and a loss below that is what training looks for.
+    fn chance(&self) -> Option<Chance> {
+        None
     }
 }
 

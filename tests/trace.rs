@@ -63,7 +63,11 @@ fn a_trace_holds_the_start_the_first_step_and_the_end() {
     assert_eq!(one["state.queue_at"].1, [1.0]);
     assert_eq!(one["init.cls_token"], one["init.teacher.cls_token"]);
     assert_ne!(one["param.cls_token"], one["init.cls_token"]);
-    let two = traced(folder.path(), &batch, &format!("{queue} --threads 2 --set micro_batch=1"));
+    let two = traced(
+        folder.path(),
+        &batch,
+        &format!("{queue} --threads 2 --set pretrain.optim.micro_batch=1"),
+    );
     let apart = one["loss"].1.iter().zip(&two["loss"].1).map(|(a, b)| (a - b).abs());
     assert!(apart.fold(0f32, f32::max) < 1e-4, "{:?} {:?}", one["loss"], two["loss"]);
 }

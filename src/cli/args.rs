@@ -6,10 +6,12 @@ use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 use fewvit_kernels::Precision;
 
 use super::bench_args::BenchCommand;
-use super::data_args::DataCommand;
+use super::data_args::{BadImage, DataCommand};
 use super::flags::{Job, OF_RUNS, RunArgs, TrainArgs};
 use super::frozen_args::{EmbedArgs, FrozenArgs, KnnArgs};
 use super::trace_args::TraceArgs;
+use crate::data::Split;
+use crate::run::measured::Wanted;
 
 /// Vision transformers trained from scratch on a few thousand images.
 #[derive(Parser, Clone, Debug)]
@@ -171,7 +173,8 @@ pub struct FinetuneArgs {
 
 const EVAL: &str = "Examples:
   fewvit eval runs/photos-1 photos/
-  fewvit eval runs/photos-1/export photos/ --split val --json";
+  fewvit eval runs/photos-1 photos/ --split val --json
+  fewvit eval runs/photos-1/export/model.onnx new-photos/";
 
 /// `eval`.
 #[derive(Args, Clone, Debug)]
@@ -180,12 +183,13 @@ pub struct EvalArgs {
     pub model: PathBuf,
     /// Labelled images
     pub data: PathBuf,
-    /// Which images: the test split if there is one, otherwise val
+    /// Which images: of data that the model's run saw, a split of the run [default: those it was not
+    /// trained on]; of other data, a split of its own [default: all]
     #[arg(long)]
     pub split: Option<SplitChoice>,
-    /// Images a batch
-    #[arg(short, long, value_name = "N")]
-    pub batch_size: Option<usize>,
+    /// What an image that cannot be read does: error, or skip (named and left out)
+    #[arg(long, value_name = "POLICY", default_value = "skip")]
+    pub on_bad_image: BadImage,
     /// Write one line an image to this CSV file
     #[arg(long, value_name = "FILE")]
     pub predictions: Option<PathBuf>,
@@ -205,6 +209,18 @@ pub enum SplitChoice {
     Test,
     /// All images.
     All,
+}
+
+impl SplitChoice {
+    /// What it means in [`crate::run::measured`].
+    pub(super) fn wanted(self) -> Wanted {
+        match self {
+            Self::Train => Wanted::Split(Split::Train),
+            Self::Val => Wanted::Split(Split::Val),
+            Self::Test => Wanted::Split(Split::Test),
+            Self::All => Wanted::All,
+        }
+    }
 }
 
 /// Arguments of commands that compute but do not train.
@@ -236,6 +252,10 @@ pub struct PredictArgs {
     /// Classes to name for each image
     #[arg(long, value_name = "N", default_value_t = 5)]
     pub top_k: usize,
+    /// What an image that cannot be read does: error (ends here), or skip (named, and exit code 3 after
+    /// all others)
+    #[arg(long, value_name = "POLICY", default_value = "skip")]
+    pub on_bad_image: BadImage,
     /// How to run.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -273,13 +293,16 @@ pub struct ExportArgs {
 
 const RESUME: &str = "Examples:
   fewvit resume runs/photos-1
-  fewvit resume runs/photos-1 --json";
+  fewvit resume runs/photos-1 --data /mnt/photos";
 
 /// `resume`.
 #[derive(Args, Clone, Debug)]
 pub struct ResumeArgs {
     /// Run folder
     pub run: PathBuf,
+    /// Where the run's images lie now, if they were moved; they must be the same files
+    #[arg(long, value_name = "PLACE")]
+    pub data: Option<PathBuf>,
     /// Print results as JSON, one object a line
     #[arg(long)]
     pub json: bool,

@@ -1,6 +1,7 @@
 //! `fewvit data ...`.
 
-use std::path::Path;
+use std::collections::HashMap;
+use std::path::{Component, Path, PathBuf};
 
 use super::data_args::{
     BadImage, CheckArgs, DataCommand, PreviewArgs, PreviewStage, SplitArgs, StatsArgs, SynthArgs,
@@ -8,9 +9,9 @@ use super::data_args::{
 use super::progress::Progress;
 use crate::config::{Layers, OnBadImage, RunConfig, Source};
 use crate::data::data_report::DataReport;
-use crate::data::manifest::{Split, SplitOrigin};
+use crate::data::manifest::{Manifest, Origin, Split, SplitOrigin};
 use crate::data::views::ViewPlan;
-use crate::data::{check, source, split, synth};
+use crate::data::{check, file_name, source, split, synth};
 use crate::error::{Error, Result};
 use crate::report::pictures;
 use crate::run::prepare::decode_sample;
@@ -33,21 +34,21 @@ fn config(recipe: &str, set: &[String]) -> Result<RunConfig> {
 }
 
 /// The report on a data set, with what was noticed when it was opened.
-fn examine(path: &Path, wanted: usize) -> Result<(crate::data::Manifest, DataReport)> {
-    let config = config("paper", &[])?;
+fn examine(path: &Path, allow_empty_class: bool, wanted: usize) -> Result<(Manifest, DataReport)> {
+    let mut config = config("paper", &[])?;
+    config.data.allow_empty_class = allow_empty_class;
     let opened = source::open_noting(path, &config.data, config.seed)?;
     let ui = Progress::new();
     let mut report =
-        check::check(&opened.manifest, run::threads_or_all(wanted), &ui.counting("checked"));
+        check::check(&opened.manifest, run::threads_or_all(wanted), &ui.counting("checked")).report;
     report.add_notes(&opened);
-    report.warnings.extend(opened.warnings.iter().cloned());
     ui.finish();
     Ok((opened.manifest, report))
 }
 
 fn check(args: &CheckArgs) -> Result<()> {
     run::check_device(&args.common.device)?;
-    let (manifest, report) = examine(&args.data, args.common.threads)?;
+    let (manifest, report) = examine(&args.data, args.allow_empty_class, args.common.threads)?;
     match args.common.json {
         true => super::print_json(&report)?,
         false => print_report(&report)?,
@@ -61,7 +62,7 @@ fn check(args: &CheckArgs) -> Result<()> {
 
 fn stats(args: &StatsArgs) -> Result<()> {
     run::check_device(&args.common.device)?;
-    let (_, report) = examine(&args.data, args.common.threads)?;
+    let (_, report) = examine(&args.data, args.allow_empty_class, args.common.threads)?;
     if args.common.json {
         return super::print_json(&report);
     }
@@ -78,15 +79,7 @@ fn stats(args: &StatsArgs) -> Result<()> {
 }
 
 fn print_report(report: &DataReport) -> Result<()> {
-    let images = &report.images;
-    super::print(&format!(
-        "{}: {} classes; {} train, {} val, {} test images",
-        report.name,
-        report.classes.len(),
-        images.train,
-        images.val,
-        images.test
-    ))?;
+    super::print(&format!("{}: {}", report.name, report.layout))?;
     super::print(&format!(
         "width {} to {} pixels (median {}), height {} to {} (median {})",
         report.width.min,
@@ -139,6 +132,7 @@ fn synth(args: &SynthArgs) -> Result<()> {
 fn draw_split(args: &SplitArgs) -> Result<()> {
     let mut config = config("paper", &[])?;
     config.data.test_fraction = args.test_fraction;
+    config.data.allow_empty_class = args.allow_empty_class;
     let opened = source::open_noting(&args.data, &config.data, args.seed)?;
     match opened.manifest.split_origin {
         SplitOrigin::Made => {}
@@ -158,8 +152,45 @@ fn draw_split(args: &SplitArgs) -> Result<()> {
     if args.output.exists() {
         return Err(occupied(&args.output));
     }
-    split::write_csv(&opened.manifest, &args.output)?;
+    opened.warnings.iter().for_each(|note| eprintln!("note: {note}"));
+    split::write_csv(&counted_from(&args.output, opened.manifest)?, &[], &args.output)?;
     super::print(&args.output.display().to_string())
+}
+
+/// The manifest with the images' paths counted from the folder of the table at `output`, as
+/// whoever reads the table will take them; absolute where the two have no folder in common.
+fn counted_from(output: &Path, mut manifest: Manifest) -> Result<Manifest> {
+    let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let real = |path: &Path| path.canonicalize().map_err(|e| Error::io("read", path, e));
+    let folder = real(folder)?;
+    // Links to files stay as they are, so only folders are resolved, each once.
+    let mut resolved: HashMap<PathBuf, PathBuf> = HashMap::new();
+    for sample in &mut manifest.samples {
+        let Origin::File(path) = &sample.origin else {
+            return Err(Error::Data(format!(
+                "{} lies in an archive, into which a table's paths cannot lead; unpack it first",
+                manifest.name
+            )));
+        };
+        let (parent, name) = (path.parent().unwrap_or(path), path.file_name().unwrap_or_default());
+        let parent = match resolved.get(parent) {
+            Some(real) => real,
+            None => resolved.entry(parent.to_path_buf()).or_insert(real(parent)?),
+        };
+        sample.id = file_name::id_of(&relative(&parent.join(name), &folder));
+    }
+    Ok(manifest)
+}
+
+/// A path as seen from a folder, both absolute.
+fn relative(path: &Path, folder: &Path) -> PathBuf {
+    let common = path.components().zip(folder.components()).take_while(|(a, b)| a == b).count();
+    // The root alone is no folder that anybody would move both with.
+    if common < 2 {
+        return path.to_path_buf();
+    }
+    let up = folder.components().skip(common).map(|_| Component::ParentDir);
+    up.chain(path.components().skip(common)).collect()
 }
 
 fn occupied(path: &Path) -> Error {

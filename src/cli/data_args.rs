@@ -6,12 +6,32 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::args::CommonArgs;
 
+const CHECK: &str = "What is read as a data set:
+  DIR/CLASS/*                  class folders; fewvit draws the split
+  DIR/{train,val,test}/CLASS/* split folders, in all usual spellings (training_set, seg_test, dev ...)
+  DIR/CLASS/{train,test}/*     splits inside the classes
+  DIR/*                        a folder of images without labels, for `pretrain`
+  DIR with a table             metadata, index, manifest, splits, labels, annotations or dataset (.csv,
+                               .tsv, .jsonl), or train.csv + test.csv
+  TABLE                        .csv, .tsv, .jsonl or .json itself, `data split` and splits.csv included
+  FILE.tar                     any of those, uncompressed
+  Flowers-102                  as published
+
+A table has a header. Its columns: file_name, image_path, path, file, filename, image ... (paths
+count from the table's folder); label, class, class_name, category, species ... (a name counts
+before a number); split, set, subset ...; group or group_id, whose images stay in one split.
+Commas, semicolons, tabs and bars separate; UTF-8, UTF-16 and Windows-1252 are read.
+
+Examples:
+  fewvit data check photos/
+  fewvit data check photos/ --on-bad-image skip --json";
+
 /// `data`.
 #[derive(Subcommand, Clone, Debug)]
 pub enum DataCommand {
     /// Decode every image and list what is wrong
     #[command(
-        after_help = "Examples:\n  fewvit data check photos/\n  fewvit data check photos/ --on-bad-image skip --json"
+        after_help = CHECK
     )]
     Check(CheckArgs),
     /// Count images, classes, sizes and splits
@@ -44,6 +64,9 @@ pub struct CheckArgs {
     /// Whether an image that cannot be read fails the check: error, or skip
     #[arg(long, value_name = "POLICY", default_value = "error")]
     pub on_bad_image: BadImage,
+    /// Go on without a class whose folder holds no image
+    #[arg(long)]
+    pub allow_empty_class: bool,
     /// How to run.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -63,6 +86,9 @@ pub enum BadImage {
 pub struct StatsArgs {
     /// Images
     pub data: PathBuf,
+    /// Go on without a class whose folder holds no image
+    #[arg(long)]
+    pub allow_empty_class: bool,
     /// How to run.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -129,7 +155,10 @@ pub struct SplitArgs {
     /// Key of the random draws
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Table to write
+    /// Go on without a class whose folder holds no image
+    #[arg(long)]
+    pub allow_empty_class: bool,
+    /// Table to write; the paths in it count from its folder
     #[arg(long, value_name = "FILE", default_value = "splits.csv")]
     pub output: PathBuf,
 }

@@ -186,6 +186,9 @@ pub struct TrainArgs {
     /// What an image that cannot be read does: error, or skip
     #[arg(long, value_name = "POLICY", help_heading = "Data")]
     pub on_bad_image: Option<String>,
+    /// Go on without a class whose folder holds no image
+    #[arg(long, help_heading = "Data")]
+    pub allow_empty_class: bool,
     /// How the run is done.
     #[command(flatten)]
     pub run: RunArgs,
@@ -285,11 +288,16 @@ pub type Variables = Vec<(OsString, OsString)>;
 
 impl TrainArgs {
     /// Every flag with its key: the table that the help texts describe.
-    fn rows(&self) -> [Row; 18] {
+    fn rows(&self) -> [Row; 19] {
         use Key::{Finetune, LastStage, Pretrain, Run, Stages};
         [
             ("--model", Run("model.name"), text(&self.model)),
             ("--on-bad-image", Run("data.on_bad_image"), text(&self.on_bad_image)),
+            (
+                "--allow-empty-class",
+                Run("data.allow_empty_class"),
+                self.allow_empty_class.then_some(Value::Boolean(true)),
+            ),
             ("--epochs", LastStage("optim.epochs"), whole(self.epochs)),
             ("--smoothing", LastStage("optim.smoothing"), number(self.smoothing)),
             ("--batch-size", Stages("optim.batch_size"), whole(self.batch_size)),

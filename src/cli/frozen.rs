@@ -4,21 +4,25 @@ use std::path::Path;
 
 use serde_json::json;
 
+use super::args::SplitChoice;
 use super::frozen_args::{EmbedArgs, FrozenArgs, KnnArgs};
-use super::model::{chosen, defaults};
-use crate::data::source;
-use crate::data::{Sample, Split};
+use super::readable::Readable;
+use crate::config::{EvalConfig, Layers};
 use crate::error::{Error, Result};
 use crate::eval::infer::Inference;
 use crate::eval::knn::knn;
 use crate::eval::metric::{Metrics, wilson};
 use crate::eval::probe::{Probe, ProbeOptions};
 use crate::report::features::{self, Named};
+use crate::report::words::interval;
 use crate::run::frozen::{Frozen, Hints};
+use crate::run::measured::{Measured, Wanted};
 use crate::run::prepare::decode_sample;
 
 /// Features and labels of a labelled split.
 struct Labelled {
+    /// Of the images in the data.
+    positions: Vec<usize>,
     features: Vec<f32>,
     labels: Vec<usize>,
 }
@@ -31,7 +35,7 @@ struct Splits {
 }
 
 pub(super) fn nearest(args: &KnnArgs) -> Result<()> {
-    let eval = defaults()?.eval;
+    let eval = defaults()?;
     let (k, t) = (args.k.unwrap_or(eval.knn_k), args.temperature.unwrap_or(eval.knn_temperature));
     let Splits { train, test, classes } = splits(&args.frozen)?;
     let bank = (&train.features[..], &train.labels[..]);
@@ -42,16 +46,15 @@ pub(super) fn nearest(args: &KnnArgs) -> Result<()> {
         return super::print_json(&json!({ "top1": top1, "top1_interval": [low, high], "n": n }));
     }
     super::print(&format!(
-        "{:.2}% of {n} images right (95% interval {:.2} to {:.2}) by their {k} nearest of {}",
+        "{:.2}% of {n} images right ({}) by their {k} nearest of {}",
         100.0 * top1,
-        100.0 * low,
-        100.0 * high,
+        interval((low, high)),
         train.labels.len()
     ))
 }
 
 pub(super) fn probe(args: &FrozenArgs) -> Result<()> {
-    let config = defaults()?.eval.probe;
+    let config = defaults()?.probe;
     let Splits { train, test, classes } = splits(args)?;
     let probe = Probe::fit(
         &train.features,
@@ -75,14 +78,12 @@ pub(super) fn probe(args: &FrozenArgs) -> Result<()> {
             "converged": probe.converged, "test": metrics,
         }));
     }
-    let (low, high) = metrics.top1_interval;
     super::print(&format!(
-        "{:.2}% of {} images right (95% interval {:.2} to {:.2}); L2 penalty {:e}, chosen by \
+        "{:.2}% of {} images right ({}); L2 penalty {:e}, chosen by \
          cross-validation at {:.2}% of {}",
         100.0 * metrics.top1,
         metrics.n,
-        100.0 * low,
-        100.0 * high,
+        interval(metrics.top1_interval),
         probe.penalty,
         100.0 * probe.validated,
         train.labels.len()
@@ -92,13 +93,12 @@ pub(super) fn probe(args: &FrozenArgs) -> Result<()> {
 pub(super) fn embed(args: &EmbedArgs) -> Result<()> {
     let format = features::Format::of(&args.out)?;
     features::check_path(&args.out, format)?;
-    let manifest = source::open(&args.frozen.data, &defaults()?.data, 0)?;
-    let samples = match args.split {
-        Some(split) => chosen(&manifest, Some(split)),
-        None => manifest.samples.iter().collect(),
-    };
-    let values = extract(&open(&args.frozen)?, &args.frozen, &samples)?;
-    let files: Vec<&str> = samples.iter().map(|sample| sample.id.as_str()).collect();
+    let data = data(&args.frozen)?;
+    let wanted = args.split.map_or(Wanted::All, SplitChoice::wanted);
+    let (positions, values) =
+        extract(&open(&args.frozen)?, &args.frozen, &data, &data.positions(wanted)?)?;
+    let files: Vec<&str> =
+        positions.iter().map(|&i| data.manifest.samples[i].id.as_str()).collect();
     features::write(&args.out, format, &Named { files: &files, values: &values })?;
     if args.frozen.common.json {
         let width = values.len() / files.len().max(1);
@@ -109,24 +109,32 @@ pub(super) fn embed(args: &EmbedArgs) -> Result<()> {
     Ok(())
 }
 
+/// The recipe's settings of measurements.
+fn defaults() -> Result<EvalConfig> {
+    Ok(Layers::new("paper")?.build()?.config.eval)
+}
+
+fn data(args: &FrozenArgs) -> Result<Measured> {
+    super::measured(&args.model, &args.data, crate::run::threads_or_all(args.common.threads))
+}
+
 fn splits(args: &FrozenArgs) -> Result<Splits> {
-    let manifest = source::open(&args.data, &defaults()?.data, 0)?;
-    let of = |split: Split| -> Vec<&Sample> {
-        let labelled = |sample: &&Sample| sample.split == split && sample.label.is_some();
-        manifest.samples.iter().filter(labelled).collect()
-    };
-    let test = chosen(&manifest, None);
-    let train = of(Split::Train);
-    if train.is_empty() || test.iter().all(|sample| sample.label.is_none()) {
+    let data = data(args)?;
+    let (train, test) = data.halves();
+    let unlabelled = |i: &usize| data.manifest.samples[*i].label.is_none();
+    if train.is_empty() || test.is_empty() || train.iter().chain(&test).any(unlabelled) {
         return Err(lacking(&args.data));
     }
     let frozen = open(args)?;
-    let labelled = |samples: Vec<&Sample>| -> Result<Labelled> {
-        let labels: Option<Vec<usize>> = samples.iter().map(|sample| sample.label).collect();
-        let labels = labels.ok_or_else(|| lacking(&args.data))?;
-        Ok(Labelled { features: extract(&frozen, args, &samples)?, labels })
+    let labelled = |positions: &[usize]| -> Result<Labelled> {
+        let (positions, features) = extract(&frozen, args, &data, positions)?;
+        let label = |i: usize| data.manifest.samples[i].label;
+        let labels = positions.iter().filter_map(|&i| label(i)).collect();
+        Ok(Labelled { positions, features, labels })
     };
-    Ok(Splits { train: labelled(train)?, test: labelled(test)?, classes: manifest.classes.len() })
+    let (train, test) = (labelled(&train)?, labelled(&test)?);
+    eprintln!("note: {}", data.standing(&test.positions).describe());
+    Ok(Splits { train, test, classes: data.manifest.classes.len() })
 }
 
 fn lacking(data: &Path) -> Error {
@@ -142,14 +150,23 @@ fn open(args: &FrozenArgs) -> Result<Frozen> {
     Ok(frozen)
 }
 
-/// Features of the samples, `[samples, num_features]`.
-fn extract(frozen: &Frozen, args: &FrozenArgs, samples: &[&Sample]) -> Result<Vec<f32>> {
+/// Positions of the readable samples and their features, `[samples, num_features]`.
+fn extract(
+    frozen: &Frozen,
+    args: &FrozenArgs,
+    data: &Measured,
+    positions: &[usize],
+) -> Result<(Vec<usize>, Vec<f32>)> {
     let inference = Inference {
         net: &frozen.net,
         img_size: frozen.img_size,
         view: frozen.view,
         threads: crate::run::threads_or_all(args.common.threads),
     };
-    let outputs = inference.run(samples.len(), &|i| decode_sample(samples[i]), &|_| ())?;
-    Ok(outputs.features)
+    let image = |i: usize| decode_sample(&data.manifest.samples[positions[i]]);
+    let mut readable = Readable::new(args.on_bad_image);
+    inference.each(positions.len(), &image, |i, outputs| {
+        readable.take(positions[i], outputs.map(|outputs| outputs.features))
+    })?;
+    readable.all(&args.data)
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::args::{CommonArgs, SplitChoice};
+use super::data_args::BadImage;
 
 /// Which weights and which images.
 #[derive(Args, Clone, Debug)]
@@ -19,6 +20,9 @@ pub struct FrozenArgs {
     /// Side of the images in pixels: needed for a weights file, changes that of a run or export
     #[arg(long, value_name = "PIXELS")]
     pub img_size: Option<usize>,
+    /// What an image that cannot be read does: error, or skip (named and left out)
+    #[arg(long, value_name = "POLICY", default_value = "skip")]
+    pub on_bad_image: BadImage,
     /// How to run.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -47,7 +51,7 @@ pub struct EmbedArgs {
     /// File to write: .npy, .csv or .safetensors
     #[arg(long, value_name = "FILE")]
     pub out: PathBuf,
-    /// Which images [default: all]
+    /// Which images, a split of the run where it saw them, else of the data [default: all]
     #[arg(long)]
     pub split: Option<SplitChoice>,
 }

@@ -12,13 +12,15 @@ mod frozen;
 mod frozen_args;
 mod model;
 mod progress;
+mod readable;
 mod recipe;
 mod trace;
 mod trace_args;
 mod train;
 mod values;
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
+use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -27,6 +29,7 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 use crate::error::{Error, Result};
+use crate::run::measured::Measured;
 use args::{Cli, Command};
 
 /// Parses the program's arguments, runs the command and returns the exit code.
@@ -41,6 +44,8 @@ pub fn main() -> u8 {
     };
     match run(cli.command) {
         Ok(()) => 0,
+        // Whoever read the results has enough of them: `fewvit predict photos/ | head`.
+        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => 0,
         Err(error) => {
             let _ = writeln!(std::io::stderr(), "fewvit: {error}");
             error.exit_code()
@@ -78,6 +83,13 @@ fn run(command: Command) -> Result<()> {
             doctor::print(&doctor::examine(&patient), args.json, out)
         }
     }
+}
+
+/// The data as the run around `model` sees it; what there is to say of it goes to standard error.
+fn measured(model: &Path, data: &Path, threads: usize) -> Result<Measured> {
+    let (measured, notes) = crate::run::measured::open(model, data, threads)?;
+    notes.iter().for_each(|note| eprintln!("note: {note}"));
+    Ok(measured)
 }
 
 /// Prints a line of results.

@@ -2,56 +2,65 @@
 
 use std::path::{Path, PathBuf};
 
+use serde::Serialize;
 use serde_json::json;
 
-use super::args::{CommonArgs, EvalArgs, ExportArgs, PredictArgs, SplitChoice};
+use super::args::{EvalArgs, ExportArgs, PredictArgs, SplitChoice};
+use super::data_args::BadImage;
+use super::readable::{Readable, unreadable_image};
 use crate::backbone::{ImgSizes, Spec};
-use crate::config::{Layers, RunConfig};
 use crate::data::Rgb8;
+use crate::data::digest::digests;
+use crate::data::file_name;
 use crate::data::manifest::{Manifest, Origin, Sample, Split};
-use crate::data::source;
+use crate::data::words::counted;
 use crate::error::{Error, Result};
 use crate::eval::metric::{Metrics, log_softmax, top};
 use crate::export::{Classifier, onnx, timm};
 use crate::report::tables;
+use crate::report::words::interval;
+use crate::run::Folder;
+use crate::run::measured::{Standing, Wanted};
 use crate::run::prepare::decode_sample;
+use crate::run::seen::Seen;
 
 pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     crate::run::check_device(&args.common.device)?;
     let model = Classifier::open(&args.model)?;
     let classes = &model.description().classes;
-    let manifest = relabelled(source::open(&args.data, &defaults()?.data, 0)?, classes)?;
-    let samples = chosen(&manifest, args.split);
-    if samples.is_empty() {
-        return Err(Error::Data(format!(
-            "{} has no images in that split; --split all takes every image",
-            args.data.display()
-        )));
-    }
-    args.predictions.as_deref().map_or(Ok(()), tables::check_predictions_path)?;
-    let logits = run(&model, &samples, &args.common)?;
-    let labels: Vec<usize> = samples.iter().filter_map(|sample| sample.label).collect();
-    if labels.len() < samples.len() {
+    let threads = crate::run::threads_or_all(args.common.threads);
+    let mut data = super::measured(&args.model, &args.data, threads)?;
+    relabel(&mut data.manifest, classes)?;
+    let positions = data.positions(args.split.map_or(Wanted::HeldOut, SplitChoice::wanted))?;
+    let samples = &data.manifest.samples;
+    if positions.iter().any(|&i| samples[i].label.is_none()) {
         return Err(Error::Data(format!("{} has no labels to compare with", args.data.display())));
     }
+    args.predictions.as_deref().map_or(Ok(()), tables::check_predictions_path)?;
+    let mut readable = Readable::new(args.on_bad_image);
+    let image = |i: usize| decode_sample(&samples[positions[i]]);
+    model
+        .each(positions.len(), &image, threads, |i, logits| readable.take(positions[i], logits))?;
+    let (positions, logits) = readable.all(&args.data)?;
+    let files: Vec<String> = positions.iter().map(|&i| samples[i].id.clone()).collect();
+    let labels: Vec<usize> = positions.iter().filter_map(|&i| samples[i].label).collect();
     if let Some(path) = &args.predictions {
-        let files: Vec<String> = samples.iter().map(|sample| sample.id.clone()).collect();
-        let known: Vec<_> = samples.iter().map(|sample| sample.label).collect();
+        let known: Vec<_> = labels.iter().copied().map(Some).collect();
         let rows = tables::predictions(&files, &known, &logits, classes);
         tables::write_predictions(path, &rows)?;
     }
     let metrics = Metrics::from_logits(&logits, &labels, classes.len());
+    let standing = data.standing(&positions);
     if args.common.json {
-        return super::print_json(&metrics);
+        return super::print_json(&Evaluation { metrics, images: standing });
     }
-    let (low, high) = metrics.top1_interval;
+    eprintln!("note: {}", standing.describe());
     super::print(&format!(
-        "{:.2}% of {} images right (95% interval {:.2} to {:.2}), balanced {:.2}%, macro-F1 {:.2}%, \
+        "{:.2}% of {} images right ({}), balanced {:.2}%, macro-F1 {:.2}%, \
          log-loss {:.4}, calibration error {:.2}%",
         100.0 * metrics.top1,
         metrics.n,
-        100.0 * low,
-        100.0 * high,
+        interval(metrics.top1_interval),
         100.0 * metrics.balanced,
         100.0 * metrics.macro_f1,
         metrics.nll,
@@ -59,8 +68,16 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     ))
 }
 
-/// The manifest with the model's class indices, matched by name.
-fn relabelled(mut manifest: Manifest, classes: &[String]) -> Result<Manifest> {
+/// What `eval --json` prints.
+#[derive(Serialize)]
+struct Evaluation {
+    #[serde(flatten)]
+    metrics: Metrics,
+    images: Standing,
+}
+
+/// Gives the manifest the model's class indices, matched by name.
+fn relabel(manifest: &mut Manifest, classes: &[String]) -> Result<()> {
     let index = |name: &String| {
         classes.iter().position(|class| class == name).ok_or_else(|| {
             Error::Data(format!("the model does not know the class `{name}` of {}", manifest.name))
@@ -70,44 +87,68 @@ fn relabelled(mut manifest: Manifest, classes: &[String]) -> Result<Manifest> {
     for sample in &mut manifest.samples {
         sample.label = sample.label.map(|label| map[label]);
     }
-    Ok(manifest)
-}
-
-pub(super) fn chosen(manifest: &Manifest, split: Option<SplitChoice>) -> Vec<&Sample> {
-    let of = |split: Split| -> Vec<&Sample> {
-        manifest.samples.iter().filter(|sample| sample.split == split).collect()
-    };
-    match split {
-        Some(SplitChoice::Train) => of(Split::Train),
-        Some(SplitChoice::Val) => of(Split::Val),
-        Some(SplitChoice::Test) => of(Split::Test),
-        Some(SplitChoice::All) => manifest.samples.iter().collect(),
-        None => {
-            let test = of(Split::Test);
-            if test.is_empty() { of(Split::Val) } else { test }
-        }
-    }
+    Ok(())
 }
 
 pub(super) fn predict(args: &PredictArgs) -> Result<()> {
     crate::run::check_device(&args.common.device)?;
     let model = Classifier::open(&args.model)?;
     let classes = &model.description().classes;
+    let threads = crate::run::threads_or_all(args.common.threads);
     let samples = all_images_at(&args.images)?;
-    let logits = run(&model, &samples.iter().collect::<Vec<_>>(), &args.common)?;
-    for (sample, logits) in samples.iter().zip(logits.chunks(classes.len())) {
-        let log_p = log_softmax(logits);
-        let best = top(&log_p, args.top_k);
-        if args.common.json {
-            let named = |&class: &usize| json!({ "class": classes[class], "probability": log_p[class].exp() });
-            let top: Vec<_> = best.iter().map(named).collect();
-            super::print_json(&json!({ "file": sample.id, "top": top, "logits": logits }))?;
-        } else {
-            let named =
-                |&class: &usize| format!("{} {:.1}%", classes[class], 100.0 * log_p[class].exp());
-            let line: Vec<_> = best.iter().map(named).collect();
-            super::print(&format!("{}: {}", sample.id, line.join(", ")))?;
-        }
+    let mut unreadable = 0;
+    model.each(
+        samples.len(),
+        &|i| decode_sample(&samples[i]),
+        threads,
+        |i, logits| match logits {
+            Ok(logits) => say(args, &samples[i].id, &logits, classes),
+            Err(error) if args.on_bad_image == BadImage::Error => Err(unreadable_image(error)),
+            Err(error) => {
+                unreadable += 1;
+                eprintln!("fewvit: {error}");
+                Ok(())
+            }
+        },
+    )?;
+    trained_on(&args.model, &samples, threads)?;
+    match unreadable {
+        0 => Ok(()),
+        n => Err(Error::Data(format!(
+            "{} of {} could not be read",
+            n,
+            counted(samples.len(), "image")
+        ))),
+    }
+}
+
+/// Prints what the logits say of one image.
+fn say(args: &PredictArgs, file: &str, logits: &[f32], classes: &[String]) -> Result<()> {
+    let log_p = log_softmax(logits);
+    let best = top(&log_p, args.top_k);
+    if args.common.json {
+        let named =
+            |&class: &usize| json!({ "class": classes[class], "probability": log_p[class].exp() });
+        let top: Vec<_> = best.iter().map(named).collect();
+        return super::print_json(&json!({ "file": file, "top": top, "logits": logits }));
+    }
+    let named = |&class: &usize| format!("{} {:.1}%", classes[class], 100.0 * log_p[class].exp());
+    let line: Vec<_> = best.iter().map(named).collect();
+    super::print(&format!("{file}: {}", line.join(", ")))
+}
+
+/// Notes how many of the images the model was trained on.
+fn trained_on(model: &Path, samples: &[Sample], threads: usize) -> Result<()> {
+    let Some(run) = Folder::around(model) else { return Ok(()) };
+    let samples: Vec<&Sample> = samples.iter().collect();
+    let seen = Seen::read(&run)?.recognise(&samples, &digests(&samples, threads));
+    let n = seen.count(Some(Split::Train));
+    if n > 0 {
+        eprintln!(
+            "note: the model was trained on {n} of these {}; how it does on those says nothing about \
+             new ones",
+            counted(samples.len(), "image")
+        );
     }
     Ok(())
 }
@@ -142,7 +183,7 @@ fn all_images_at(paths: &[PathBuf]) -> Result<Vec<Sample>> {
 /// An image file, or every image in a folder.
 fn images_at(path: &Path) -> Result<Vec<Sample>> {
     let sample = |path: PathBuf| Sample {
-        id: path.display().to_string(),
+        id: file_name::id_of(&path),
         origin: Origin::File(path),
         label: None,
         split: Split::Test,
@@ -151,16 +192,12 @@ fn images_at(path: &Path) -> Result<Vec<Sample>> {
         return Ok(vec![sample(path.to_path_buf())]);
     }
     let listing = crate::data::listing::Listing::of_folder(path)?;
-    Ok(listing.images().map(|name| sample(path.join(name))).collect())
-}
-
-fn run(model: &Classifier, samples: &[&Sample], common: &CommonArgs) -> Result<Vec<f32>> {
-    let threads = crate::run::threads_or_all(common.threads);
-    model.logits(samples.len(), &|i| decode_sample(samples[i]), threads)
-}
-
-pub(super) fn defaults() -> Result<RunConfig> {
-    Ok(Layers::new("paper")?.build()?.config)
+    let samples: Vec<_> =
+        listing.images().map(|id| sample(path.join(file_name::path_of(id)))).collect();
+    match samples.is_empty() {
+        true => Err(Error::Data(format!("{} holds no images", path.display()))),
+        false => Ok(samples),
+    }
 }
 
 pub(super) fn list(as_json: bool) -> Result<()> {

@@ -1,10 +1,11 @@
 //! Progress of a run on standard error: a bar on a terminal, one plain line an epoch elsewhere.
 
+use std::fmt;
 use std::io::{IsTerminal, Write};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use crate::report::words::duration;
 use crate::run::Ui;
@@ -15,7 +16,7 @@ const RESUMED: &str = "resumed";
 /// Draws progress; standard output stays free for results.
 pub struct Progress {
     sink: Sink,
-    state: Mutex<State>,
+    state: Arc<Mutex<State>>,
 }
 
 enum Sink {
@@ -35,8 +36,9 @@ struct State {
 impl Progress {
     /// On standard error.
     pub fn new() -> Self {
+        let on_terminal = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         match std::io::stderr().is_terminal() {
-            true => Self::with(Sink::Bar(bar())),
+            true => Self::with(Sink::Bar(on_terminal)),
             false => Self::lines(Box::new(std::io::stderr())),
         }
     }
@@ -48,7 +50,11 @@ impl Progress {
 
     fn with(sink: Sink) -> Self {
         let state = State { total: 0, done: 0, worked: 0, began: Instant::now() };
-        Self { sink, state: Mutex::new(state) }
+        let state = Arc::new(Mutex::new(state));
+        if let Sink::Bar(bar) = &sink {
+            bar.set_style(style(state.clone()));
+        }
+        Self { sink, state }
     }
 
     /// A callback `(done, total)` for long loops outside of training. A bar shows each call, plain
@@ -90,6 +96,7 @@ impl Ui for Progress {
     }
 
     fn total(&self, units: u64) {
+        // Let go before the bar is drawn, which asks for it.
         *locked(&self.state) = State { total: units, done: 0, worked: 0, began: Instant::now() };
         if let Sink::Bar(bar) = &self.sink {
             bar.set_length(units);
@@ -116,11 +123,12 @@ impl Ui for Progress {
             state.worked += units;
         }
         if let Sink::Bar(bar) = &self.sink {
-            bar.set_position(state.done);
-            match message {
-                RESUMED => bar.reset_eta(),
-                "" => {}
-                _ => bar.set_message(message.to_owned()),
+            // Drawing asks for the state.
+            let done = state.done;
+            drop(state);
+            bar.set_position(done);
+            if !["", RESUMED].contains(&message) {
+                bar.set_message(message.to_owned());
             }
         }
     }
@@ -143,25 +151,39 @@ impl Ui for Progress {
 }
 
 impl State {
+    /// Seconds left; `None` while nothing has been measured in this sitting.
+    fn left(&self) -> Option<f64> {
+        let each = self.began.elapsed().as_secs_f64() / self.worked as f64;
+        (self.worked > 0).then(|| each * self.total.saturating_sub(self.done) as f64)
+    }
+
     /// `  [12%, 3 min 10 s left]`; empty while nothing can be said.
     fn describe(&self) -> String {
-        if self.total == 0 || self.worked == 0 {
-            return String::new();
+        let Some(left) = self.left().filter(|_| self.total > 0) else { return String::new() };
+        let percent = 100.0 * self.done.min(self.total) as f64 / self.total as f64;
+        format!("  [{percent:.0}%, {} left]", duration(left))
+    }
+
+    /// For the bar: `3 min 10 s left`, or that it is not known yet; nothing before the run.
+    fn time_left(&self) -> String {
+        match (self.total, self.left()) {
+            (0, _) => String::new(),
+            (_, None) => "measuring".to_owned(),
+            (_, Some(left)) => format!("{} left", duration(left)),
         }
-        let done = self.done.min(self.total);
-        let percent = 100.0 * done as f64 / self.total as f64;
-        let each = self.began.elapsed().as_secs_f64() / self.worked as f64;
-        format!("  [{percent:.0}%, {} left]", duration(each * (self.total - done) as f64))
     }
 }
 
 /// Stage, bar for the whole run, time left, last epoch.
-const TEMPLATE: &str = "{prefix} {bar:24} {percent}% {eta} left  {wide_msg}";
+const TEMPLATE: &str = "{prefix} {bar:24} {percent}% {time_left}  {wide_msg}";
 
-fn bar() -> ProgressBar {
-    let bar = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
+fn style(state: Arc<Mutex<State>>) -> ProgressStyle {
     let style = ProgressStyle::with_template(TEMPLATE);
-    bar.with_style(style.unwrap_or_else(|_| ProgressStyle::default_bar()))
+    let style = style.unwrap_or_else(|_| ProgressStyle::default_bar());
+    style.with_key("time_left", move |_: &ProgressState, out: &mut dyn fmt::Write| {
+        // Nobody is left to tell if the bar cannot be drawn.
+        let _ = out.write_str(&locked(&state).time_left());
+    })
 }
 
 /// A thread that panicked while it drew leaves nothing that matters half done.
@@ -227,6 +249,20 @@ mod tests {
         progress.advance(100, "");
         locked(&progress.state).began = Instant::now() - Duration::from_secs(10);
         assert_eq!(locked(&progress.state).describe(), "  [60%, 40 s left]");
+    }
+
+    #[test]
+    fn a_bar_says_no_time_before_it_knows_one() {
+        let progress = Progress::lines(Box::new(Page::default()));
+        let said = || locked(&progress.state).time_left();
+        assert_eq!(said(), "", "not even the length is known");
+        progress.total(1000);
+        assert_eq!(said(), "measuring");
+        progress.advance(500, "resumed");
+        assert_eq!(said(), "measuring", "what was done before says nothing of this sitting");
+        progress.advance(100, "");
+        locked(&progress.state).began = Instant::now() - Duration::from_secs(10);
+        assert_eq!(said(), "40 s left");
     }
 
     #[test]

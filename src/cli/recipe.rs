@@ -65,17 +65,12 @@ fn print_json(out: &mut impl Write, value: &impl serde::Serialize) -> Result<()>
     print(out, &format!("{text}\n"))
 }
 
-/// Prints results. A reader that has seen enough, like `head`, is no failure.
+/// Prints results.
 ///
 /// # Errors
-/// `out` cannot be written.
+/// `out` cannot be written, or its reader, such as `head`, has seen enough; the program ends then.
 pub fn print(out: &mut impl Write, text: &str) -> Result<()> {
-    match out.write_all(text.as_bytes()) {
-        Err(e) if e.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Error::io("write", Path::new("standard output"), e))
-        }
-        _ => Ok(()),
-    }
+    out.write_all(text.as_bytes()).map_err(|e| Error::io("write", Path::new("standard output"), e))
 }
 
 #[cfg(test)]

@@ -71,10 +71,11 @@ pub(super) fn go(
 }
 
 pub(super) fn resume(args: &ResumeArgs) -> Result<()> {
-    let folder = Folder::open(&args.run)?;
+    let mut folder = Folder::open(&args.run)?;
     let (ui, interrupted) = (Progress::new(), super::interrupted()?);
-    let summary =
-        run::resume(&folder, &ui, interrupted).map_err(|error| with_resume(error, &folder))?;
+    let data = args.data.as_deref().map(absolute);
+    let summary = run::resume(&mut folder, data.as_deref(), &ui, interrupted)
+        .map_err(|error| with_resume(error, &folder))?;
     report(&summary, args.json)
 }
 
@@ -111,6 +112,8 @@ fn report(summary: &Summary, json: bool) -> Result<()> {
     if let Some(headline) = &summary.headline {
         super::print(headline)?;
     }
+    summary.interval_covers.map_or(Ok(()), super::print)?;
+    summary.done.iter().try_for_each(|sentence| super::print(sentence))?;
     super::print(&format!("report: {}/report.html", summary.run))
 }
 

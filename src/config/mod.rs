@@ -29,8 +29,6 @@ pub struct RunConfig {
     pub amp_dtype: AmpDtype,
     /// Worker threads, one replica of the step each; 0 = all cores we may use.
     pub threads: usize,
-    /// Crops a worker passes through the model at a time; 0 = chosen for the model and img-size.
-    pub micro_batch: usize,
     /// Minutes for the whole run, 0 = no limit; epochs are scaled to fit before the run starts.
     pub time_budget: f64,
     /// The backbone.
@@ -104,6 +102,9 @@ pub enum PosEmbed {
 pub struct DataConfig {
     /// `error` or `skip`: what a file that does not decode does.
     pub on_bad_image: OnBadImage,
+    /// Whether a class folder without an image is left out with a note instead of refused.
+    #[serde(default)]
+    pub allow_empty_class: bool,
     /// Share of each class held out when the data has no split of its own.
     pub test_fraction: f64,
     /// Decoded images are kept with their short side at most this many pixels.
@@ -136,6 +137,8 @@ pub struct OptimConfig {
     pub epochs: usize,
     /// Images a step.
     pub batch_size: usize,
+    /// Crops a worker passes through the model at a time; 0 = chosen for the model and img-size.
+    pub micro_batch: usize,
     /// Peak learning rate; never scaled by the batch size.
     pub lr: f64,
     /// Learning rate at the end of the curve.

@@ -95,7 +95,6 @@ impl Checks {
     fn run(&mut self, config: &RunConfig) {
         self.section = "";
         self.count("threads", config.threads, 0, 4096);
-        self.count("micro_batch", config.micro_batch, 0, 4096);
         self.at_least_0("time_budget", config.time_budget, 1e6);
         self.at_least_0("checkpoint.every_minutes", config.checkpoint.every_minutes, 1e6);
     }
@@ -172,6 +171,7 @@ impl Checks {
     fn optim(&mut self, optim: &OptimConfig, least_epochs: usize) {
         self.count("epochs", optim.epochs, least_epochs, 1_000_000);
         self.count("batch_size", optim.batch_size, 1, 65_536);
+        self.count("micro_batch", optim.micro_batch, 0, 4096);
         self.positive("lr", optim.lr, 1.0);
         let must = format!("0 or more and at most lr, {:?}", optim.lr);
         let inside = (0.0..=optim.lr).contains(&optim.min_lr);

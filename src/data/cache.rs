@@ -11,7 +11,7 @@ use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer
 
 use super::decode::decode;
 use super::image::Rgb8;
-use super::listing::read;
+use super::listing;
 use super::manifest::Manifest;
 use super::parallel::map_in_turn;
 use crate::error::{Error, Result};
@@ -65,7 +65,7 @@ impl ImageStore {
     ) -> Result<(Self, Vec<BadImage>)> {
         let load = |i: usize| {
             let sample = &manifest.samples[indices[i]];
-            let bytes = read(&sample.origin).map_err(|e| e.to_string())?;
+            let bytes = listing::bytes(&sample.origin)?;
             Ok(shrink(decode(&bytes)?, limits.short_side))
         };
         let (mut slots, mut bad) = (Vec::with_capacity(indices.len()), Vec::new());
@@ -107,6 +107,15 @@ impl ImageStore {
     /// Number of images, unusable ones included.
     pub fn len(&self) -> usize {
         self.slots.len()
+    }
+
+    /// Bytes of pixels in memory, and in the file.
+    pub fn bytes(&self) -> (u64, u64) {
+        self.slots.iter().fold((0, 0), |(memory, file), slot| match slot {
+            Slot::Memory(image) => (memory + image.pixels.len() as u64, file),
+            Slot::Spilled { width, height, .. } => (memory, file + (3 * width * height) as u64),
+            Slot::Bad => (memory, file),
+        })
     }
 
     /// Whether there are none.
@@ -209,6 +218,15 @@ mod tests {
             assert_eq!((store.len(), calls.into_inner()), (9, 9));
             assert_eq!(store.spill.is_some(), ram_bytes < 10_000);
             assert!(!limits.spill.exists(), "nothing stays behind");
+            let (memory, file) = store.bytes();
+            assert_eq!(
+                memory + file,
+                (0..9)
+                    .filter(|i| *i != 6)
+                    .map(|i| store.get(i).unwrap().pixels.len() as u64)
+                    .sum::<u64>()
+            );
+            assert!(memory <= ram_bytes && (file == 0) == (ram_bytes == 10_000));
             let reason = "is a text file, not an image".to_owned();
             assert_eq!(bad, [BadImage { id: "2.png".into(), reason }]);
             assert!(store.get(6).is_err());

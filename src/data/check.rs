@@ -1,11 +1,11 @@
 //! Looks at every image before training does: what is there, what is broken, what is odd.
 
 use std::collections::{BTreeMap, HashMap};
-use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 
 use super::data_report::{BadFile, ClassCounts, DataReport, Leak, SplitCounts, Spread};
 use super::decode::{Colour, decode_described};
-use super::listing::read;
+use super::digest::Digest;
+use super::listing;
 use super::manifest::{Manifest, Sample, Split};
 use super::parallel::map_in_turn;
 use super::words::counted;
@@ -16,7 +16,15 @@ use crate::error::{Error, Result};
 struct Look {
     size: (usize, usize),
     colour: Colour,
-    digest: (u64, usize),
+    digest: Digest,
+}
+
+/// What was found when every image was looked at.
+pub struct Checked {
+    /// What the data set holds.
+    pub report: DataReport,
+    /// Content of each sample of the manifest; `None` where it cannot be read.
+    pub digests: Vec<Option<Digest>>,
 }
 
 /// Reads and decodes every image on `threads` threads; `progress(done, total)` after each.
@@ -24,7 +32,7 @@ pub fn check(
     manifest: &Manifest,
     threads: usize,
     progress: &(dyn Fn(usize, usize) + Sync),
-) -> DataReport {
+) -> Checked {
     let samples = &manifest.samples;
     let (mut looks, mut bad) = (Vec::new(), Vec::new());
     let work = |i: usize| look(&samples[i]);
@@ -52,6 +60,7 @@ pub fn check(
         bad,
         leaks,
         imbalance: 0.0,
+        layout: String::new(),
         ignored: BTreeMap::new(),
         warnings: Vec::new(),
     };
@@ -64,7 +73,9 @@ pub fn check(
         report.imbalance = most as f64 / least as f64;
     }
     report.warnings = report.findings(&conflicts);
-    report
+    let mut digests = vec![None; samples.len()];
+    looks.into_iter().for_each(|(i, look)| digests[i] = Some(look.digest));
+    Checked { report, digests }
 }
 
 /// The manifest without its unreadable images, or why not.
@@ -98,22 +109,18 @@ pub fn apply_bad_policy(
 }
 
 fn look(sample: &Sample) -> std::result::Result<Look, String> {
-    let bytes = read(&sample.origin).map_err(|e| e.to_string())?;
+    let bytes = listing::bytes(&sample.origin)?;
     let (image, colour) = decode_described(&bytes)?;
-    // Without random keys, so that a report is the same every time.
-    let mut hasher = DefaultHasher::new();
-    bytes.hash(&mut hasher);
-    let digest = (hasher.finish(), bytes.len());
-    Ok(Look { size: (image.width, image.height), colour, digest })
+    Ok(Look { size: (image.width, image.height), colour, digest: Digest::of(&bytes) })
 }
 
 /// Training files found again in a held-out split, and files found in two classes.
 fn duplicates(manifest: &Manifest, looks: &[(usize, Look)]) -> (Vec<Leak>, Vec<String>) {
-    let mut seen: HashMap<(u64, usize), Vec<&Sample>> = HashMap::new();
+    let mut seen: HashMap<&Digest, Vec<&Sample>> = HashMap::new();
     let (mut leaks, mut conflicts) = (Vec::new(), Vec::new());
     for (i, look) in looks {
         let sample = &manifest.samples[*i];
-        let same = seen.entry(look.digest).or_default();
+        let same = seen.entry(&look.digest).or_default();
         let in_train = |s: &Sample| s.split == Split::Train;
         if let Some(other) = same.iter().find(|other| in_train(other) != in_train(sample)) {
             let (train, held_out) =
@@ -166,7 +173,7 @@ mod tests {
     fn oddities_are_counted_and_said() {
         let root = odd_data();
         let opened = open_noting(root.path(), &tests::config(), 1).unwrap();
-        let mut report = check(&opened.manifest, 3, &|_, _| {});
+        let mut report = check(&opened.manifest, 3, &|_, _| {}).report;
         report.add_notes(&opened);
         assert_eq!(report.images, SplitCounts { train: 9, val: 0, test: 1 });
         assert_eq!(report.classes[1].images, SplitCounts { train: 3, val: 0, test: 0 });
@@ -199,7 +206,7 @@ mod tests {
     fn bad_images_stop_or_are_left_out() {
         let root = odd_data();
         let manifest = open_noting(root.path(), &tests::config(), 1).unwrap().manifest;
-        let report = check(&manifest, 1, &|_, _| {});
+        let report = check(&manifest, 1, &|_, _| {}).report;
         let error = apply_bad_policy(&manifest, &report, OnBadImage::Error).unwrap_err();
         assert_eq!(error.exit_code(), 3);
         let text = error.to_string();
@@ -207,7 +214,7 @@ mod tests {
         assert!(text.contains("--set data.on_bad_image=skip"));
         let kept = apply_bad_policy(&manifest, &report, OnBadImage::Skip).unwrap();
         assert_eq!(kept.samples.len(), manifest.samples.len() - 2);
-        let again = check(&kept, 1, &|_, _| {});
+        let again = check(&kept, 1, &|_, _| {}).report;
         assert_eq!(
             apply_bad_policy(&kept, &again, OnBadImage::Error).unwrap().samples,
             kept.samples
@@ -220,7 +227,7 @@ mod tests {
             return;
         };
         let opened = open_noting(&path, &tests::config(), 1).unwrap();
-        let report = check(&opened.manifest, 2, &|_, _| {});
+        let report = check(&opened.manifest, 2, &|_, _| {}).report;
         assert_eq!((report.bad.len(), report.leaks.len(), report.imbalance), (0, 0, 1.0));
         assert_eq!(report.images, SplitCounts { train: 100, val: 100, test: 0 });
         assert_eq!(report.width.min.min(report.height.min), 64);

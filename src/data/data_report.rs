@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::listing::UNREAD_PHOTOS;
 use super::manifest::Split;
 use super::source::Opened;
 use super::words::{counted, shortened};
@@ -13,6 +14,9 @@ use super::words::{counted, shortened};
 pub struct DataReport {
     /// The data set's name.
     pub name: String,
+    /// What the data set was recognised as.
+    #[serde(default)]
+    pub layout: String,
     /// Images of each split, unreadable ones included.
     pub images: SplitCounts,
     /// The same by class; empty in an unlabelled set.
@@ -120,12 +124,9 @@ impl Spread {
 impl DataReport {
     /// Adds what opening the data set came across.
     pub fn add_notes(&mut self, opened: &Opened) {
+        self.layout = opened.layout.clone();
         self.ignored = opened.ignored.clone();
-        let photos: usize =
-            ["heic", "heif", "avif", "raw", "dng", "cr2", "nef", "arw", "jxl", "jp2"]
-                .iter()
-                .filter_map(|ext| opened.ignored.get(*ext))
-                .sum();
+        let photos: usize = UNREAD_PHOTOS.iter().filter_map(|ext| opened.ignored.get(*ext)).sum();
         if photos > 0 {
             let what = "in a format that fewvit does not read (HEIC, AVIF, raw) are ignored";
             self.warnings.push(format!("{} {what}; convert them", counted(photos, "photo")));

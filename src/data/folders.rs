@@ -2,108 +2,343 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
-use super::listing::Listing;
+use super::file_name::folded;
+use super::left_out::Reason;
+use super::listing::{Listing, is_image_name};
 use super::manifest::{Manifest, Sample, Split, SplitOrigin};
 use super::source::{Opened, finish};
 use super::split::stratified;
-use super::table::parse_split;
-use super::words::{counted, shortened};
+use super::split_names::{SplitName, is_no_class, parse_split, split_name};
+use super::words::{counted, listed_lines, shortened};
 use crate::config::DataConfig;
 use crate::error::{Error, Result};
 
-/// `{train,val,test}/CLASS/**`; the classes are those of `train`.
-pub(super) fn split_folders(listing: &Listing) -> Result<Opened> {
-    let (mut placed, mut stray) = (Vec::new(), Vec::new());
-    for path in listing.images() {
-        let mut parts = path.splitn(3, '/');
-        match (parts.next().and_then(parse_split), parts.next(), parts.next()) {
-            (Some(split), Some(class), Some(_)) => placed.push((path, class, split)),
-            _ => stray.push(path.clone()),
+/// An image with its class and split: id, class, split.
+type Placed<'a> = (&'a str, &'a str, Split);
+
+/// The folders directly below `prefix` that are splits; empty if they are classes.
+///
+/// One alone is a split if no other folder has images; among other folders it is a class that
+/// happens to be called so.
+pub(super) fn splits_below(listing: &Listing, prefix: &str) -> BTreeMap<String, Split> {
+    let named: Vec<(&str, SplitName)> = listing
+        .folders_below(prefix)
+        .filter_map(|folder| Some((folder, split_name(folder)?)))
+        .collect();
+    let rests: BTreeSet<&str> = named.iter().map(|(_, name)| name.rest.as_str()).collect();
+    // The empty rest comes first: `train` and `test` before `cars_train` and `cars_test`.
+    for rest in rests {
+        let group: Vec<_> = named.iter().filter(|(_, name)| name.rest == rest).collect();
+        let has = |split| group.iter().any(|(_, name)| name.split == split);
+        let enough = match (group.as_slice(), rest) {
+            ([(only, _)], "") => filled(listing, prefix).all(|folder| folder == *only),
+            (_, "") => true,
+            _ => has(Split::Train) && (has(Split::Val) || has(Split::Test)),
+        };
+        if enough {
+            return group.iter().map(|(folder, name)| (folder.to_string(), name.split)).collect();
         }
     }
-    let in_train = placed.iter().filter(|(_, _, split)| *split == Split::Train);
-    let classes: BTreeSet<&str> = in_train.map(|(_, class, _)| *class).collect();
-    if classes.is_empty() {
-        return Err(Error::Data(
-            "train/ has no class folders; put the images into train/CLASS/, or give the train \
-             folder itself to pre-train without labels"
-                .into(),
-        ));
-    }
-    let index: HashMap<&str, usize> = classes.iter().enumerate().map(|(i, c)| (*c, i)).collect();
-    let (mut samples, mut unknown) = (Vec::new(), BTreeSet::new());
-    for (path, class, split) in placed {
-        let Some(&label) = index.get(class) else {
-            unknown.insert(class.to_owned());
-            continue;
+    BTreeMap::new()
+}
+
+/// The folders directly below `prefix` with images somewhere inside.
+pub(super) fn filled<'a>(
+    listing: &'a Listing,
+    prefix: &'a str,
+) -> impl Iterator<Item = &'a str> + 'a {
+    listing
+        .folders_below(prefix)
+        .filter(move |folder| listing.files_below(&format!("{prefix}{folder}/")).any(is_image_name))
+}
+
+/// Whether there is a training and another split, each with class folders: all that is needed.
+pub(super) fn are_split_classes(listing: &Listing) -> bool {
+    let splits = splits_below(listing, "");
+    let has_classes = |folder: &str| filled(listing, &format!("{folder}/")).count() > 1;
+    let has = |train: bool| {
+        splits.iter().any(|(folder, s)| (*s == Split::Train) == train && has_classes(folder))
+    };
+    has(true) && has(false)
+}
+
+/// `{train,val,test}/CLASS/**`; the classes are those of `train`, or of all if there is none.
+pub(super) fn split_folders(
+    listing: &Listing,
+    splits: &BTreeMap<String, Split>,
+    config: &DataConfig,
+) -> Result<Opened> {
+    let bases: Vec<(String, Split)> =
+        splits.iter().map(|(top, &split)| (base_of(listing, top, split), split)).collect();
+    let (mut placed, mut stray) = (Vec::new(), Vec::new());
+    for path in listing.images() {
+        let inside = |(base, split): &(String, Split)| {
+            let rest = path.strip_prefix(base.as_str())?;
+            Some((rest.split_once('/')?.0, *split))
         };
-        let (id, origin) = (path.clone(), listing.files[path].clone());
-        samples.push(Sample { id, origin, label: Some(label), split });
+        match bases.iter().find_map(inside) {
+            Some((class, split)) => placed.push((path.as_str(), class, split)),
+            None => stray.push(path.clone()),
+        }
     }
-    let classes = classes.iter().map(|class| class.to_string()).collect();
-    let manifest =
-        Manifest { name: listing.name.clone(), classes, samples, split_origin: SplitOrigin::Given };
-    let mut opened = finish(manifest)?;
-    opened.warnings.extend(stray_warning(&stray));
-    if !unknown.is_empty() {
-        let names: Vec<String> = unknown.into_iter().collect();
-        opened.warnings.push(format!(
-            "held-out images of {} that train/ lacks are left out: {}",
-            counted(names.len(), "class"),
-            shortened(&names)
-        ));
+    let any_train = bases.iter().any(|(_, split)| *split == Split::Train);
+    let defines = |split: Split| split == Split::Train || !any_train;
+    let classes: BTreeSet<&str> =
+        placed.iter().filter(|(.., split)| defines(*split)).map(|(_, class, _)| *class).collect();
+    let defining: Vec<&str> =
+        bases.iter().filter(|(_, split)| defines(*split)).map(|(base, _)| base.as_str()).collect();
+    if classes.is_empty() {
+        return Err(Error::Data(format!(
+            "{0} has no class folders; put the images into {0}CLASS/, or give that folder itself \
+             to pre-train without labels",
+            defining.join(" and ")
+        )));
+    }
+    refuse_containers(&classes, defining.first().copied().unwrap_or_default())?;
+    let lost = defining.iter().flat_map(|base| lost(listing, base, &classes)).collect();
+    let lost = without_lost(lost, config)?;
+    let (samples, unknown) = samples(listing, &placed, &classes);
+    let names = |split: Split| placed.iter().any(|(.., s)| *s == split).then(|| name_of(split));
+    let found: Vec<&str> =
+        [Split::Train, Split::Val, Split::Test].into_iter().filter_map(names).collect();
+    let folders: Vec<&str> = splits.keys().map(String::as_str).collect();
+    let mut sorted = found.clone();
+    sorted.sort_unstable();
+    let mut layout = format!("{} folders", found.join("/"));
+    if sorted != folders {
+        layout.push_str(&format!(" ({})", folders.join(", ")));
+    }
+    let mut opened = finish(manifest(listing, &classes, samples, SplitOrigin::Given), layout)?;
+    opened.warnings.extend(lost);
+    opened.warnings.extend(stray_note(&stray));
+    opened.warnings.extend(unknown_note(unknown, &classes));
+    let empty = bases
+        .iter()
+        .filter(|(base, _)| !placed.iter().any(|(path, ..)| path.starts_with(base.as_str())));
+    let empty: Vec<String> = empty.map(|(base, _)| base.clone()).collect();
+    if !empty.is_empty() {
+        let what = "no class folder with images in";
+        opened
+            .warnings
+            .push(format!("{what} {}, so nothing is taken from there", empty.join(", ")));
     }
     Ok(opened)
 }
 
-/// `CLASS/**`, split by us.
+/// `CLASS/**`, split by us, or by folders that each class has inside: `CLASS/{train,test}/**`.
 pub(super) fn class_folders(listing: &Listing, config: &DataConfig, seed: u64) -> Result<Opened> {
-    let (mut by_class, mut stray) = (BTreeMap::<&str, Vec<&String>>::new(), Vec::new());
+    let classes: BTreeSet<&str> = filled(listing, "").collect();
+    refuse_containers(&classes, "")?;
+    let lost = without_lost(lost(listing, "", &classes), config)?;
+    let divided = is_divided(listing, &classes)?;
+    let (mut placed, mut stray) = (Vec::new(), Vec::new());
     for path in listing.images() {
-        match path.split_once('/') {
-            Some((class, _)) => by_class.entry(class).or_default().push(path),
+        let mut parts = path.splitn(3, '/');
+        let split = match (parts.next(), parts.next(), parts.next()) {
+            (Some(class), Some(folder), Some(_)) if divided => {
+                parse_split(folder).map(|split| (class, split))
+            }
+            (Some(class), Some(_), _) if !divided => Some((class, Split::Train)),
+            _ => None,
+        };
+        match split {
+            Some((class, split)) => placed.push((path.as_str(), class, split)),
             None => stray.push(path.clone()),
         }
     }
-    let mut samples = Vec::new();
-    for (label, paths) in by_class.values().enumerate() {
-        samples.extend(paths.iter().map(|&path| Sample {
-            id: path.clone(),
-            origin: listing.files[path].clone(),
-            label: Some(label),
-            split: Split::Train,
-        }));
+    let (samples, _) = samples(listing, &placed, &classes);
+    let (origin, layout) = match divided {
+        true => (SplitOrigin::Given, "class folders with splits inside"),
+        false => (SplitOrigin::Made, "class folders"),
+    };
+    let mut opened = finish(manifest(listing, &classes, samples, origin), layout.to_owned())?;
+    opened.warnings.extend(lost);
+    opened.warnings.extend(stray_note(&stray));
+    if !divided {
+        let no_groups = HashMap::new();
+        let notes = stratified(&mut opened.manifest, &no_groups, config.test_fraction, seed)?;
+        opened.warnings.extend(notes);
     }
-    let classes = by_class.keys().map(|class| class.to_string()).collect();
-    let manifest =
-        Manifest { name: listing.name.clone(), classes, samples, split_origin: SplitOrigin::Made };
-    let mut opened = finish(manifest)?;
-    opened.warnings.extend(stray_warning(&stray));
-    let no_groups = HashMap::new();
-    let notes = stratified(&mut opened.manifest, &no_groups, config.test_fraction, seed)?;
-    opened.warnings.extend(notes);
     Ok(opened)
 }
 
 /// Images without folders: no labels.
 pub(super) fn flat(listing: &Listing) -> Result<Opened> {
-    let sample = |path: &String| Sample {
-        id: path.clone(),
-        origin: listing.files[path].clone(),
-        label: None,
-        split: Split::Train,
-    };
-    finish(Manifest {
-        name: listing.name.clone(),
-        classes: Vec::new(),
-        samples: listing.images().map(sample).collect(),
-        split_origin: SplitOrigin::Unlabelled,
-    })
+    let placed: Vec<_> = listing.images().map(|id| (id.as_str(), "", Split::Train)).collect();
+    let (mut samples, _) = samples(listing, &placed, &BTreeSet::from([""]));
+    samples.iter_mut().for_each(|sample| sample.label = None);
+    let manifest = manifest(listing, &BTreeSet::new(), samples, SplitOrigin::Unlabelled);
+    let mut opened = finish(manifest, "folder of images".to_owned())?;
+    let folders: Vec<String> = listing
+        .folders_below("")
+        .map(|folder| format!("{folder}/ {}", state(listing, folder)))
+        .collect();
+    if !folders.is_empty() {
+        opened.warnings.push(format!("no images in {}", shortened(&folders)));
+    }
+    Ok(opened)
 }
 
-fn stray_warning(stray: &[String]) -> Option<String> {
+/// What lies below `prefix`, in words: `6 files, none with the extension ...: a, b`.
+pub(super) fn contents(listing: &Listing, prefix: &str) -> String {
+    let files: Vec<String> = listing.files_below(prefix).map(str::to_owned).collect();
+    format!(
+        "{}, none with the extension of an image that fewvit reads: {}",
+        counted(files.len(), "file"),
+        shortened(&files)
+    )
+}
+
+/// Where a split's class folders are: in the folder itself (`train/`), or in one of the same kind
+/// inside, as archives and Kaggle double them (`seg_train/seg_train/`).
+fn base_of(listing: &Listing, top: &str, split: Split) -> String {
+    let mut base = format!("{top}/");
+    loop {
+        let inside: Vec<&str> = filled(listing, &base).collect();
+        let is_double = |folder: &str| parse_split(folder) == Some(split) || folder == top;
+        let loose = listing.files_below(&base).any(|p| !p.contains('/') && is_image_name(p));
+        match inside.as_slice() {
+            [only] if is_double(only) && !loose => base = format!("{base}{only}/"),
+            _ => return base,
+        }
+    }
+}
+
+/// Whether each class has its splits inside.
+///
+/// # Errors
+/// [`Error::Data`] if some have and others have not.
+fn is_divided(listing: &Listing, classes: &BTreeSet<&str>) -> Result<bool> {
+    let splits = |class: &str| -> Vec<Split> {
+        filled(listing, &format!("{class}/")).filter_map(parse_split).collect()
+    };
+    let of_classes: Vec<(&str, Vec<Split>)> =
+        classes.iter().map(|class| (*class, splits(class))).collect();
+    let all = || of_classes.iter().flat_map(|(_, splits)| splits);
+    if !(all().any(|s| *s == Split::Train) && all().any(|s| *s != Split::Train)) {
+        return Ok(false);
+    }
+    let without = of_classes.iter().filter(|(_, splits)| splits.is_empty());
+    let without: Vec<String> = without.map(|(class, _)| format!("{class}/")).collect();
+    match without.is_empty() {
+        true => Ok(true),
+        false => Err(Error::Data(format!(
+            "some class folders have train/ and test/ inside, {} not: {}; sort the images of all \
+             classes the same way",
+            counted(without.len(), "other"),
+            shortened(&without)
+        ))),
+    }
+}
+
+/// Refuses folders that hold images but name no class.
+fn refuse_containers(classes: &BTreeSet<&str>, base: &str) -> Result<()> {
+    if !classes.iter().all(|class| is_no_class(class)) {
+        return Ok(());
+    }
+    let names: Vec<String> = classes.iter().map(|class| format!("{base}{class}/")).collect();
+    Err(Error::Data(format!(
+        "no class is called as the folders with images are: {}\n  put the images into folders of \
+         their classes, or write a table (file,label,split)",
+        shortened(&names)
+    )))
+}
+
+/// Folders below `prefix` that would be classes if there were an image in them, with what is there.
+fn lost(listing: &Listing, prefix: &str, classes: &BTreeSet<&str>) -> Vec<String> {
+    let lost = listing.folders_below(prefix).filter(|folder| !classes.contains(folder));
+    lost.map(|name| {
+        let folder = format!("{prefix}{name}");
+        format!("{folder}/ {}", state(listing, &folder))
+    })
+    .collect()
+}
+
+/// What a folder without images is.
+fn state(listing: &Listing, folder: &str) -> String {
+    let inside = format!("{folder}/");
+    if listing.left_out.has(Reason::LinkToNowhere, folder) {
+        "is a link to nowhere".to_owned()
+    } else if listing.left_out.has(Reason::Unreadable, folder) {
+        "may not be read".to_owned()
+    } else if listing.files_below(&inside).next().is_none() {
+        "is empty".to_owned()
+    } else {
+        format!("holds {}", contents(listing, &inside))
+    }
+}
+
+/// A note on the classes that would be lost, if that is allowed.
+fn without_lost(lost: Vec<String>, config: &DataConfig) -> Result<Option<String>> {
+    if lost.is_empty() {
+        return Ok(None);
+    }
+    let what = format!("{} without an image", counted(lost.len(), "class folder"));
+    match config.allow_empty_class {
+        true => Ok(Some(format!("{what}, left out: {}", lost.join("; ")))),
+        false => Err(Error::Data(format!(
+            "{what}:{}\n  rename or convert the files, remove the folder, or go on without the \
+             class with --allow-empty-class (data.allow_empty_class=true)",
+            listed_lines(&lost)
+        ))),
+    }
+}
+
+/// The samples of known classes, and the other classes.
+fn samples(
+    listing: &Listing,
+    placed: &[Placed],
+    classes: &BTreeSet<&str>,
+) -> (Vec<Sample>, BTreeSet<String>) {
+    let index: HashMap<&str, usize> = classes.iter().enumerate().map(|(i, c)| (*c, i)).collect();
+    let (mut samples, mut unknown) = (Vec::new(), BTreeSet::new());
+    for &(path, class, split) in placed {
+        let Some(&label) = index.get(class) else {
+            unknown.insert(class.to_owned());
+            continue;
+        };
+        let origin = listing.files[path].clone();
+        samples.push(Sample { id: path.to_owned(), origin, label: Some(label), split });
+    }
+    (samples, unknown)
+}
+
+fn manifest(
+    listing: &Listing,
+    classes: &BTreeSet<&str>,
+    samples: Vec<Sample>,
+    split_origin: SplitOrigin,
+) -> Manifest {
+    let classes = classes.iter().map(|class| class.to_string()).collect();
+    Manifest { name: listing.name.clone(), classes, samples, split_origin }
+}
+
+fn name_of(split: Split) -> &'static str {
+    match split {
+        Split::Train => "train",
+        Split::Val => "val",
+        Split::Test => "test",
+    }
+}
+
+fn stray_note(stray: &[String]) -> Option<String> {
     (!stray.is_empty()).then(|| {
         let count = counted(stray.len(), "image");
         format!("{count} outside the class folders are left out: {}", shortened(stray))
+    })
+}
+
+fn unknown_note(unknown: BTreeSet<String>, classes: &BTreeSet<&str>) -> Option<String> {
+    let named = |name: &String| {
+        let alike = classes.iter().find(|class| folded(class) == folded(name));
+        alike.map_or(name.clone(), |class| format!("{name} (train has {class})"))
+    };
+    let names: Vec<String> = unknown.iter().map(named).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "held-out images of {} that train/ lacks are left out: {}",
+            counted(names.len(), "class"),
+            shortened(&names)
+        )
     })
 }

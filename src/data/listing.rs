@@ -1,11 +1,14 @@
 //! What lies at a path: the same listing for a folder and for a tar archive, and how to read it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::{Read as _, Seek as _, SeekFrom};
-use std::path::{Component, Path, PathBuf};
+use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::clutter;
+use super::file_name::{escaped, id_of, path_of};
+use super::left_out::{LeftOut, Reason};
 use super::manifest::Origin;
 use crate::error::{Error, Result};
 
@@ -14,46 +17,110 @@ const IMAGE_EXTENSIONS: [&str; 14] = [
     "pbm",
 ];
 
-/// The files at a path, by their path relative to it (with `/`), in byte order.
+/// Photos in formats that fewvit does not read.
+pub(super) const UNREAD_PHOTOS: [&str; 10] =
+    ["heic", "heif", "avif", "raw", "dng", "cr2", "nef", "arw", "jxl", "jp2"];
+
+/// Files that accompany images and need no word.
+const DOCUMENTS: [&str; 42] = [
+    "txt", "md", "rst", "rtf", "pdf", "doc", "docx", "odt", "htm", "html", "csv", "tsv", "jsonl",
+    "ndjson", "json", "xml", "xls", "xlsx", "ods", "yaml", "yml", "toml", "ini", "cfg", "log",
+    "mat", "npy", "npz", "pkl", "parquet", "h5", "py", "ipynb", "sh", "bat", "r", "m", "tex",
+    "bib", "sha256", "md5", "url",
+];
+
+/// The same without an extension, in small letters.
+const PLAIN_DOCUMENTS: [&str; 9] = [
+    "readme",
+    "license",
+    "licence",
+    "copying",
+    "citation",
+    "changelog",
+    "authors",
+    "makefile",
+    "dockerfile",
+];
+
+/// The files at a path, by their id: the path relative to it with `/`, as
+/// [`super::file_name`] writes it. In the order of the ids.
 pub struct Listing {
     /// Last part of the path, without `.tar`; what the data set is called.
     pub name: String,
     /// Every file that is not hidden, images or not.
     pub files: BTreeMap<String, Origin>,
+    /// Every folder, also those without files, and links to nowhere that could be folders.
+    pub(super) folders: BTreeSet<String>,
+    /// What is not listed, and why.
+    pub(super) left_out: LeftOut,
     /// The folder; `None` in an archive.
     folder: Option<PathBuf>,
 }
 
 impl Listing {
-    /// Lists everything below a folder, links followed.
+    /// Lists everything below a folder, links followed. What cannot be listed is left out with a
+    /// note.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if the folder itself cannot be read.
     pub fn of_folder(root: &Path) -> Result<Self> {
         let mut listing = Self::unwalked(root);
-        walk(root, "", &mut Vec::new(), &mut listing.files)?;
+        let unreadable = |e| Error::Data(format!("{} {}", root.display(), reason_of(root, &e)));
+        let real = root.canonicalize().map_err(unreadable)?;
+        let entries = fs::read_dir(root).map_err(unreadable)?;
+        listing.walk(entries, "", &mut vec![real]);
+        listing.take_own_folders();
         Ok(listing)
     }
 
     /// A folder whose files are only looked up with [`Listing::find`], not listed.
     pub fn unwalked(root: &Path) -> Self {
         let absolute = root.canonicalize().unwrap_or_else(|_| root.to_path_buf());
-        let name = absolute.file_name().map_or("data".into(), |n| n.to_string_lossy().into_owned());
-        Self { name, files: BTreeMap::new(), folder: Some(root.to_path_buf()) }
+        let name = absolute.file_name().map_or("data".into(), |n| escaped(n.as_encoded_bytes()));
+        Self {
+            name,
+            files: BTreeMap::new(),
+            folders: BTreeSet::new(),
+            left_out: LeftOut::default(),
+            folder: Some(root.to_path_buf()),
+        }
     }
 
     /// Lists the members of an uncompressed tar archive by where their bytes are.
+    ///
+    /// # Errors
+    /// [`Error::Data`] if it cannot be read.
     pub fn of_tar(path: &Path) -> Result<Self> {
-        let name = path.file_stem().map_or("data".into(), |n| n.to_string_lossy().into_owned());
-        Ok(Self { name, files: tar_members(path)?, folder: None })
+        let mut listing = Self { folder: None, ..Self::unwalked(path) };
+        let name = path.file_stem().map(|name| escaped(name.as_encoded_bytes()));
+        listing.name = name.unwrap_or(listing.name);
+        listing.read_tar(path)?;
+        listing.take_own_folders();
+        Ok(listing)
     }
 
-    /// The file at a relative path; in a folder also one outside the listing (`../x.jpg`).
-    pub fn find(&self, relative: &str) -> Option<Origin> {
-        self.files.get(relative).cloned().or_else(|| {
-            let path = self.folder.as_ref()?.join(relative);
+    /// The file with an id; in a folder also one outside the listing (`../x.jpg`).
+    pub fn find(&self, id: &str) -> Option<Origin> {
+        self.files.get(id).cloned().or_else(|| {
+            let path = self.folder.as_ref()?.join(path_of(id));
             path.is_file().then_some(Origin::File(path))
         })
     }
 
-    /// The relative paths of the images, in byte order.
+    /// The id of a path as tables have it: relative to the listing where it lies inside.
+    pub(super) fn id(&self, path: &str) -> String {
+        let relative = || {
+            let folder = self.folder.as_ref().filter(|_| Path::new(path).is_absolute())?;
+            let roots = [std::path::absolute(folder), folder.canonicalize()];
+            roots
+                .into_iter()
+                .flatten()
+                .find_map(|root| path_of(path).strip_prefix(root).ok().map(id_of))
+        };
+        normalised(&relative().unwrap_or_else(|| path.to_owned()))
+    }
+
+    /// The ids of the images, in byte order.
     pub fn images(&self) -> impl Iterator<Item = &String> {
         self.files.keys().filter(|path| is_image_name(path))
     }
@@ -67,21 +134,175 @@ impl Listing {
         counts
     }
 
+    /// Files that by their names are neither images nor what usually accompanies them.
+    pub(super) fn oddly_named(&self) -> impl Iterator<Item = &String> {
+        self.files.keys().filter(|path| {
+            let extension = extension(path);
+            let name = file_part(path).to_lowercase();
+            !is_image_name(path)
+                && !is_document(path)
+                && !UNREAD_PHOTOS.contains(&extension.as_str())
+                && !PLAIN_DOCUMENTS.contains(&name.as_str())
+        })
+    }
+
+    /// Names of the folders directly below `prefix`, which is empty or ends in `/`.
+    pub(super) fn folders_below(&self, prefix: &str) -> impl Iterator<Item = &str> {
+        self.folders
+            .range(prefix.to_owned()..)
+            .map_while(move |path| path.strip_prefix(prefix))
+            .filter(|rest| !rest.is_empty() && !rest.contains('/'))
+    }
+
+    /// The files below `prefix`, which is empty or ends in `/`, by the rest of their ids.
+    pub(super) fn files_below(&self, prefix: &str) -> impl Iterator<Item = &str> {
+        self.files.range(prefix.to_owned()..).map_while(move |(path, _)| path.strip_prefix(prefix))
+    }
+
     /// Steps into the one folder that holds everything, as archives have it.
     ///
     /// Not when its images lie directly inside (`always` apart): that is a class folder. Nor when
-    /// it is called `train`: then the other splits are missing, which is for others to say.
+    /// it is called `train` or alike: then the other splits are missing, which is for others to
+    /// say.
     pub fn enter_only_folder(&mut self, always: bool) {
-        let top = match self.files.keys().next().and_then(|path| path.split_once('/')) {
-            Some((top, _)) if top != "train" => format!("{top}/"),
-            _ => return,
+        let mut always = always;
+        loop {
+            let tops: Vec<&str> = self.folders_below("").take(2).collect();
+            let [top] = tops[..] else { return };
+            let prefix = format!("{top}/");
+            let around = self.files.keys().any(|path| !path.starts_with(&prefix));
+            let deeper = self.files_below(&prefix).any(|rest| rest.contains('/'));
+            let is_split = super::split_names::parse_split(top).is_some();
+            if around || is_split || !(always || deeper) {
+                return;
+            }
+            let top = top.to_owned();
+            self.enter(&top);
+            always = false;
+        }
+    }
+
+    /// Steps into a folder and forgets what lies outside.
+    pub(super) fn enter(&mut self, top: &str) {
+        let prefix = format!("{top}/");
+        let inside = |path: &str| path.strip_prefix(&prefix).map(str::to_owned);
+        let files = std::mem::take(&mut self.files).into_iter();
+        self.files = files.filter_map(|(path, at)| Some((inside(&path)?, at))).collect();
+        self.folders = self.folders.iter().filter_map(|path| inside(path)).collect();
+        self.folder = self.folder.take().map(|folder| folder.join(path_of(top)));
+    }
+
+    fn take_own_folders(&mut self) {
+        for folder in clutter::take_own_folders(&mut self.files, &mut self.folders) {
+            self.left_out.add(Reason::OwnFolder, folder);
+        }
+    }
+
+    /// Collects what lies in a folder; `above` holds the real paths of the folders being walked,
+    /// so that a link back to one of them ends instead of going round.
+    fn walk(&mut self, entries: fs::ReadDir, prefix: &str, above: &mut Vec<PathBuf>) {
+        for entry in entries {
+            let Ok(entry) = entry else {
+                self.left_out.add(Reason::Unreadable, prefix.to_owned());
+                continue;
+            };
+            let (name, path) = (escaped(entry.file_name().as_encoded_bytes()), entry.path());
+            let id = format!("{prefix}{name}");
+            if clutter::is_clutter(&name) {
+                self.left_out.add(Reason::Clutter, id);
+                continue;
+            }
+            match fs::metadata(&path) {
+                Ok(kind) if kind.is_dir() => self.walk_folder(&path, id, above),
+                Ok(kind) if kind.is_file() => drop(self.files.insert(id, Origin::File(path))),
+                Ok(_) => self.left_out.add(Reason::NoFile, id),
+                // A broken image is for the check of the images to report.
+                Err(_) if is_image_name(&name) => {
+                    self.files.insert(id, Origin::File(path));
+                }
+                Err(_) => {
+                    self.left_out.add(Reason::LinkToNowhere, id.clone());
+                    self.folders.insert(id);
+                }
+            }
+        }
+    }
+
+    fn walk_folder(&mut self, folder: &Path, id: String, above: &mut Vec<PathBuf>) {
+        let entries = folder.canonicalize().and_then(|real| Ok((real, fs::read_dir(folder)?)));
+        match entries {
+            Ok((real, _)) if above.contains(&real) => self.left_out.add(Reason::LinkUpward, id),
+            Ok((real, entries)) => {
+                above.push(real);
+                self.walk(entries, &format!("{id}/"), above);
+                above.pop();
+                self.folders.insert(id);
+            }
+            Err(_) => {
+                self.left_out.add(Reason::Unreadable, id.clone());
+                self.folders.insert(id);
+            }
+        }
+    }
+
+    /// Members of a tar by id; links inside the archive point to what they link to.
+    fn read_tar(&mut self, path: &Path) -> Result<()> {
+        let broken = |e: std::io::Error| {
+            Error::Data(format!("{} is not a readable tar archive: {e}", path.display()))
         };
-        let inside = |path: &String| path.strip_prefix(&top).map(|rest| rest.contains('/'));
-        let deeper = self.files.keys().any(|path| inside(path) == Some(true));
-        if self.files.keys().all(|path| inside(path).is_some()) && (always || deeper) {
-            let files = std::mem::take(&mut self.files).into_iter();
-            self.files = files.map(|(path, at)| (path[top.len()..].to_owned(), at)).collect();
-            self.folder = self.folder.take().map(|folder| folder.join(&top));
+        let unreadable = |e| Error::Data(format!("{} {}", path.display(), reason_of(path, &e)));
+        let file = File::open(path).map_err(unreadable)?;
+        let size = file.metadata().map_err(unreadable)?.len();
+        let archive = Arc::new(path.to_path_buf());
+        let mut links = Vec::new();
+        for entry in tar::Archive::new(file).entries_with_seek().map_err(broken)? {
+            let entry = entry.map_err(broken)?;
+            let member = escaped(&entry.path_bytes());
+            let kind = entry.header().entry_type();
+            let Some(id) = inside(&member) else {
+                self.left_out.add(Reason::OutsideArchive, member);
+                continue;
+            };
+            let names = id.match_indices('/').map(|(at, _)| at).chain([id.len()]);
+            let mut paths = names.map(|end| &id[..end]);
+            if let Some(path) = paths.find(|path| clutter::is_clutter(file_part(path))) {
+                self.left_out.add(Reason::Clutter, path.to_owned());
+            } else if kind.is_file() || kind.is_contiguous() {
+                let (offset, len) = (entry.raw_file_position(), entry.size());
+                if offset.checked_add(len).is_none_or(|end| end > size) {
+                    return Err(broken(std::io::Error::other(format!("it ends inside {id}"))));
+                }
+                self.add_member(id, Origin::Tar { archive: archive.clone(), offset, len });
+            } else if kind.is_dir() {
+                self.add_folders(&format!("{id}/"));
+            } else if let Some(target) = entry.link_name_bytes() {
+                let base = member.rsplit_once('/').filter(|_| kind.is_symlink());
+                let base = base.map_or(String::new(), |(folder, _)| format!("{folder}/"));
+                links.push((id, inside(&format!("{base}{}", escaped(&target)))));
+            } else {
+                self.left_out.add(Reason::NoFile, id);
+            }
+        }
+        for (id, target) in links {
+            match target.and_then(|target| self.files.get(&target).cloned()) {
+                Some(origin) => self.add_member(id, origin),
+                None => self.left_out.add(Reason::LinkToNowhere, id),
+            }
+        }
+        Ok(())
+    }
+
+    fn add_member(&mut self, id: String, origin: Origin) {
+        self.add_folders(&id);
+        self.files.insert(id, origin);
+    }
+
+    /// The folders that a path leads through.
+    fn add_folders(&mut self, path: &str) {
+        for (end, _) in path.match_indices('/').filter(|(end, _)| *end > 0) {
+            if !self.folders.contains(&path[..end]) {
+                self.folders.insert(path[..end].to_owned());
+            }
         }
     }
 }
@@ -89,10 +310,30 @@ impl Listing {
 /// The bytes of a file or of an archive member.
 ///
 /// # Errors
-/// [`Error::Io`] naming the file or the archive.
+/// [`Error::Data`] naming the file or the archive.
 pub fn read(origin: &Origin) -> Result<Vec<u8>> {
+    let path: &Path = match origin {
+        Origin::File(path) => path,
+        Origin::Tar { archive, .. } => archive,
+    };
+    bytes(origin).map_err(|reason| Error::Data(format!("{} {reason}", path.display())))
+}
+
+/// The bytes of a file or of an archive member, or why they cannot be had, in words that follow
+/// "the file ...".
+///
+/// # Errors
+/// A reason such as `is a link to nowhere`.
+pub fn bytes(origin: &Origin) -> std::result::Result<Vec<u8>, String> {
     match origin {
-        Origin::File(path) => fs::read(path).map_err(|e| Error::io("read", path, e)),
+        Origin::File(path) => {
+            let read = || match fs::metadata(path)?.is_file() {
+                true => fs::read(path),
+                // Opening a pipe waits for somebody to write into it.
+                false => Err(ErrorKind::Unsupported.into()),
+            };
+            read().map_err(|e| reason_of(path, &e))
+        }
         Origin::Tar { archive, offset, len } => {
             let read = || {
                 let mut file = File::open(archive.as_path())?;
@@ -101,8 +342,22 @@ pub fn read(origin: &Origin) -> Result<Vec<u8>> {
                 file.take(*len).read_to_end(&mut bytes)?;
                 Ok(bytes)
             };
-            read().map_err(|e| Error::io("read", archive, e))
+            read().map_err(|e| reason_of(archive, &e))
         }
+    }
+}
+
+/// Why a path cannot be read.
+fn reason_of(path: &Path, error: &std::io::Error) -> String {
+    match error.kind() {
+        ErrorKind::NotFound if path.is_symlink() => "is a link to nowhere".into(),
+        ErrorKind::NotFound => "does not exist".into(),
+        ErrorKind::PermissionDenied => "may not be read: permission denied".into(),
+        ErrorKind::Unsupported => "is no file, but a folder, pipe, socket or device".into(),
+        _ if path.is_symlink() && !path.exists() => {
+            format!("is a link that leads nowhere ({error})")
+        }
+        _ => format!("cannot be read ({error})"),
     }
 }
 
@@ -110,164 +365,48 @@ pub(super) fn is_image_name(path: &str) -> bool {
     IMAGE_EXTENSIONS.contains(&extension(path).as_str())
 }
 
+/// Whether a file is text or data that usually lies beside images.
+pub(super) fn is_document(path: &str) -> bool {
+    DOCUMENTS.contains(&extension(path).as_str())
+}
+
+/// Whether a file only tells people about the data.
+pub(super) fn is_for_people(path: &str) -> bool {
+    let name = file_part(path).to_lowercase();
+    PLAIN_DOCUMENTS.iter().any(|start| name.split(['.', '_', '-']).next() == Some(start))
+        || ["md", "rst", "pdf", "htm", "html", "url"].contains(&extension(path).as_str())
+}
+
+/// What follows the last `/`.
+pub(super) fn file_part(path: &str) -> &str {
+    path.rsplit_once('/').map_or(path, |(_, name)| name)
+}
+
 /// Lower-case extension without the dot; empty if there is none.
 pub(super) fn extension(path: &str) -> String {
     Path::new(path).extension().map_or(String::new(), |e| e.to_string_lossy().to_lowercase())
 }
 
-/// `a/./b/../c` as `a/c`; `None` if it leads above the root.
-pub(super) fn normalised(path: &Path) -> Option<String> {
-    let mut parts: Vec<String> = Vec::new();
-    for part in path.components() {
-        match part {
-            Component::Normal(name) => parts.push(name.to_string_lossy().into_owned()),
-            Component::ParentDir => drop(parts.pop()?),
-            Component::CurDir => {}
-            Component::RootDir | Component::Prefix(_) => return None,
+/// `a/./b/../c` as `a/c`; what leads above the start or the root stays in front.
+pub(super) fn normalised(path: &str) -> String {
+    let mut parts: Vec<&str> = Vec::new();
+    for part in path.split('/') {
+        match (part, parts.last()) {
+            ("" | ".", _) => {}
+            ("..", Some(&last)) if last != ".." => drop(parts.pop()),
+            (part, _) => parts.push(part),
         }
     }
-    Some(parts.join("/"))
+    let root = if path.starts_with('/') { "/" } else { "" };
+    format!("{root}{}", parts.join("/"))
 }
 
-/// Files that systems leave behind and nobody means as data.
-fn is_clutter(name: &str) -> bool {
-    name.starts_with('.') || ["__MACOSX", "Thumbs.db", "desktop.ini"].contains(&name)
-}
-
-/// Collects the files below `folder`; `above` holds the real paths of the folders being walked, so
-/// a link back to one of them ends instead of going round.
-fn walk(
-    folder: &Path,
-    prefix: &str,
-    above: &mut Vec<PathBuf>,
-    files: &mut BTreeMap<String, Origin>,
-) -> Result<()> {
-    let real = folder.canonicalize().map_err(|e| Error::io("read", folder, e))?;
-    if above.contains(&real) {
-        return Ok(());
-    }
-    above.push(real);
-    for entry in fs::read_dir(folder).map_err(|e| Error::io("read", folder, e))? {
-        let path = entry.map_err(|e| Error::io("read", folder, e))?.path();
-        let name = path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
-        if is_clutter(&name) {
-            continue;
-        }
-        if path.is_dir() {
-            walk(&path, &format!("{prefix}{name}/"), above, files)?;
-        } else {
-            files.insert(format!("{prefix}{name}"), Origin::File(path));
-        }
-    }
-    above.pop();
-    Ok(())
-}
-
-/// Members of a tar by normalised path; links inside the archive point to what they link to.
-fn tar_members(path: &Path) -> Result<BTreeMap<String, Origin>> {
-    let broken = |e: std::io::Error| {
-        Error::Data(format!("{} is not a readable tar archive: {e}", path.display()))
-    };
-    let file = File::open(path).map_err(|e| Error::io("read", path, e))?;
-    let size = file.metadata().map_err(|e| Error::io("read", path, e))?.len();
-    let archive = Arc::new(path.to_path_buf());
-    let (mut files, mut links) = (BTreeMap::new(), Vec::new());
-    for entry in tar::Archive::new(file).entries_with_seek().map_err(broken)? {
-        let entry = entry.map_err(broken)?;
-        let member = entry.path().map_err(broken)?.into_owned();
-        let Some(id) = normalised(&member).filter(|id| !id.split('/').any(is_clutter)) else {
-            continue;
-        };
-        let kind = entry.header().entry_type();
-        if kind.is_file() || kind.is_contiguous() {
-            let (offset, len) = (entry.raw_file_position(), entry.size());
-            if offset.checked_add(len).is_none_or(|end| end > size) {
-                return Err(broken(std::io::Error::other(format!("it ends inside {id}"))));
-            }
-            files.insert(id, Origin::Tar { archive: archive.clone(), offset, len });
-        } else if let Some(target) = entry.link_name().map_err(broken)? {
-            let base = if kind.is_symlink() { member.parent() } else { None };
-            links.push((id, normalised(&base.unwrap_or(Path::new("")).join(target))));
-        }
-    }
-    for (id, target) in links {
-        if let Some(origin) = target.and_then(|target| files.get(&target).cloned()) {
-            files.insert(id, origin);
-        }
-    }
-    Ok(files)
+/// The normalised path of an archive's member; `None` if it leads out of the archive.
+fn inside(path: &str) -> Option<String> {
+    let path = normalised(path);
+    let leads_out = path.starts_with('/') || path == ".." || path.starts_with("../");
+    (!leads_out && !path.is_empty()).then_some(path)
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use tar::{Builder, EntryType, Header};
-
-    fn header(len: usize) -> Header {
-        let mut header = Header::new_gnu();
-        header.set_size(len as u64);
-        header.set_mode(0o644);
-        header
-    }
-
-    #[test]
-    fn tar_members_are_found_where_their_bytes_are() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("photos.tar");
-        let long = format!("top/rose/{}.jpg", "n".repeat(180));
-        let mut tar = Builder::new(File::create(&path).unwrap());
-        let mut add =
-            |name: &str, data: &[u8]| tar.append_data(&mut header(data.len()), name, data);
-        add("./top/rose/1.jpg", b"first").unwrap();
-        add(&long, b"long name").unwrap();
-        add("top/rose/1.jpg", b"second version").unwrap();
-        add("top/.hidden.jpg", b"").unwrap();
-        add("top/notes.txt", b"").unwrap();
-        // A pax record naming the next member, as `tar --format=pax` writes it.
-        let record = b"28 path=top/tulip/\xc3\xa9t\xc3\xa9.jpg\n";
-        let mut pax = header(record.len());
-        pax.set_entry_type(EntryType::XHeader);
-        tar.append_data(&mut pax, "pax", &record[..]).unwrap();
-        tar.append_data(&mut header(3), "short.jpg", &b"pax"[..]).unwrap();
-        for (kind, at, to) in [
-            (EntryType::Link, "top/tulip/hard.jpg", "top/rose/1.jpg"),
-            (EntryType::Symlink, "top/tulip/soft.jpg", "../rose/1.jpg"),
-            (EntryType::Symlink, "top/tulip/gone.jpg", "../../../etc/passwd"),
-        ] {
-            let mut link = header(0);
-            link.set_entry_type(kind);
-            tar.append_link(&mut link, at, to).unwrap();
-        }
-        tar.finish().unwrap();
-
-        let mut listing = Listing::of_tar(&path).unwrap();
-        listing.enter_only_folder(true);
-        let contents: Vec<(String, String)> = listing
-            .images()
-            .map(|id| (id.clone(), String::from_utf8(read(&listing.files[id]).unwrap()).unwrap()))
-            .collect();
-        let expected = [
-            ("rose/1.jpg", "second version"),
-            (&long[4..], "long name"),
-            ("tulip/hard.jpg", "second version"),
-            ("tulip/soft.jpg", "second version"),
-            ("tulip/\u{e9}t\u{e9}.jpg", "pax"),
-        ];
-        let expected = expected.map(|(a, b)| (a.to_owned(), b.to_owned()));
-        assert_eq!(contents, expected);
-        assert_eq!(listing.ignored(), BTreeMap::from([("txt".to_owned(), 1)]));
-        assert_eq!(listing.name, "photos");
-
-        let file = File::options().write(true).open(&path).unwrap();
-        file.set_len(515).unwrap();
-        let error = Listing::of_tar(&path).err().unwrap().to_string();
-        assert!(error.contains("it ends inside top/rose/1.jpg"), "{error}");
-    }
-
-    #[test]
-    fn paths_are_normalised_and_kept_inside() {
-        assert_eq!(normalised(Path::new("./a//b/../c.jpg")).unwrap(), "a/c.jpg");
-        assert_eq!(normalised(Path::new("../c.jpg")), None);
-        assert_eq!(normalised(Path::new("/c.jpg")), None);
-    }
-}
+mod tests;

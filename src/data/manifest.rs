@@ -35,6 +35,7 @@ pub enum Origin {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sample {
     /// Path relative to the data set's root, with `/`; unique, and what reports call the image.
+    /// Names are bytes: what is no UTF-8 is written as `\xHH` (see [`super::file_name`]).
     pub id: String,
     /// Where its bytes are.
     pub origin: Origin,
@@ -45,7 +46,8 @@ pub struct Sample {
 }
 
 /// How the splits came about.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum SplitOrigin {
     /// Given by folders, a manifest or the data set's own files.
     Given,

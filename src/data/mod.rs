@@ -1,6 +1,7 @@
 //! From a path to batches of pixels.
 //!
-//! `source` turns whatever lies at a path into a [`Manifest`]; `decode` and `cache` turn its files
+//! `source` turns whatever lies at a path into a [`Manifest`]; `digest` recognises its files again by
+//! their content; `decode` and `cache` turn its files
 //! into 8-bit RGB images; `augment` and `views` cut training crops from them; `mixing` plans CutMix
 //! and Mixup; `loader` puts a step's crops together on worker threads. Only `loader` knows batches,
 //! nothing here knows a model.
@@ -8,12 +9,17 @@
 pub mod augment;
 pub mod cache;
 pub mod check;
+mod clutter;
 pub mod data_report;
 pub mod decode;
+pub mod digest;
+pub mod file_name;
 pub mod folders;
 pub mod image;
+mod left_out;
 pub mod listing;
 pub mod loader;
+pub mod locate;
 pub mod manifest;
 pub mod matfile;
 pub mod mixing;
@@ -21,6 +27,7 @@ pub mod named;
 pub mod parallel;
 pub mod source;
 pub mod split;
+mod split_names;
 pub mod synth;
 pub mod table;
 pub mod views;

@@ -1,10 +1,12 @@
 //! Data sets recognised by their own unpacked layout; one entry of [`SETS`] each.
 
+use super::folders;
 use super::listing::{Listing, read};
 use super::manifest::{Manifest, Sample, Split, SplitOrigin};
 use super::matfile::read_array;
 use super::source::{Opened, finish};
 use super::table::class_names;
+use super::words::shortened;
 use crate::error::{Error, Result};
 
 /// A data set with a layout of its own.
@@ -28,6 +30,54 @@ pub const SETS: &[NamedSet] = &[NamedSet {
 pub(super) fn open(listing: &Listing) -> Option<Result<Opened>> {
     let is_it = |set: &&NamedSet| set.marks.iter().all(|mark| listing.files.contains_key(*mark));
     SETS.iter().find(is_it).map(|set| (set.open)(listing))
+}
+
+/// Data sets whose own lists are not read, with a file of each that tells it. Their folders alone
+/// would give another split, or no classes.
+const UNREAD: &[(&str, &[&str])] = &[
+    ("CUB-200-2011", &["train_test_split.txt", "image_class_labels.txt"]),
+    ("CUB-200", &["lists/train.txt"]),
+    (
+        "Oxford-IIIT Pets",
+        &["annotations/trainval.txt", "annotations/annotations/trainval.txt", "trainval.txt"],
+    ),
+    ("Describable Textures (DTD)", &["labels/train1.txt", "imdb/imdb.mat"]),
+    ("Indoor67", &["TrainImages.txt"]),
+    (
+        "FGVC-Aircraft",
+        &["data/images_variant_trainval.txt", "images_variant_trainval.txt", "variants.txt"],
+    ),
+    (
+        "Stanford Cars",
+        &[
+            "cars_annos.mat",
+            "devkit/cars_meta.mat",
+            "devkit/cars_train_annos.mat",
+            "cars_test_annos_withlabels.mat",
+        ],
+    ),
+    ("ImageNet", &["ImageSets/CLS-LOC/train_cls.txt"]),
+    ("Tiny ImageNet", &["val/val_annotations.txt"]),
+];
+
+/// Refuses the original layout of a data set whose own lists are not read.
+///
+/// # Errors
+/// [`Error::Data`] saying which set it is and what to do.
+pub(super) fn refuse_unread(listing: &Listing) -> Result<()> {
+    for (name, marks) in UNREAD {
+        let found = marks.iter().filter(|mark| listing.files.contains_key(**mark));
+        let found: Vec<String> = found.map(|mark| mark.to_string()).collect();
+        if !found.is_empty() && !folders::are_split_classes(listing) {
+            return Err(Error::Data(format!(
+                "looks like {name} as published, whose lists ({}) say which image is for what; \
+                 fewvit does not read them\n  write a table (index.csv: file,label,split) from \
+                 them, or sort the images into train/CLASS/ and test/CLASS/",
+                shortened(&found)
+            )));
+        }
+    }
+    Ok(())
 }
 
 /// Oxford 102 Flowers: `trnid` and `valid` together are the 2,040 training images, `tstid` the
@@ -59,12 +109,9 @@ fn open_flowers(listing: &Listing) -> Result<Opened> {
     let names = class_names(listing)?;
     let name = |label: usize| names.get(&label.to_string()).cloned();
     let classes = (1..=num_classes).map(|l| name(l).unwrap_or(format!("class_{l:03}"))).collect();
-    finish(Manifest {
-        name: "flowers-102".into(),
-        classes,
-        samples,
-        split_origin: SplitOrigin::Given,
-    })
+    let manifest =
+        Manifest { name: "flowers-102".into(), classes, samples, split_origin: SplitOrigin::Given };
+    finish(manifest, "Flowers-102".into())
 }
 
 #[cfg(test)]

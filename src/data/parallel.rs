@@ -10,7 +10,7 @@ use crate::error::Result;
 ///
 /// # Errors
 /// The first error of `sink`, which ends the work.
-pub(super) fn map_in_turn<T: Send>(
+pub fn map_in_turn<T: Send>(
     count: usize,
     threads: usize,
     work: impl Fn(usize) -> T + Sync,

@@ -1,31 +1,38 @@
 //! From a path to a [`Manifest`]: recognises how a data set lies there.
 //!
 //! In this order: a named set, a table, split folders, class folders, a flat folder. Folders and
-//! tar archives are the same [`Listing`] from here on.
+//! tar archives are the same [`Listing`] from here on. What was recognised is said in one
+//! sentence, what is left out in notes, and what could mean two things is refused.
 
-use std::collections::{BTreeMap, BTreeSet, HashSet};
-use std::path::Path;
+use std::collections::{BTreeMap, HashSet};
+use std::path::{Path, PathBuf};
 
-use super::listing::Listing;
-use super::manifest::{Manifest, Split};
-use super::table::parse_split;
+use super::clutter::is_own_folder;
+use super::file_name::{folded, id_of};
+use super::listing::{Listing, extension, file_part, is_for_people, is_image_name};
+use super::manifest::{Manifest, Split, SplitOrigin};
+use super::split_names::is_container;
+use super::table::{self, Table};
 use super::words::{counted, shortened};
-use super::{folders, named, table};
+use super::{folders, named};
 use crate::config::DataConfig;
 use crate::error::{Error, Result};
 
 const LAYOUTS: &str = "expected DATA/CLASS/*.jpg, DATA/{train,test}/CLASS/*.jpg, a folder of \
-                       images, a .tar of those, or a .csv, .tsv or .jsonl table";
+                       images, a .tar of those, or a .csv, .tsv, .json or .jsonl table";
 const PACKED: [&str; 10] = ["zip", "gz", "tgz", "bz2", "tbz2", "xz", "txz", "zst", "7z", "rar"];
+const SPREADSHEETS: [&str; 5] = ["xlsx", "xls", "ods", "numbers", "parquet"];
 
 /// A data set and what reading it came across.
 #[derive(Debug)]
 pub struct Opened {
     /// The data set.
     pub manifest: Manifest,
+    /// What was recognised, such as `train/test folders, 10 classes, 300 + 100 images`.
+    pub layout: String,
     /// Files that are no images, by lower-case extension.
     pub ignored: BTreeMap<String, usize>,
-    /// What a person should know, in plain words.
+    /// What a person should know, in plain words; each note once.
     pub warnings: Vec<String>,
 }
 
@@ -40,40 +47,93 @@ pub fn open(path: &Path, config: &DataConfig, seed: u64) -> Result<Manifest> {
 /// The data set at `path`, split with `seed` if it brings no split of its own.
 ///
 /// # Errors
-/// [`Error::Io`] if the path cannot be read, [`Error::Data`] if no images are found there or what
-/// describes them is inconsistent.
+/// [`Error::Data`] if the path does not exist or cannot be read, if no images are found there, or
+/// if what describes them is inconsistent or could mean two things.
 pub fn open_noting(path: &Path, config: &DataConfig, seed: u64) -> Result<Opened> {
-    let kind = std::fs::metadata(path).map_err(|e| Error::io("read", path, e))?;
-    let name = path.file_name().map_or(String::new(), |n| n.to_string_lossy().into_owned());
-    let extension = super::listing::extension(&name);
-    let is_tar = !kind.is_dir() && extension == "tar";
-    let mut listing = if kind.is_dir() {
-        Listing::of_folder(path)?
-    } else if is_tar {
-        Listing::of_tar(path)?
-    } else if table::is_table_name(&name) {
-        let parent = path.parent().filter(|p| !p.as_os_str().is_empty());
-        return table::open(
-            &Listing::unwalked(parent.unwrap_or(Path::new("."))),
-            &name,
-            config,
-            seed,
-        );
-    } else {
-        let what = if PACKED.contains(&extension.as_str()) {
-            "is packed; unpack it and give the folder (an uncompressed .tar is read as it is)"
-        } else {
-            LAYOUTS
-        };
-        return Err(Error::Data(format!("{}: {what}", path.display())));
-    };
-    listing.enter_only_folder(is_tar);
-    let mut opened = recognise(&listing, config, seed).map_err(|e| match e {
-        Error::Data(what) => Error::Data(format!("{}: {what}", path.display())),
-        other => other,
-    })?;
-    opened.ignored = listing.ignored();
+    let (mut listing, mut opened);
+    match located(path)? {
+        Located::Table(table, images) => {
+            listing = images;
+            let words = format!("table {}", table.name);
+            opened = table::open(&listing, vec![(table, None)], words, config, seed)?;
+        }
+        Located::Images(images) => {
+            listing = images;
+            let ignored = listing.ignored();
+            opened = recognise(&mut listing, config, seed).map_err(|e| match e {
+                Error::Data(what) => Error::Data(format!("{}: {what}", path.display())),
+                other => other,
+            })?;
+            opened.ignored = ignored;
+        }
+    }
+    opened.layout = sentence(&opened.layout, &opened.manifest);
+    opened.warnings.extend(listing.left_out.notes());
+    opened.warnings.extend(oddly_named(&listing));
+    opened.warnings.extend(look_alikes(&opened.manifest));
     Ok(opened)
+}
+
+/// What lies at a path.
+enum Located {
+    /// Files that are to be recognised.
+    Images(Listing),
+    /// A table, and where its paths count from.
+    Table(Table, Listing),
+}
+
+fn located(path: &Path) -> Result<Located> {
+    let fail = |what: &str| Err(Error::Data(format!("{}: {what}", path.display())));
+    let Ok(kind) = std::fs::metadata(path) else {
+        return match path.is_symlink() {
+            true => fail("is a link to nowhere"),
+            false => fail("does not exist\n  check the spelling of the path"),
+        };
+    };
+    let name = path.file_name().map_or(String::new(), |name| id_of(Path::new(name)));
+    let extension = extension(&name);
+    if kind.is_dir() {
+        if is_own_folder(|name| path.join(name).exists()) {
+            return fail(
+                "is a folder that fewvit wrote, not a data set; give the images (a run's run.json \
+                 names them)",
+            );
+        }
+        let mut listing = Listing::of_folder(path)?;
+        listing.enter_only_folder(false);
+        Ok(Located::Images(listing))
+    } else if !kind.is_file() {
+        fail("is no file, but a pipe, socket or device")
+    } else if extension == "tar" {
+        let mut listing = Listing::of_tar(path)?;
+        listing.enter_only_folder(true);
+        Ok(Located::Images(listing))
+    } else if table::is_table_name(&name) {
+        let table = table::read_file(path)?;
+        let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+        let images = match data_of_run(parent).filter(|_| name == "splits.csv") {
+            Some(data) => match located(&data)? {
+                Located::Images(listing) | Located::Table(_, listing) => listing,
+            },
+            None => Listing::unwalked(parent),
+        };
+        Ok(Located::Table(table, images))
+    } else if PACKED.contains(&extension.as_str()) {
+        fail("is packed; unpack it and give the folder (an uncompressed .tar is read as it is)")
+    } else if SPREADSHEETS.contains(&extension.as_str()) {
+        fail("is a table in a format that fewvit does not read; save it as .csv")
+    } else if is_image_name(&name) {
+        fail("is a single image; give the folder of images")
+    } else {
+        fail(LAYOUTS)
+    }
+}
+
+/// Where the images of the run in this folder lie, if it holds one.
+fn data_of_run(folder: &Path) -> Option<PathBuf> {
+    let text = std::fs::read(folder.join("run.json")).ok()?;
+    let run: serde_json::Value = serde_json::from_slice(&text).ok()?;
+    Some(run.get("data")?.as_str()?.into())
 }
 
 /// Whether classes can be learned from this: labels, at least two classes, each with training
@@ -108,8 +168,9 @@ pub fn check_labelled(manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
-/// Sorts the samples as [`Manifest`] promises and refuses what no run could use.
-pub(super) fn finish(mut manifest: Manifest) -> Result<Opened> {
+/// Sorts the samples as [`Manifest`] promises and refuses what no run could use. `layout` is what
+/// was recognised, without numbers.
+pub(super) fn finish(mut manifest: Manifest, layout: String) -> Result<Opened> {
     if manifest.samples.is_empty() {
         return Err(Error::Data("no images".into()));
     }
@@ -124,182 +185,152 @@ pub(super) fn finish(mut manifest: Manifest) -> Result<Opened> {
             shortened(&twice)
         )));
     }
-    Ok(Opened { manifest, ignored: BTreeMap::new(), warnings: Vec::new() })
+    Ok(Opened { manifest, layout, ignored: BTreeMap::new(), warnings: Vec::new() })
 }
 
-fn recognise(listing: &Listing, config: &DataConfig, seed: u64) -> Result<Opened> {
+fn recognise(listing: &mut Listing, config: &DataConfig, seed: u64) -> Result<Opened> {
     if let Some(opened) = named::open(listing) {
         return opened;
     }
-    if let Some(name) = table::find(listing) {
-        return table::open(listing, name, config, seed);
+    let found = table::find(listing)?;
+    if !found.tables.is_empty() {
+        let names: Vec<&str> = found.tables.iter().map(|(table, _)| table.name.as_str()).collect();
+        let words = format!("table {}", names.join(" + "));
+        let mut opened = table::open(listing, found.tables, words, config, seed)?;
+        opened.warnings.extend(found.notes);
+        return Ok(opened);
     }
+    named::refuse_unread(listing)?;
+    let mut opened = recognise_folders(listing, config, seed)?;
+    opened.warnings.extend(found.notes);
+    Ok(opened)
+}
+
+fn recognise_folders(listing: &mut Listing, config: &DataConfig, seed: u64) -> Result<Opened> {
     if listing.images().next().is_none() {
-        let what = if listing.files.is_empty() { "is empty" } else { "holds no images" };
+        let what = if listing.files.is_empty() {
+            "is empty".to_owned()
+        } else {
+            format!("holds no images, but {}", folders::contents(listing, ""))
+        };
         return Err(Error::Data(format!("{what}; {LAYOUTS}")));
     }
-    let tops: BTreeSet<&str> =
-        listing.images().filter_map(|path| path.split_once('/')).map(|(top, _)| top).collect();
-    let split_of = |top: &str| parse_split(top);
-    let has_train = tops.iter().any(|top| split_of(top) == Some(Split::Train));
-    let held_out = tops.iter().any(|top| split_of(top).is_some_and(|s| s != Split::Train));
-    // A class may be called "train": alone among other folders it is one.
-    if has_train && (held_out || tops.len() == 1) {
-        return folders::split_folders(listing);
+    let splits = folders::splits_below(listing, "");
+    let filled: Vec<String> = folders::filled(listing, "").map(str::to_owned).collect();
+    let loose = listing.images().any(|path| !path.contains('/'));
+    if let ([only], false) = (filled.as_slice(), loose) {
+        let inside = format!("{only}/");
+        let around_splits = folders::splits_below(listing, &inside).len() > 1;
+        let loose = listing.files_below(&inside).any(|p| !p.contains('/') && is_image_name(p));
+        if around_splits || (splits.is_empty() && !loose) {
+            return recognise_inside(listing, only, config, seed);
+        }
+        if loose && is_container(only) {
+            return Err(Error::Data(format!(
+                "all images lie directly in {only}/, and no class is called so\n  \
+                 put them into folders of their classes, or write a table (file,label), or give \
+                 {only}/ itself to pre-train without labels"
+            )));
+        }
     }
-    if tops.is_empty() {
+    if !splits.is_empty() {
+        folders::split_folders(listing, &splits, config)
+    } else if filled.is_empty() {
         folders::flat(listing)
     } else {
         folders::class_folders(listing, config, seed)
     }
 }
 
-#[cfg(test)]
-pub(super) mod tests {
-    use super::super::manifest::SplitOrigin;
-    use super::*;
-    use crate::config::OnBadImage;
-    use std::fs;
-    use std::io::Write;
-    use std::path::PathBuf;
+/// Goes on in the only folder with images, if nothing beside it could say more about them.
+fn recognise_inside(
+    listing: &mut Listing,
+    only: &str,
+    config: &DataConfig,
+    seed: u64,
+) -> Result<Opened> {
+    let files = listing.files_below("").filter(|path| !path.contains('/') && !is_for_people(path));
+    let folders = listing.folders_below("").filter(|folder| *folder != only);
+    let beside: Vec<String> =
+        files.map(str::to_owned).chain(folders.map(|folder| format!("{folder}/"))).collect();
+    if !beside.is_empty() {
+        return Err(Error::Data(format!(
+            "all images lie in {only}/, and fewvit cannot tell what lies beside it: {}\n  \
+             give {only}/ itself if its folders say all, or write a table (file,label,split)",
+            shortened(&beside)
+        )));
+    }
+    listing.enter(only);
+    let mut opened = recognise(listing, config, seed)?;
+    opened.layout.push_str(&format!(" in {only}/"));
+    Ok(opened)
+}
 
-    pub fn config() -> DataConfig {
-        DataConfig {
-            on_bad_image: OnBadImage::Error,
-            test_fraction: 0.25,
-            cache_short_side: 256,
-            cache_ram_gb: 1.0,
-            mean: [0.0; 3],
-            std: [1.0; 3],
+/// What was recognised, with numbers.
+fn sentence(layout: &str, manifest: &Manifest) -> String {
+    let count = |split| manifest.indices(split).len();
+    let splits: Vec<(&str, usize)> =
+        [("train", count(Split::Train)), ("val", count(Split::Val)), ("test", count(Split::Test))]
+            .into_iter()
+            .filter(|(_, n)| *n > 0)
+            .collect();
+    let join = |parts: Vec<String>, by: &str| parts.join(by);
+    let numbers = join(splits.iter().map(|(_, n)| n.to_string()).collect(), " + ");
+    let named = join(splits.iter().map(|(name, n)| format!("{n} {name}")).collect(), " + ");
+    let names = join(splits.iter().map(|(name, _)| name.to_string()).collect(), "/");
+    let classes = counted(manifest.classes.len(), "class");
+    let images = counted(manifest.samples.len(), "image");
+    match manifest.split_origin {
+        SplitOrigin::Given if layout.starts_with(&names) => {
+            format!("{layout}, {classes}, {numbers} images")
         }
-    }
-
-    /// A temporary folder with these files; the content is the path, or what follows `=`.
-    pub fn folder(files: &[&str]) -> tempfile::TempDir {
-        let root = tempfile::tempdir().unwrap();
-        for file in files {
-            let (path, content) = file.split_once('=').unwrap_or((file, file));
-            let path = root.path().join(path);
-            fs::create_dir_all(path.parent().unwrap()).unwrap();
-            fs::write(path, content).unwrap();
+        SplitOrigin::Given => format!("{layout}, {classes}, {named} images"),
+        SplitOrigin::Made => {
+            format!("{layout}, {classes}, {images}; split drawn by fewvit: {named}")
         }
-        root
-    }
-
-    pub fn data_file(name: &str) -> Option<PathBuf> {
-        let shared = Path::new(env!("CARGO_MANIFEST_DIR")).join("../shared/data");
-        let root = std::env::var_os("FEWVIT_DATA").map_or(shared, PathBuf::from);
-        let path = root.join(name);
-        if !path.exists() {
-            // Not `eprintln!`, which tests that pass keep to themselves.
-            let note = format!("SKIPPED: {} is not there; set FEWVIT_DATA\n", path.display());
-            let _ = std::io::stderr().write_all(note.as_bytes());
-        }
-        path.exists().then_some(path)
-    }
-
-    fn opened(files: &[&str]) -> Opened {
-        open_noting(folder(files).path(), &config(), 1).unwrap()
-    }
-
-    fn refused(files: &[&str]) -> String {
-        open(folder(files).path(), &config(), 1).unwrap_err().to_string()
-    }
-
-    fn ids(manifest: &Manifest, split: Split) -> Vec<&str> {
-        manifest.indices(split).iter().map(|&i| manifest.samples[i].id.as_str()).collect()
-    }
-
-    #[test]
-    fn split_folders_take_their_classes_from_train() {
-        let opened = opened(&[
-            "train/b/2.jpg",
-            "train/b/10.JPG",
-            "train/a/x.png",
-            "train/a/deep/y.webp",
-            "test/a/1.jpg",
-            "test/unknown/1.jpg",
-            "dev/b/1.jpg",
-            "train/loose.jpg",
-            "train/b/.hidden.jpg",
-            "train/a/Thumbs.db",
-            "__MACOSX/train/a/1.jpg",
-            "notes.txt",
-            "raw.HEIC",
-        ]);
-        let manifest = &opened.manifest;
-        assert_eq!(manifest.classes, ["a", "b"]);
-        assert_eq!(manifest.split_origin, SplitOrigin::Given);
-        let train = ["train/a/deep/y.webp", "train/a/x.png", "train/b/10.JPG", "train/b/2.jpg"];
-        assert_eq!(ids(manifest, Split::Train), train);
-        assert_eq!(ids(manifest, Split::Val), ["dev/b/1.jpg"]);
-        assert_eq!(ids(manifest, Split::Test), ["test/a/1.jpg"]);
-        assert_eq!(opened.warnings.len(), 2);
-        assert!(opened.warnings[0].contains("train/loose.jpg"));
-        assert!(opened.warnings[1].contains("1 class that train/ lacks are left out: unknown"));
-        let ignored = BTreeMap::from([("heic".to_owned(), 1), ("txt".to_owned(), 1)]);
-        assert_eq!(opened.ignored, ignored);
-        check_labelled(manifest).unwrap();
-    }
-
-    #[test]
-    fn class_folders_are_split_and_flat_folders_are_not() {
-        let classes = ["train/1.jpg", "train/2.jpg", "tram/1.jpg", "tram/2.jpg", "loose.jpg"];
-        let classes = opened(&classes);
-        assert_eq!(classes.manifest.classes, ["train", "tram"], "a class may be called train");
-        assert_eq!(classes.manifest.split_origin, SplitOrigin::Made);
-        assert_eq!(classes.manifest.indices(Split::Test).len(), 2);
-        assert!(classes.warnings[0].contains("loose.jpg"));
-        let nested = opened(&["data/a/1.jpg", "data/a/2.jpg", "data/b/1.jpg"]);
-        assert_eq!(nested.manifest.classes, ["a", "b"], "the one folder around all is entered");
-        assert!(nested.warnings[0].contains("nothing in the test split: b"));
-
-        let flat = opened(&["b.jpg", "a.png"]).manifest;
-        assert_eq!(ids(&flat, Split::Train), ["a.png", "b.jpg"]);
-        assert_eq!(flat.split_origin, SplitOrigin::Unlabelled);
-        assert!(check_labelled(&flat).unwrap_err().to_string().contains("no labels"));
-    }
-
-    #[test]
-    fn what_cannot_be_used_is_refused_in_words() {
-        assert!(refused(&[]).contains("is empty; expected DATA/CLASS"));
-        assert!(refused(&["a/notes.txt"]).contains("holds no images"));
-        assert!(refused(&["train/1.jpg", "test/1.jpg"]).contains("train/ has no class folders"));
-        let root = folder(&["x.zip", "x.tar.gz", "x.tar", "x.doc"]);
-        let error = |name: &str| open(&root.path().join(name), &config(), 1).unwrap_err();
-        assert!(error("x.zip").to_string().contains("unpack it"));
-        assert!(error("x.tar.gz").to_string().contains("unpack it"));
-        assert_eq!(error("x.doc").exit_code(), 3);
-        assert!(error("x.tar").to_string().contains("tar"), "{}", error("x.tar"));
-        let gone = error("gone");
-        assert!(matches!(gone, Error::Io { .. }));
-        assert!(gone.to_string().contains("check the spelling"));
-        let check =
-            |files: &[&str]| check_labelled(&opened(files).manifest).unwrap_err().to_string();
-        assert!(check(&["rose/1.jpg", "rose/2.jpg"]).contains("`rose` is the only class"));
-        assert!(check(&["train/a/1.jpg", "train/b/1.jpg"]).contains("no image is held out"));
-        let table = "m.csv=file,label,split\n1.jpg,a,train\n2.jpg,b,test\n3.jpg,a,test\n";
-        let root = folder(&[table, "1.jpg", "2.jpg", "3.jpg"]);
-        let manifest = open(&root.path().join("m.csv"), &config(), 1).unwrap();
-        let error = check_labelled(&manifest).unwrap_err().to_string();
-        assert!(error.contains("no training image of b"), "{error}");
-    }
-
-    #[test]
-    #[cfg(unix)]
-    fn links_are_followed_and_do_not_go_round() {
-        let root = folder(&["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg"]);
-        let link = |to: &str, at: &str| {
-            std::os::unix::fs::symlink(root.path().join(to), root.path().join(at)).unwrap();
-        };
-        link("a/1.jpg", "b/linked.jpg");
-        link("", "b/round");
-        link("a", "c");
-        let manifest = open(root.path(), &config(), 1).unwrap();
-        let mut ids: Vec<&str> = manifest.samples.iter().map(|s| s.id.as_str()).collect();
-        ids.sort_unstable();
-        let expected =
-            ["a/1.jpg", "a/2.jpg", "b/1.jpg", "b/2.jpg", "b/linked.jpg", "c/1.jpg", "c/2.jpg"];
-        assert_eq!(ids, expected);
+        SplitOrigin::Unlabelled => format!("{layout}, no labels, {images}"),
     }
 }
+
+/// Files that may be images by another name.
+fn oddly_named(listing: &Listing) -> Option<String> {
+    let odd: Vec<String> = listing.oddly_named().cloned().collect();
+    (!odd.is_empty()).then(|| {
+        let [files, are] = if odd.len() == 1 { ["file", "is"] } else { ["files", "are"] };
+        let names = shortened(&odd);
+        format!("{} {files} without an image extension {are} passed over: {names}", odd.len())
+    })
+}
+
+/// Classes and files that people cannot tell apart by their names.
+fn look_alikes(manifest: &Manifest) -> Vec<String> {
+    let alike = |names: &mut dyn Iterator<Item = (&str, &str)>| {
+        let mut same: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
+        for (folder, name) in names {
+            let id = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
+            same.entry((folder.to_owned(), folded(name))).or_default().push(id);
+        }
+        same.into_values().filter(|ids| ids.len() > 1).map(|ids| ids.join(" = ")).collect()
+    };
+    let classes: Vec<String> = alike(&mut manifest.classes.iter().map(|c| ("", c.as_str())));
+    let ids = manifest.samples.iter().map(|sample| sample.id.as_str());
+    let files: Vec<String> = alike(&mut ids.map(|id| match id.rsplit_once('/') {
+        Some((folder, _)) => (folder, file_part(id)),
+        None => ("", id),
+    }));
+    let note = |what: &str, names: &[String]| {
+        (!names.is_empty()).then(|| {
+            format!(
+                "{what} whose names differ only in capitals or in how accents are stored: {}",
+                shortened(names)
+            )
+        })
+    };
+    [note("different classes", &classes), note("different files", &files)]
+        .into_iter()
+        .flatten()
+        .collect()
+}
+
+#[cfg(test)]
+pub(super) mod tests;

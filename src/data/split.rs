@@ -5,6 +5,7 @@ use std::path::Path;
 
 use rand::seq::SliceRandom as _;
 
+use super::digest::Digest;
 use super::manifest::{Manifest, Split, SplitOrigin};
 use super::table::parse_split;
 use super::words::{counted, shortened};
@@ -101,60 +102,73 @@ fn units(manifest: &Manifest, groups: &HashMap<String, String>) -> Vec<Unit> {
     units
 }
 
-/// Writes `file,label,class,split`, one image a row, in the manifest's order.
+/// Writes `file,label,class,split,digest`, one image a row, in the manifest's order; `digests` of
+/// the samples, or none at all.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be written.
-pub fn write_csv(manifest: &Manifest, path: &Path) -> Result<()> {
-    let write = || -> csv::Result<()> {
-        let mut writer = csv::Writer::from_path(path)?;
-        writer.write_record(["file", "label", "class", "split"])?;
-        for sample in &manifest.samples {
+pub fn write_csv(manifest: &Manifest, digests: &[Option<Digest>], path: &Path) -> Result<()> {
+    let write = || -> csv::Result<Vec<u8>> {
+        let mut writer = csv::Writer::from_writer(Vec::new());
+        writer.write_record(["file", "label", "class", "split", "digest"])?;
+        for (i, sample) in manifest.samples.iter().enumerate() {
             let label = sample.label.map_or(String::new(), |label| label.to_string());
             let class = sample.label.map_or("", |label| &manifest.classes[label]);
-            writer.write_record([&sample.id, &label, class, split_name(sample.split)])?;
+            let digest = digests.get(i).and_then(Option::as_ref).map_or("", Digest::as_str);
+            let split = split_name(sample.split);
+            writer.write_record([&sample.id, &label, class, split, digest])?;
         }
-        Ok(writer.flush()?)
+        writer.into_inner().map_err(|e| std::io::Error::from(e.into_error()).into())
     };
-    write().map_err(|e| Error::io("write", path, e.into()))
+    let bytes = write().map_err(|e| Error::io("write", path, e.into()))?;
+    crate::files::write_atomically(path, &bytes)
 }
 
-/// The images of `manifest` that the file lists, with the splits it gives them.
-///
-/// So a resumed run, or another method, trains and tests on the very same images, also where
-/// unreadable ones were left out.
+/// What `splits.csv` says of one image.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Listed {
+    /// Its id.
+    pub id: String,
+    /// Its label and its class; `None` in an unlabelled set.
+    pub class: Option<(usize, String)>,
+    /// Its split.
+    pub split: Split,
+    /// Its content; runs of earlier versions did not write it down.
+    pub digest: Option<Digest>,
+}
+
+/// Reads what [`write_csv`] wrote, in its order.
 ///
 /// # Errors
-/// [`Error::Data`] if the file names an image that is gone or whose class changed.
-pub fn read_csv(manifest: &Manifest, path: &Path) -> Result<Manifest> {
+/// [`Error::Io`] if the file cannot be read, [`Error::Data`] for a row that is none of ours.
+pub fn read_csv(path: &Path) -> Result<Vec<Listed>> {
     let bad = |what: String| Error::Data(format!("{}: {what}", path.display()));
     let bytes = std::fs::read(path).map_err(|e| Error::io("read", path, e))?;
-    let mut listed = HashMap::new();
+    let mut listed = Vec::new();
     for (i, row) in csv::Reader::from_reader(bytes.as_slice()).records().enumerate() {
         let row = row.map_err(|e| bad(e.to_string()))?;
-        let split = row.get(3).and_then(parse_split);
-        let (Some(file), Some(class), Some(split)) = (row.get(0), row.get(2), split) else {
-            return Err(bad(format!("row {} is not file,label,class,split", i + 1)));
+        let fields = || {
+            let class = row.get(2)?;
+            let class = match row.get(1)? {
+                "" => None,
+                label => Some((label.parse().ok()?, class.to_owned())),
+            };
+            let digest = row.get(4).and_then(Digest::parse);
+            Some(Listed {
+                id: row.get(0)?.to_owned(),
+                class,
+                split: parse_split(row.get(3)?)?,
+                digest,
+            })
         };
-        listed.insert(file.to_owned(), (class.to_owned(), split));
+        let fields = fields();
+        listed.push(
+            fields.ok_or_else(|| {
+                bad(format!("row {} is not file,label,class,split,digest", i + 1))
+            })?,
+        );
     }
-    let mut kept = Manifest { samples: Vec::new(), ..manifest.clone() };
-    for sample in &manifest.samples {
-        let Some((class, split)) = listed.remove(&sample.id) else {
-            continue;
-        };
-        if sample.label.map_or("", |label| &manifest.classes[label]) != class {
-            return Err(bad(format!("{} is of class `{class}` there, not in the data", sample.id)));
-        }
-        kept.samples.push(super::manifest::Sample { split, ..sample.clone() });
-    }
-    if !listed.is_empty() {
-        let mut gone: Vec<String> = listed.into_keys().collect();
-        gone.sort();
-        let count = counted(gone.len(), "image");
-        return Err(bad(format!("{count} no longer in the data: {}", shortened(&gone))));
-    }
-    Ok(kept)
+    Ok(listed)
 }
 
 fn split_name(split: Split) -> &'static str {
@@ -240,26 +254,32 @@ mod tests {
     }
 
     #[test]
-    fn a_written_split_reads_back_and_forgets_what_was_left_out() {
+    fn a_written_split_reads_back() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("splits.csv");
         let mut made = manifest(&[6, 4]);
         made.classes[1] = "a, \"quoted\" name".into();
         stratified(&mut made, &HashMap::new(), 0.3, 1).unwrap();
         made.samples[0].split = Split::Val;
-        let left_out = made.samples.remove(5);
-        write_csv(&made, &path).unwrap();
+        let mut digests: Vec<_> =
+            made.samples.iter().map(|s| Some(Digest::of(s.id.as_bytes()))).collect();
+        digests[1] = None;
+        write_csv(&made, &digests, &path).unwrap();
         let text = std::fs::read_to_string(&path).unwrap();
-        assert!(text.starts_with("file,label,class,split\n0/000.jpg,0,0,val\n"), "{text}");
-
-        let mut fresh = manifest(&[6, 4]);
-        fresh.classes = made.classes.clone();
-        assert!(fresh.samples.contains(&Sample { split: Split::Train, ..left_out }));
-        assert_eq!(read_csv(&fresh, &path).unwrap().samples, made.samples);
-        fresh.samples.remove(0);
-        let gone = read_csv(&fresh, &path).unwrap_err().to_string();
-        assert!(gone.contains("1 image no longer in the data: 0/000.jpg"), "{gone}");
-        fresh.classes[0] = "renamed".into();
-        assert!(read_csv(&fresh, &path).unwrap_err().to_string().contains("of class `0` there"));
+        // `printf 0/000.jpg | sha256sum`
+        let first =
+            "file,label,class,split,digest\n0/000.jpg,0,0,val,56d3daa9fd8083e8dd7b96d93a3d137f\n";
+        assert!(text.starts_with(first), "{text}");
+        let read = read_csv(&path).unwrap();
+        assert_eq!(read.len(), made.samples.len());
+        for (i, (listed, sample)) in read.iter().zip(&made.samples).enumerate() {
+            let class = sample.label.map(|label| (label, made.classes[label].clone()));
+            assert_eq!((&listed.id, &listed.class), (&sample.id, &class));
+            assert_eq!((listed.split, &listed.digest), (sample.split, &digests[i]));
+        }
+        std::fs::write(&path, "file,label,class,split\na.jpg,0,x,train\n").unwrap();
+        assert_eq!(read_csv(&path).unwrap()[0].digest, None, "of an earlier version");
+        std::fs::write(&path, "file,label,class,split\na.jpg,0,x,trian\n").unwrap();
+        assert!(read_csv(&path).unwrap_err().to_string().contains("row 1 is not file,label"));
     }
 }

@@ -1,91 +1,175 @@
-//! Data sets that a table describes: CSV, TSV or JSON lines, one image a row.
+//! Data sets that tables describe: separated text or JSON, one image a row.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+mod classes;
+mod entries;
+mod text;
+
+use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use super::listing::{Listing, extension, normalised, read};
-use super::manifest::{Manifest, Sample, Split, SplitOrigin};
+use super::file_name::{id_of, other_forms};
+use super::listing::{Listing, extension, read};
+use super::manifest::{Manifest, Origin, Sample, Split, SplitOrigin};
 use super::source::{Opened, finish};
 use super::split::stratified;
-use super::words::{counted, shortened};
+pub(super) use super::split_names::parse_split;
+use super::words::{counted, listed_lines, shortened};
 use crate::config::{DataConfig, OnBadImage};
 use crate::error::{Error, Result};
+use classes::Classes;
+use entries::Entry;
+pub(super) use text::Table;
 
-const FILE: [&str; 4] = ["file_name", "image_path", "path", "file"];
-const LABEL: [&str; 2] = ["label", "class"];
-/// Names under which a table in a data folder is found.
-const TABLES: [&str; 9] = [
-    "metadata.csv",
-    "index.csv",
-    "manifest.csv",
-    "metadata.tsv",
-    "index.tsv",
-    "manifest.tsv",
-    "metadata.jsonl",
-    "index.jsonl",
-    "manifest.jsonl",
-];
-
-/// One row, its fields by lower-case column name.
-type Row = HashMap<String, String>;
+/// Extensions of tables; those that are looked for in a folder come first.
+const EXTENSIONS: [&str; 5] = ["csv", "tsv", "jsonl", "ndjson", "json"];
+/// Names, without extension, under which a table in a data folder describes it.
+const TABLES: [&str; 7] =
+    ["metadata", "index", "manifest", "splits", "labels", "annotations", "dataset"];
+/// Names of classes by label.
+const CLASS_NAMES: &str = "class_names.csv";
 
 /// Whether a file name is that of a table.
 pub(super) fn is_table_name(name: &str) -> bool {
-    ["csv", "tsv", "jsonl"].contains(&extension(name).as_str())
+    EXTENSIONS.contains(&extension(name).as_str())
 }
 
-/// The table at the root of a listing that says which images there are, if there is one.
-pub(super) fn find(listing: &Listing) -> Option<&'static str> {
-    let names_files = |name: &&&str| {
-        let rows = read(&listing.files[**name]).and_then(|bytes| parse(&bytes, name));
-        rows.is_ok_and(|rows| rows.first().is_some_and(|row| field(row, &FILE).is_some()))
+/// The table in a file that was named as the data set.
+///
+/// # Errors
+/// [`Error::Data`] if it cannot be read or is no table of images.
+pub(super) fn read_file(path: &Path) -> Result<Table> {
+    let name = path.file_name().map_or(String::new(), |name| id_of(Path::new(name)));
+    let table = Table::parse(&read(&Origin::File(path.to_path_buf()))?, &name, &|c| is_one(c))?;
+    if let Some(what) = written_by_fewvit(&table.columns) {
+        let what = format!("{name} holds {what}; give the images, or the table that lists them");
+        return Err(Error::Data(what));
+    }
+    match entries::file_column(&table) {
+        None if !entries::has_file_column(&table.columns) => {
+            Err(Error::Data(format!("{name}: {}", entries::no_file_column(&table))))
+        }
+        _ => Ok(table),
+    }
+}
+
+/// The tables in a folder that describe its images.
+pub(super) struct Found {
+    /// The tables, each with the split that its name says.
+    pub tables: Vec<(Table, Option<Split>)>,
+    /// Tables of something else.
+    pub notes: Vec<String>,
+}
+
+/// Looks for the tables at the root of a listing that say which images there are.
+///
+/// # Errors
+/// [`Error::Data`] if one that seems to do so cannot be read, or if it is not clear which one does.
+pub(super) fn find(listing: &Listing) -> Result<Found> {
+    let (mut main, mut of_splits, mut others) = (Vec::new(), Vec::new(), Vec::new());
+    let mut passed_over = Vec::new();
+    let is_table = |name: &&String| {
+        let looked_for = EXTENSIONS[..4].contains(&extension(name).as_str());
+        looked_for && !name.contains('/') && *name != CLASS_NAMES
     };
-    TABLES.iter().filter(|t| listing.files.contains_key(**t)).find(names_files).copied()
+    for name in listing.files.keys().filter(is_table) {
+        let stem = name.rsplit_once('.').map_or(name.as_str(), |(stem, _)| stem).to_lowercase();
+        let split = parse_split(stem.strip_suffix("_labels").unwrap_or(&stem));
+        let expected = TABLES.contains(&stem.as_str()) || split.is_some();
+        let table = match Table::parse(&read(&listing.files[name])?, name, &|c| is_one(c)) {
+            Ok(table) => table,
+            Err(Error::Data(what)) => {
+                return Err(Error::Data(format!(
+                    "{what}\n  correct the table, or move it away if it is about something else"
+                )));
+            }
+            Err(other) => return Err(other),
+        };
+        if written_by_fewvit(&table.columns).is_some() {
+            passed_over.push(name.clone());
+        } else if entries::file_column(&table).is_none() {
+            if expected {
+                return Err(Error::Data(format!(
+                    "{name}: {}\n  rename the table or move it away if it is about something else",
+                    entries::no_file_column(&table)
+                )));
+            }
+            passed_over.push(name.clone());
+        } else if TABLES.contains(&stem.as_str()) {
+            main.push((table, None));
+        } else if split.is_some() {
+            of_splits.push((table, split));
+        } else if entries::says_something(&table) {
+            others.push((table, None));
+        } else {
+            passed_over.push(name.clone());
+        }
+    }
+    let names = |tables: &[(Table, Option<Split>)]| -> Vec<String> {
+        tables.iter().map(|(table, _)| table.name.clone()).collect()
+    };
+    let (tables, rest) = match (main.len(), of_splits.is_empty(), others.is_empty()) {
+        (1, ..) => (main, [of_splits, others].concat()),
+        (0, false, _) => (of_splits, others),
+        (0, true, true) => (Vec::new(), Vec::new()),
+        (0, true, false) => {
+            return Err(Error::Data(format!(
+                "{} names images and what they are; give the table itself to use it, or move it \
+                 away to use the folders",
+                names(&others).join(" and ")
+            )));
+        }
+        _ => {
+            return Err(Error::Data(format!(
+                "{} both describe the images; give the one that is meant, or remove the other",
+                names(&main).join(" and ")
+            )));
+        }
+    };
+    passed_over.extend(names(&rest));
+    let note = (!passed_over.is_empty()).then(|| {
+        format!("not used: {}: {}", counted(passed_over.len(), "table"), shortened(&passed_over))
+    });
+    Ok(Found { tables, notes: note.into_iter().collect() })
 }
 
-/// Opens the data set that the table called `name` in the listing describes.
+/// Opens the data set that the tables describe; their paths count from the listing's root.
+///
+/// # Errors
+/// [`Error::Data`] naming the lines that cannot be used.
 pub(super) fn open(
     listing: &Listing,
-    name: &str,
+    tables: Vec<(Table, Option<Split>)>,
+    layout: String,
     config: &DataConfig,
     seed: u64,
 ) -> Result<Opened> {
-    let origin = listing.find(name).ok_or_else(|| Error::Data(format!("{name} is missing")))?;
-    let rows = parse(&read(&origin)?, name)?;
-    let classes = Classes::of(&rows, &class_names(listing)?);
-    let (mut samples, mut groups, mut missing) = (Vec::new(), HashMap::new(), Vec::new());
-    for (i, row) in rows.iter().enumerate() {
-        let bad = |what: &str| Error::Data(format!("{name}, row {}: {what}", i + 1));
-        let file = field(row, &FILE).ok_or_else(|| {
-            bad(&format!("no image; one column must be called {}", FILE.join(", ")))
-        })?;
-        let id = normalised(Path::new(file)).unwrap_or_else(|| file.to_owned());
-        let label = field(row, &LABEL).map(|label| classes.index[label]);
-        if label.is_none() && !classes.names.is_empty() {
-            return Err(bad("no label, though other rows have one"));
-        }
-        let split = field(row, &["split"])
-            .map(|s| {
-                parse_split(s)
-                    .ok_or_else(|| bad(&format!("split `{s}` is none of train, val, test")))
-            })
-            .transpose()?;
-        let Some(origin) = listing.find(&id) else {
-            missing.push(id);
-            continue;
-        };
-        if let Some(group) = field(row, &["group"]) {
-            groups.insert(id.clone(), group.to_owned());
-        }
-        samples.push((Sample { id, origin, label, split: Split::Train }, split));
+    let (mut entries, mut notes) = (Vec::new(), Vec::new());
+    for (table, split) in &tables {
+        let (of_table, of_columns) = entries::entries(table, *split)?;
+        entries.extend(of_table);
+        notes.extend(of_columns);
     }
-    let mut warnings = missing_warning(name, &missing, config.on_bad_image)?;
-    let (samples, split_origin) = with_splits(name, samples, !classes.names.is_empty())?;
+    let classes = Classes::of(&entries, &class_names(listing)?)?;
+    let mut rows = Rows::new(listing, &classes);
+    entries.iter().for_each(|entry| rows.add(entry));
+    let Rows { placed, groups, missing, problems, repeated, .. } = rows;
+    if !problems.is_empty() {
+        let count = counted(problems.len(), "row");
+        let lines = listed_lines(&problems);
+        return Err(Error::Data(format!("{count} cannot be used:{lines}")));
+    }
+    notes.extend(missing_note(&missing, config.on_bad_image)?);
+    if !repeated.is_empty() {
+        let count = counted(repeated.len(), "row");
+        notes.push(format!("{count} repeated: {}", shortened(&repeated)));
+    }
+    notes.extend(unlisted_note(listing, &placed));
+    let (samples, split_origin) = with_splits(placed, !classes.names.is_empty())?;
     let made = split_origin == SplitOrigin::Made;
     let manifest =
         Manifest { name: listing.name.clone(), classes: classes.names, samples, split_origin };
-    let mut opened = finish(manifest)?;
-    opened.warnings.append(&mut warnings);
+    let mut opened = finish(manifest, layout)?;
+    opened.warnings.append(&mut notes);
     if made {
         let notes = stratified(&mut opened.manifest, &groups, config.test_fraction, seed)?;
         opened.warnings.extend(notes);
@@ -94,77 +178,170 @@ pub(super) fn open(
 }
 
 /// Class names by label from `class_names.csv` (`label,name`) at the root, if it is there.
+///
+/// # Errors
+/// [`Error::Data`] if it cannot be read, or if it names a label twice.
 pub(super) fn class_names(listing: &Listing) -> Result<HashMap<String, String>> {
-    let Some(origin) = listing.find("class_names.csv") else {
+    let Some(origin) = listing.find(CLASS_NAMES) else {
         return Ok(HashMap::new());
     };
-    let rows = parse(&read(&origin)?, "class_names.csv")?;
-    let pair = |row: &Row| Some((field(row, &["label"])?.into(), field(row, &["name"])?.into()));
-    Ok(rows.iter().filter_map(pair).collect())
-}
-
-/// `train`, `val`, `test` and their customary other spellings.
-pub(super) fn parse_split(name: &str) -> Option<Split> {
-    match name.to_lowercase().as_str() {
-        "train" | "training" => Some(Split::Train),
-        "val" | "valid" | "validation" | "dev" => Some(Split::Val),
-        "test" | "testing" => Some(Split::Test),
-        _ => None,
-    }
-}
-
-/// The first of the named fields that is there and not empty.
-fn field<'a>(row: &'a Row, names: &[&str]) -> Option<&'a str> {
-    names.iter().find_map(|name| row.get(*name)).map(String::as_str).filter(|v| !v.is_empty())
-}
-
-/// The table's classes, sorted: as numbers if all labels are numbers, else by bytes.
-struct Classes {
-    names: Vec<String>,
-    index: HashMap<String, usize>,
-}
-
-impl Classes {
-    fn of(rows: &[Row], names: &HashMap<String, String>) -> Self {
-        let labels: BTreeSet<&str> = rows.iter().filter_map(|row| field(row, &LABEL)).collect();
-        let mut labels: Vec<&str> = labels.into_iter().collect();
-        if labels.iter().all(|label| label.parse::<u64>().is_ok()) {
-            labels.sort_by_key(|label| label.parse::<u64>().ok());
+    let has = |columns: &[String], name: &str| columns.iter().any(|column| column == name);
+    let is_one = |columns: &[String]| has(columns, "label") && has(columns, "name");
+    let table = Table::parse(&read(&origin)?, CLASS_NAMES, &is_one)?;
+    let (Some(label), Some(name)) = (table.column("label"), table.column("name")) else {
+        return Err(Error::Data(format!("{CLASS_NAMES}: the columns must be label,name")));
+    };
+    let mut names = HashMap::new();
+    for row in &table.rows {
+        let [label, name] = [label, name].map(|column| row.fields[column].trim().to_owned());
+        let before = names.insert(label.clone(), name.clone());
+        if before.is_some_and(|before| before != name) {
+            return Err(Error::Data(format!(
+                "{CLASS_NAMES}, line {}: label {label} has another name above",
+                row.line
+            )));
         }
-        let index = labels.iter().enumerate().map(|(i, &label)| (label.to_owned(), i)).collect();
-        let name = |&label: &&str| names.get(label).map_or(label, String::as_str).to_owned();
-        Self { names: labels.iter().map(name).collect(), index }
     }
+    Ok(names)
+}
+
+/// Whether a header is that of a table of images, so that the rows must fit.
+fn is_one(columns: &[String]) -> bool {
+    entries::has_file_column(columns) && written_by_fewvit(columns).is_none()
+}
+
+/// What fewvit wrote into a table with this header, if it is no list of images for training.
+fn written_by_fewvit(columns: &[String]) -> Option<&'static str> {
+    let has = |names: &[&str]| names.iter().all(|name| columns.iter().any(|c| c == name));
+    if has(&["file", "predicted", "confidence"]) {
+        Some("predictions of fewvit")
+    } else if has(&["file", "f0", "f1"]) {
+        Some("features written by fewvit")
+    } else if has(&["stage", "epoch", "loss"]) {
+        Some("the course of a training")
+    } else {
+        None
+    }
+}
+
+/// Entries on their way to samples.
+struct Rows<'a> {
+    listing: &'a Listing,
+    classes: &'a Classes,
+    placed: Vec<(Sample, Option<Split>)>,
+    /// Position in `placed` and place in the table by id.
+    seen: BTreeMap<String, (usize, String)>,
+    groups: HashMap<String, String>,
+    missing: Vec<String>,
+    problems: Vec<String>,
+    repeated: Vec<String>,
+}
+
+impl<'a> Rows<'a> {
+    fn new(listing: &'a Listing, classes: &'a Classes) -> Self {
+        Self {
+            listing,
+            classes,
+            placed: Vec::new(),
+            seen: BTreeMap::new(),
+            groups: HashMap::new(),
+            missing: Vec::new(),
+            problems: Vec::new(),
+            repeated: Vec::new(),
+        }
+    }
+
+    fn add(&mut self, entry: &Entry) {
+        if let Err(problem) = self.try_add(entry) {
+            self.problems.push(format!("{}: {problem}", entry.at));
+        }
+    }
+
+    fn try_add(&mut self, entry: &Entry) -> std::result::Result<(), String> {
+        if entry.file.trim().is_empty() {
+            return Err("no image".into());
+        }
+        let label = entry.class.as_ref().map(|class| self.classes.index[class]);
+        if label.is_none() && !self.classes.names.is_empty() {
+            return Err("no label, though other rows have one".into());
+        }
+        let split = entry.split.as_ref().map(|text| {
+            parse_split(text).ok_or_else(|| format!("split `{text}` is none of train, val, test"))
+        });
+        let split = split.transpose()?;
+        let Some((id, origin)) = locate(self.listing, &entry.file) else {
+            self.missing.push(format!("{} ({})", entry.file.trim(), entry.at));
+            return Ok(());
+        };
+        if let Some((before, at)) = self.seen.get(&id) {
+            let (sample, split_before) = &self.placed[*before];
+            if (sample.label, *split_before) != (label, split) {
+                let what = if sample.label == label { "split" } else { "label" };
+                return Err(format!("{id} has another {what} in {at}"));
+            }
+            self.repeated.push(format!("{id} ({at} and {})", entry.at));
+            return Ok(());
+        }
+        if let Some(group) = &entry.group {
+            self.groups.insert(id.clone(), group.clone());
+        }
+        self.seen.insert(id.clone(), (self.placed.len(), entry.at.clone()));
+        self.placed.push((Sample { id, origin, label, split: Split::Train }, split));
+        Ok(())
+    }
+}
+
+/// The image that a table calls `file`: as it is written, without blanks around it, with the
+/// backslashes of Windows as separators, with its accents stored the other way.
+fn locate(listing: &Listing, file: &str) -> Option<(String, Origin)> {
+    let forms = [file.to_owned(), file.trim().to_owned(), file.trim().replace('\\', "/")];
+    let other = forms.iter().flat_map(|form| other_forms(form)).collect::<Vec<_>>();
+    forms.iter().chain(&other).find_map(|form| {
+        let id = listing.id(form);
+        listing.find(&id).map(|origin| (id, origin))
+    })
 }
 
 /// What to say about files that the table lists and that do not exist.
-fn missing_warning(name: &str, missing: &[String], policy: OnBadImage) -> Result<Vec<String>> {
+fn missing_note(missing: &[String], policy: OnBadImage) -> Result<Option<String>> {
     if missing.is_empty() {
-        return Ok(Vec::new());
+        return Ok(None);
     }
+    let are = if missing.len() == 1 { "image that does" } else { "images that do" };
     let what = format!(
-        "{name} lists {} that do not exist (paths count from the table's folder): {}",
-        counted(missing.len(), "image"),
-        shortened(missing)
+        "the table lists {} {are} not exist (paths count from the table's folder)",
+        missing.len()
     );
     match policy {
-        OnBadImage::Skip => Ok(vec![what + "; left out"]),
+        OnBadImage::Skip => Ok(Some(format!("{what}, left out: {}", shortened(missing)))),
         OnBadImage::Error => Err(Error::Data(format!(
-            "{what}\n  correct the table, or leave them out with --set data.on_bad_image=skip"
+            "{what}:{}\n  correct the table, or leave them out with --set data.on_bad_image=skip",
+            listed_lines(missing)
         ))),
     }
 }
 
+/// Images in the folder that no row names.
+fn unlisted_note(listing: &Listing, placed: &[(Sample, Option<Split>)]) -> Option<String> {
+    let listed: std::collections::HashSet<&str> =
+        placed.iter().map(|(sample, _)| sample.id.as_str()).collect();
+    let images = listing.images().filter(|id| !listed.contains(id.as_str()));
+    let unlisted: Vec<String> = images.cloned().collect();
+    (!unlisted.is_empty()).then(|| {
+        let count = counted(unlisted.len(), "image");
+        format!("not in the table, left out: {count}: {}", shortened(&unlisted))
+    })
+}
+
 /// Settles whether the table gives splits; some rows with and some without are a mistake.
 fn with_splits(
-    name: &str,
     samples: Vec<(Sample, Option<Split>)>,
     labelled: bool,
 ) -> Result<(Vec<Sample>, SplitOrigin)> {
     let given = samples.iter().filter(|(_, split)| split.is_some()).count();
     if given != 0 && given != samples.len() {
         return Err(Error::Data(format!(
-            "{name}: {given} of {} rows have a split; give all of them one, or none",
+            "{given} of {} rows of the table have a split; give all of them one, or none",
             samples.len()
         )));
     }
@@ -180,113 +357,5 @@ fn with_splits(
     Ok((samples.into_iter().map(settle).collect(), origin))
 }
 
-/// The rows of a CSV, TSV or JSON-lines file, by the name's extension.
-fn parse(bytes: &[u8], name: &str) -> Result<Vec<Row>> {
-    let bad = |e: &dyn std::fmt::Display| Error::Data(format!("{name}: {e}"));
-    // Spreadsheets put a byte-order mark in front.
-    let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
-    if extension(name) == "jsonl" {
-        let text = std::str::from_utf8(bytes).map_err(|e| bad(&e))?;
-        let lines = text.lines().enumerate().filter(|(_, line)| !line.trim().is_empty());
-        return lines
-            .map(|(i, line)| json_row(line).map_err(|e| bad(&format!("line {}: {e}", i + 1))))
-            .collect();
-    }
-    let delimiter = if extension(name) == "tsv" { b'\t' } else { b',' };
-    let mut reader =
-        csv::ReaderBuilder::new().delimiter(delimiter).trim(csv::Trim::All).from_reader(bytes);
-    let header = reader.headers().map_err(|e| bad(&e))?.clone();
-    let columns: Vec<String> = header.iter().map(str::to_lowercase).collect();
-    let row = |record: csv::Result<csv::StringRecord>| {
-        let record = record.map_err(|e| bad(&e))?;
-        Ok(columns.iter().cloned().zip(record.iter().map(str::to_owned)).collect())
-    };
-    reader.records().map(row).collect()
-}
-
-fn json_row(line: &str) -> serde_json::Result<Row> {
-    let object: BTreeMap<String, serde_json::Value> = serde_json::from_str(line)?;
-    let text = |value: serde_json::Value| match value {
-        serde_json::Value::String(text) => text,
-        serde_json::Value::Null => String::new(),
-        other => other.to_string(),
-    };
-    Ok(object.into_iter().map(|(key, value)| (key.to_lowercase(), text(value))).collect())
-}
-
 #[cfg(test)]
-mod tests {
-    use super::super::source::{open_noting, tests};
-    use super::*;
-
-    fn table(name: &str, content: &str) -> Result<Opened> {
-        let images = ["i/1.jpg", "i/2.jpg", "i/3.jpg", "i/4.jpg"];
-        let table = format!("{name}={content}");
-        let root = tests::folder(&[&[table.as_str()], images.as_slice()].concat());
-        open_noting(&root.path().join(name), &tests::config(), 1)
-    }
-
-    fn rows(opened: &Opened) -> Vec<(&str, Option<usize>, Split)> {
-        let samples = opened.manifest.samples.iter();
-        samples.map(|s| (s.id.as_str(), s.label, s.split)).collect()
-    }
-
-    #[test]
-    fn csv_tsv_and_json_lines_say_the_same() {
-        let expected = [
-            ("i/1.jpg", Some(0), Split::Val),
-            ("i/3.jpg", Some(0), Split::Train),
-            ("i/2.jpg", Some(1), Split::Train),
-        ];
-        let csv = "\u{feff}Split,File_Name,class\ntrain,i/2.jpg,\"10\"\ndev,./i/1.jpg, 9\ntraining,i/3.jpg,9\n";
-        let tsv = csv.replace(',', "\t");
-        let json = r#"{"path": "i/2.jpg", "label": 10, "split": "train"}
-            {"path": "i/1.jpg", "label": 9, "split": "valid"}
-
-            {"path": "i/3.jpg", "label": 9, "split": "train", "group": null}"#;
-        for (name, content) in [("x.csv", csv), ("x.tsv", &tsv), ("x.jsonl", json)] {
-            let opened = table(name, content).unwrap();
-            assert_eq!(rows(&opened), expected, "{name}");
-            assert_eq!(opened.manifest.classes, ["9", "10"], "numbers sort as numbers");
-            assert_eq!(opened.manifest.split_origin, SplitOrigin::Given);
-        }
-    }
-
-    #[test]
-    fn a_table_in_the_folder_counts_before_its_folders() {
-        let root =
-            tests::folder(&["metadata.csv=file_name\ni/1.jpg\n", "i/1.jpg", "i/2.jpg", "j/1.jpg"]);
-        let opened = open_noting(root.path(), &tests::config(), 1).unwrap();
-        assert_eq!(rows(&opened), [("i/1.jpg", None, Split::Train)]);
-        assert_eq!(opened.manifest.split_origin, SplitOrigin::Unlabelled);
-        let root = tests::folder(&["index.csv=id,weight\n1,2\n", "i/1.jpg", "i/2.jpg", "j/1.jpg"]);
-        let opened = open_noting(root.path(), &tests::config(), 1).unwrap();
-        assert_eq!(opened.manifest.classes, ["i", "j"], "a table of something else");
-    }
-
-    #[test]
-    fn mistakes_are_named_with_their_row() {
-        let error = |content: &str| table("x.csv", content).unwrap_err().to_string();
-        assert!(error("name,label\ni/1.jpg,a\n").contains("one column must be called file_name"));
-        assert!(error("file,label\ni/1.jpg,a\ni/2.jpg,\n").contains("row 2: no label"));
-        assert!(error("file,label,split\ni/1.jpg,a,tset\n").contains("row 1: split `tset`"));
-        assert!(error("file,label,split\ni/1.jpg,a,test\ni/2.jpg,a,\n").contains("1 of 2 rows"));
-        assert!(error("file,label\ni/1.jpg,a\n./i/1.jpg,b\n").contains("more than once: i/1.jpg"));
-        assert!(error("file,label\ni/1.jpg,a\ni/9.jpg,b\n").contains("1 image that do not exist"));
-        assert!(error("file,label\ni/1.jpg\n").contains("x.csv: CSV error"));
-        assert!(error("file,label\n").contains("no images"));
-    }
-
-    #[test]
-    fn groups_stay_on_one_side() {
-        let table = table(
-            "x.csv",
-            "file,label,group\ni/1.jpg,a,p\ni/2.jpg,a,p\ni/3.jpg,a,q\ni/4.jpg,b,q\n",
-        );
-        let opened = table.unwrap();
-        assert_eq!(opened.manifest.split_origin, SplitOrigin::Made);
-        let split = |i: usize| opened.manifest.samples[i].split;
-        assert_eq!(split(0), split(1));
-        assert_eq!(split(2), split(3));
-    }
-}
+mod tests;

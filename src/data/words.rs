@@ -1,7 +1,7 @@
 //! Words for messages.
 
 /// `1 image`, `2 images`.
-pub(super) fn counted(count: usize, what: &str) -> String {
+pub fn counted(count: usize, what: &str) -> String {
     let ending = match (count, what.ends_with('s')) {
         (1, _) => "",
         (_, true) => "es",
@@ -11,10 +11,19 @@ pub(super) fn counted(count: usize, what: &str) -> String {
 }
 
 /// Up to ten names, and how many more there are.
-pub(super) fn shortened(names: &[String]) -> String {
+pub fn shortened(names: &[String]) -> String {
     let shown = names.iter().take(10).cloned().collect::<Vec<_>>().join(", ");
     match names.len().saturating_sub(10) {
         0 => shown,
         more => format!("{shown} and {more} more"),
+    }
+}
+
+/// Up to ten lines, each on a line of its own, and how many more there are.
+pub(super) fn listed_lines(lines: &[String]) -> String {
+    let shown: String = lines.iter().take(10).map(|line| format!("\n  {line}")).collect();
+    match lines.len().saturating_sub(10) {
+        0 => shown,
+        more => format!("{shown}\n  and {more} more"),
     }
 }

@@ -71,12 +71,11 @@ impl Health {
         }
     }
 
-    /// What is wrong and what to do about it, or `None` if nothing is. `loss` is the training loss
-    /// and `chance` the loss of features that say nothing (each loss names its own).
+    /// What is wrong and what to do about it, or `None` if nothing is.
     ///
     /// Ask after the warm-up: an untrained network looks collapsed.
-    pub fn warning(&self, loss: f64, chance: f64, limits: &Limits) -> Option<String> {
-        let at_chance = loss > limits.chance_share * chance;
+    pub fn warning(&self, training: &Training, limits: &Limits) -> Option<String> {
+        let Training { loss, chance, labels, .. } = *training;
         if ![self.std, self.effective_rank, loss].iter().all(|figure| figure.is_finite()) {
             return Some(
                 "The features or the loss are not numbers: training has diverged. Lower --lr or \
@@ -85,51 +84,102 @@ impl Health {
             );
         }
         if self.std < limits.min_std {
-            return Some(self.collapsed(loss, chance, at_chance, limits));
+            return Some(self.collapsed(training, limits));
         }
         let min_rank = limits.min_rank.max(limits.min_rank_share * self.full_rank as f64);
-        if self.effective_rank < min_rank {
+        // Labels ask for no more directions than there are classes.
+        if self.effective_rank < min_rank && !labels {
             return Some(format!(
                 "Partial collapse: the features use about {:.1} of {} directions (healthy above \
-                 {min_rank:.1}), too few to tell many classes apart. Lower the temperature or \
-                 raise --batch-size, which spreads features; if that does not help, crop less hard \
-                 (a larger smallest scale in --crops).",
-                self.effective_rank, self.full_rank
+                 {min_rank:.1}), too few to tell many classes apart. {}, which spreads features; if \
+                 that does not help, crop less hard (a larger smallest scale in --crops).",
+                self.effective_rank,
+                self.full_rank,
+                training.spreading()
             ));
         }
+        let chance = chance?;
         if loss > limits.runaway * chance {
+            let keys = ["temperature", "student_temperature"];
+            let cold = match keys.iter().find(|key| training.options.contains_key(**key)) {
+                Some(key) => {
+                    format!("; a pretrain.options.{key} far below the recipe's does it, too")
+                }
+                None => String::new(),
+            };
             return Some(format!(
                 "The loss, {loss:.3}, is above that of guessing ({chance:.3}): training runs away. \
-                 Start again with a lower --lr or a longer --warmup-epochs; a temperature far below \
-                 the recipe's does it, too."
+                 Start again with a lower --lr or a longer --warmup-epochs{cold}."
             ));
         }
-        at_chance.then(|| {
+        training.at_chance(limits).map(|chance| {
             format!(
                 "The loss, {loss:.3}, is that of guessing ({chance:.3}): the model has not learned \
                  anything yet. Raise --lr (SGD needs far more than AdamW) or --epochs, or lower \
-                 --lr if the loss was lower before, and look at `fewvit data preview`: two views of \
-                 an image must still show one thing."
+                 --lr if the loss was lower before, and look at `fewvit data preview`: a crop must \
+                 still show what its image shows."
             )
         })
     }
 
-    fn collapsed(&self, loss: f64, chance: f64, at_chance: bool, limits: &Limits) -> String {
+    fn collapsed(&self, training: &Training, limits: &Limits) -> String {
+        let loss = training.loss;
         let spread = format!(
             "Collapse: all images get nearly the same features (spread {:.3}, healthy above {:.2})",
             self.std, limits.min_std
         );
-        match at_chance {
-            true => format!(
+        if let Some(chance) = training.at_chance(limits) {
+            return format!(
                 "{spread}, and the loss, {loss:.3}, is no better than guessing ({chance:.3}). Start \
-                 again with a lower --lr or a longer --warmup-epochs; with DINO also lower the teacher's \
-                 temperature, which sharpens its targets."
-            ),
-            false => format!(
-                "{spread}, although the loss fell to {loss:.3} (guessing: {chance:.3}): one answer \
-                 for every image satisfies it. Start again with a lower --lr; with a teacher raise \
-                 its momentum, with DINO also its temperature, so that no output can dominate."
-            ),
+                 again with a lower --lr or a longer --warmup-epochs{}.",
+                training.also("teacher_temperature", "lower", "sharpens the teacher's targets")
+            );
+        }
+        let guessing = training.chance.map(|chance| format!(" (guessing: {chance:.3})"));
+        format!(
+            "{spread}, although the loss is {loss:.3}{}: one answer for every image satisfies it. \
+             Start again with a lower --lr{}{}.",
+            guessing.unwrap_or_default(),
+            training.also("momentum", "raise", "slows the teacher down"),
+            training.also("teacher_temperature", "raise", "keeps one output from dominating")
+        )
+    }
+}
+
+/// The training whose features are looked at.
+#[derive(Clone, Copy, Debug)]
+pub struct Training<'a> {
+    /// Its loss.
+    pub loss: f64,
+    /// The loss of features that say nothing; each method names its own, if it has one.
+    pub chance: Option<f64>,
+    /// Whether the method learns from labels.
+    pub labels: bool,
+    /// The method's own settings, `pretrain.options`: nothing else of it can be turned.
+    pub options: &'a toml::Table,
+}
+
+impl Training<'_> {
+    /// The loss of guessing, if this one is no better.
+    fn at_chance(&self, limits: &Limits) -> Option<f64> {
+        self.chance.filter(|chance| self.loss > limits.chance_share * chance)
+    }
+
+    /// Advice to `turn` an option and what that does, if the method has that option.
+    fn also(&self, option: &str, turn: &str, effect: &str) -> String {
+        match self.options.contains_key(option) {
+            true => format!("; also {turn} pretrain.options.{option}, which {effect}"),
+            false => String::new(),
+        }
+    }
+
+    /// What makes features spread: contrast, where the method has any.
+    fn spreading(&self) -> &'static str {
+        let has = |option| self.options.contains_key(option);
+        match (has("temperature"), has("queue")) {
+            (true, true) => "Lower pretrain.options.temperature or raise pretrain.options.queue",
+            (true, false) => "Lower pretrain.options.temperature or raise --batch-size",
+            (false, _) => "Train for more --epochs",
         }
     }
 }

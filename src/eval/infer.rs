@@ -7,7 +7,7 @@ use crate::config::{Interpolation, RunConfig};
 use crate::data::Rgb8;
 use crate::data::augment::eval_view;
 use crate::data::mixing::Mix;
-use crate::data::parallel::map_in_order;
+use crate::data::parallel::map_in_turn;
 use crate::error::Result;
 use crate::nn::DropPath;
 
@@ -53,23 +53,37 @@ impl EvalView {
         pixels
     }
 
-    /// What `work` makes of the views of `count` images, a few images at a time on each of `threads`,
-    /// in order; `image(i)` decodes one.
+    /// Hands `sink` what `work` makes of the view of each of `count` images, in order and as soon as
+    /// it is made, a few images at a time on each of `threads`. `image(i)` decodes one; an image that
+    /// it cannot decode reaches `sink` as that error and costs no other image. `work` answers for each
+    /// of its views.
     ///
     /// # Errors
-    /// An image cannot be read; those of `work`.
+    /// Those of `sink`, the first of which ends the work, and of `work`.
     pub fn of_images<T: Send>(
         &self,
         img_size: usize,
         (count, threads): (usize, usize),
         image: &(dyn Fn(usize) -> Result<Rgb8> + Sync),
-        work: impl Fn(Vec<Rgb8>) -> Result<T> + Sync,
-    ) -> Result<Vec<T>> {
-        let starts: Vec<usize> = (0..count).step_by(IMAGES_AT_A_TIME).collect();
-        map_in_order(&starts, threads, |&start| {
-            let end = (start + IMAGES_AT_A_TIME).min(count);
-            let views = (start..end).map(|i| Ok(self.crop(&image(i)?, img_size)));
-            work(views.collect::<Result<_>>()?)
+        work: impl Fn(&[Rgb8]) -> Result<Vec<T>> + Sync,
+        mut sink: impl FnMut(usize, Result<T>) -> Result<()>,
+    ) -> Result<()> {
+        let few = |turn: usize| -> Result<Vec<Result<T>>> {
+            let images = turn * IMAGES_AT_A_TIME..count.min((turn + 1) * IMAGES_AT_A_TIME);
+            let (mut views, mut unreadable) = (Vec::new(), Vec::new());
+            for i in images {
+                let view = image(i).map(|image| self.crop(&image, img_size));
+                unreadable.push(view.map(|view| views.push(view)).err());
+            }
+            let made = if views.is_empty() { Vec::new() } else { work(&views)? };
+            let mut made = made.into_iter().map(Ok);
+            Ok(unreadable.into_iter().filter_map(|e| e.map(Err).or_else(|| made.next())).collect())
+        };
+        map_in_turn(count.div_ceil(IMAGES_AT_A_TIME), threads, few, |turn, results| {
+            let numbered = results?.into_iter().enumerate();
+            numbered
+                .into_iter()
+                .try_for_each(|(i, result)| sink(turn * IMAGES_AT_A_TIME + i, result))
         })
     }
 }
@@ -96,8 +110,7 @@ pub struct Outputs {
 }
 
 impl Inference<'_> {
-    /// Features and logits of `count` images, in order; `image(i)` decodes one, `done(n)` hears of
-    /// n more.
+    /// Features and logits of `count` images, in order; `image(i)` decodes one.
     ///
     /// # Errors
     /// An image cannot be read.
@@ -105,19 +118,39 @@ impl Inference<'_> {
         &self,
         count: usize,
         image: &(dyn Fn(usize) -> Result<Rgb8> + Sync),
-        done: &(dyn Fn(usize) + Sync),
     ) -> Result<Outputs> {
-        let parts = self.view.of_images(self.img_size, (count, self.threads), image, |views| {
-            let part = self.forward(&views);
-            done(views.len());
-            Ok(part)
-        })?;
         let mut all = Outputs::default();
-        for part in parts {
-            all.features.extend(part.features);
-            all.logits.extend(part.logits);
-        }
+        self.each(count, image, |_, outputs| {
+            let outputs = outputs?;
+            all.features.extend(outputs.features);
+            all.logits.extend(outputs.logits);
+            Ok(())
+        })?;
         Ok(all)
+    }
+
+    /// Hands `sink` features and logits of each of `count` images, in order and as soon as they are
+    /// there; `image(i)` decodes one, and what it cannot decode reaches `sink` as its error.
+    ///
+    /// # Errors
+    /// Those of `sink`.
+    pub fn each(
+        &self,
+        count: usize,
+        image: &(dyn Fn(usize) -> Result<Rgb8> + Sync),
+        sink: impl FnMut(usize, Result<Outputs>) -> Result<()>,
+    ) -> Result<()> {
+        let work = |views: &[Rgb8]| {
+            let few = self.forward(views);
+            let of_image = |values: &[f32]| {
+                let width = values.len() / views.len();
+                let rows = (0..views.len()).map(|i| values[i * width..(i + 1) * width].to_vec());
+                rows.collect::<Vec<_>>()
+            };
+            let rows = of_image(&few.features).into_iter().zip(of_image(&few.logits));
+            Ok(rows.map(|(features, logits)| Outputs { features, logits }).collect())
+        };
+        self.view.of_images(self.img_size, (count, self.threads), image, work, sink)
     }
 
     fn forward(&self, views: &[Rgb8]) -> Outputs {

@@ -84,23 +84,25 @@ impl Classifier {
         }
     }
 
-    /// Logits `[count, classes]` of images; `image(i)` decodes one.
+    /// Hands `sink` the logits of each of `count` images, in order and as soon as they are there;
+    /// `image(i)` decodes one, and what it cannot decode reaches `sink` as its error.
     ///
     /// # Errors
-    /// An image cannot be read.
-    pub fn logits(
+    /// Those of `sink`; the model cannot be run.
+    pub fn each(
         &self,
         count: usize,
         image: &(dyn Fn(usize) -> Result<Rgb8> + Sync),
         threads: usize,
-    ) -> Result<Vec<f32>> {
+        mut sink: impl FnMut(usize, Result<Vec<f32>>) -> Result<()>,
+    ) -> Result<()> {
         match self {
             Self::Timm(timm::Loaded { net, description }) => {
                 let Description { img_size, view, .. } = *description;
                 let inference = Inference { net, img_size, view, threads };
-                Ok(inference.run(count, image, &|_| ())?.logits)
+                inference.each(count, image, |i, outputs| sink(i, outputs.map(|o| o.logits)))
             }
-            Self::Onnx(model) => model.logits(count, image, threads),
+            Self::Onnx(model) => model.each(count, image, threads, sink),
         }
     }
 }

@@ -52,9 +52,13 @@ pub fn write(
     let bytes = net.onnx(img_size, pixels, &metadata(description)?);
     let written = load(path, bytes.clone())?;
     let image = |i: usize| Ok(images[i].clone());
-    let theirs = written.logits(images.len(), &image, threads)?;
+    let mut theirs = Vec::new();
+    written.each(images.len(), &image, threads, |_, logits| {
+        theirs.extend(logits?);
+        Ok(())
+    })?;
     let inference = Inference { net, img_size, view, threads };
-    let ours = inference.run(images.len(), &image, &|_| ())?.logits;
+    let ours = inference.run(images.len(), &image)?.logits;
     let difference = largest_difference(&ours, &theirs);
     if difference.is_nan() || difference > TOLERANCE {
         return Err(Error::Verification(format!(
@@ -124,19 +128,23 @@ fn load(path: &Path, bytes: Vec<u8>) -> Result<Loaded> {
 }
 
 impl Loaded {
-    /// Logits `[count, classes]` of images; `image(i)` decodes one.
+    /// Hands `sink` the logits of each of `count` images, as [`super::Classifier::each`].
     ///
     /// # Errors
-    /// An image cannot be read, the file cannot be run.
-    pub fn logits(
+    /// Those of `sink`; the file cannot be run.
+    pub fn each(
         &self,
         count: usize,
         image: &(dyn Fn(usize) -> Result<Rgb8> + Sync),
         threads: usize,
-    ) -> Result<Vec<f32>> {
-        let Description { img_size, view, .. } = self.description;
-        let parts = view.of_images(img_size, (count, threads), image, |views| self.run(&views))?;
-        Ok(parts.concat())
+        sink: impl FnMut(usize, Result<Vec<f32>>) -> Result<()>,
+    ) -> Result<()> {
+        let Description { img_size, view, ref classes, .. } = self.description;
+        let work = |views: &[Rgb8]| {
+            let logits = self.run(views)?;
+            Ok(logits.chunks_exact(classes.len().max(1)).map(<[f32]>::to_vec).collect())
+        };
+        view.of_images(img_size, (count, threads), image, work, sink)
     }
 
     /// Logits of square images of the right side.

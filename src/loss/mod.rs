@@ -8,6 +8,7 @@
 //! No loss stops gradients by itself except where its docstring says so: what must be constant
 //! (keys, queue) is passed as a plain or detached tensor.
 
+mod chance;
 pub mod dino;
 pub mod info_nce;
 pub mod nt_xent;
@@ -20,6 +21,7 @@ use crate::config::SmoothingKind;
 use crate::ops::{self, SoftTargets};
 
 pub use crate::ops::MixedTarget;
+pub use chance::Chance;
 
 /// Label smoothing over `classes` classes: the target of a row is `off` everywhere plus `on` at its
 /// class (recipe section 1.3).

@@ -11,7 +11,7 @@ use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use super::{
-    BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State, StateTensor, Teacher,
+    BatchFeatures, BatchLoss, Entry, Kind, Method, Objective, Setting, State, StateTensor, Teacher,
     positive, shares, values,
 };
 use crate::backbone::{HeadSpec, Net};
@@ -19,13 +19,15 @@ use crate::config::Encoder;
 use crate::data::views::ViewPlan;
 use crate::error::{Error, Result};
 use crate::loss::dino::{TEACHER_VIEWS, dino, updated_centre};
-use crate::loss::normalize;
+use crate::loss::{Chance, normalize};
 use crate::nn::{Activation, BatchNorms, LinearStart, MlpSpec};
 use crate::schedule::{cosine, teacher_temp};
 
 /// This method in the table.
 pub const ENTRY: Entry = Entry {
     name: "dino",
+    title: "DINO",
+    kind: Kind::SelfSupervised,
     summary: "self-distillation with multi-crop and a momentum teacher (ICCV 2021)",
     reads: &["encoder", "options"],
     build: |setting| Ok(Arc::new(Dino::new(setting)?)),
@@ -123,8 +125,8 @@ impl Method for Dino {
         Objective::Batch(self)
     }
 
-    fn chance(&self) -> f64 {
-        (self.options.prototypes as f64).ln()
+    fn chance(&self) -> Option<Chance> {
+        Some(Chance::of(1.0, self.options.prototypes, "every prototype is equally likely"))
     }
 
     fn frozen_epochs(&self, key: &str) -> usize {

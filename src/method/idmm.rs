@@ -13,17 +13,19 @@ use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
 
-use super::{Entry, Method, Objective, RowLoss};
+use super::{Entry, Kind, Method, Objective, RowLoss};
 use crate::backbone::HeadSpec;
 use crate::config::{LambdaRule, PretrainConfig};
 use crate::data::mixing::Mix;
 use crate::data::views::ViewPlan;
-use crate::loss::Smoothing;
+use crate::loss::{Chance, Smoothing};
 use crate::nn::MlpSpec;
 
 /// This method in the table.
 pub const ENTRY: Entry = Entry {
     name: "idmm",
+    title: "IDMM",
+    kind: Kind::SelfSupervised,
     summary: "instance discrimination with multi-crop and CutMix (ECCV 2022)",
     reads: &[
         "cutmix",
@@ -75,8 +77,9 @@ impl Method for Idmm {
         Objective::Rows(self)
     }
 
-    fn chance(&self) -> f64 {
-        self.views.groups.len() as f64 * (self.heads.num_classes as f64).ln()
+    fn chance(&self) -> Option<Chance> {
+        let (groups, images) = (self.views.groups.len() as f64, self.heads.num_classes);
+        Some(Chance::of(groups, images, "every training image is equally likely"))
     }
 
     fn mix(&self, rng: &mut ChaCha8Rng, _epoch: usize, rows: usize, img_size: usize) -> Mix {

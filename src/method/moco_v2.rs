@@ -13,19 +13,21 @@ use serde::Deserialize;
 
 use super::simclr::{projection, two_views};
 use super::{
-    BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State, StateTensor, Teacher,
+    BatchFeatures, BatchLoss, Entry, Kind, Method, Objective, Setting, State, StateTensor, Teacher,
     positive, shares, values,
 };
 use crate::backbone::HeadSpec;
 use crate::config::Encoder;
 use crate::data::views::ViewPlan;
 use crate::error::Result;
-use crate::loss::{info_nce::info_nce_with_queue, normalize};
+use crate::loss::{Chance, info_nce::info_nce_with_queue, normalize};
 use crate::rng::{Purpose, stream};
 
 /// This method in the table.
 pub const ENTRY: Entry = Entry {
     name: "moco-v2",
+    title: "MoCo v2",
+    kind: Kind::SelfSupervised,
     summary: "contrast against a queue of keys from a momentum encoder (2020)",
     reads: &["encoder", "options"],
     build: |setting| Ok(Arc::new(MoCoV2::new(setting)?)),
@@ -77,8 +79,9 @@ impl Method for MoCoV2 {
         Objective::Batch(self)
     }
 
-    fn chance(&self) -> f64 {
-        (1.0 + self.options.queue as f64).ln()
+    fn chance(&self) -> Option<Chance> {
+        let keys = 1 + self.options.queue;
+        Some(Chance::of(1.0, keys, "the other view is as likely as every key of the queue"))
     }
 }
 

@@ -13,19 +13,22 @@ use serde::Deserialize;
 
 use super::simclr::two_views;
 use super::{
-    BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State, Teacher, positive, shares,
+    BatchFeatures, BatchLoss, Entry, Kind, Method, Objective, Setting, State, Teacher, positive,
+    shares,
 };
 use crate::backbone::HeadSpec;
 use crate::config::Encoder;
 use crate::data::views::ViewPlan;
 use crate::error::Result;
-use crate::loss::{info_nce::ctr, normalize};
+use crate::loss::{Chance, info_nce::ctr, normalize};
 use crate::nn::{Activation, BatchNorms, LinearStart, MlpSpec};
 use crate::schedule::cosine;
 
 /// This method in the table.
 pub const ENTRY: Entry = Entry {
     name: "moco-v3",
+    title: "MoCo v3",
+    kind: Kind::SelfSupervised,
     summary: "contrast of two views with a predictor and a momentum encoder (ICCV 2021)",
     reads: &["encoder", "options"],
     build: |setting| Ok(Arc::new(MoCoV3::new(setting)?)),
@@ -93,8 +96,9 @@ impl Method for MoCoV3 {
         Objective::Batch(self)
     }
 
-    fn chance(&self) -> f64 {
-        2.0 * 2.0 * self.options.temperature * (self.batch_size as f64).ln()
+    fn chance(&self) -> Option<Chance> {
+        let factor = 2.0 * 2.0 * self.options.temperature;
+        Some(Chance::of(factor, self.batch_size, "every image of the batch is equally likely"))
     }
 
     fn frozen_epochs(&self, key: &str) -> usize {

@@ -21,7 +21,7 @@ use crate::config::{Encoder, PretrainConfig, RunConfig};
 use crate::data::mixing::Mix;
 use crate::data::views::ViewPlan;
 use crate::error::{Error, Result};
-use crate::loss::Smoothing;
+use crate::loss::{Chance, Smoothing};
 
 /// A training objective with the views it needs. Its hyper-parameters come from the recipe; what it
 /// remembers from step to step, such as a queue, lies in [`State`] and so in every checkpoint.
@@ -35,8 +35,8 @@ pub trait Method: Send + Sync {
     /// How the loss is computed.
     fn objective(&self) -> Objective<'_>;
 
-    /// The loss of a model that has learned nothing.
-    fn chance(&self) -> f64;
+    /// The loss of a model that has learned nothing; `None` where there is no such number.
+    fn chance(&self) -> Option<Chance>;
 
     /// How the `rows` crops of one group of one step are mixed.
     fn mix(&self, _rng: &mut ChaCha8Rng, _epoch: usize, rows: usize, _img_size: usize) -> Mix {
@@ -235,10 +235,36 @@ fn check(options: &[(&str, f64)], must: &str, good: impl Fn(f64) -> bool) -> Res
     }
 }
 
+/// What a method learns from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Images alone.
+    SelfSupervised,
+    /// Which images share a label.
+    Contrastive,
+    /// Labels.
+    Supervised,
+}
+
+impl Kind {
+    /// In words, to stand after a method's name.
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::SelfSupervised => "self-supervised without labels",
+            Self::Contrastive => "supervised contrastive with labels",
+            Self::Supervised => "with labels",
+        }
+    }
+}
+
 /// A pre-training method's name, one line on it, and how it is made.
 pub struct Entry {
     /// `--method NAME`.
     pub name: &'static str,
+    /// Its name in its paper, for reports.
+    pub title: &'static str,
+    /// What it learns from.
+    pub kind: Kind,
     /// For `--help` and lists.
     pub summary: &'static str,
     /// Keys of `[pretrain]` that not every method reads and this one does; a section stands for all
@@ -259,6 +285,20 @@ pub const TABLE: &[Entry] = &[
     dino::ENTRY,
 ];
 
+/// The row of the pre-training method `name`.
+///
+/// # Errors
+/// An unknown name.
+pub fn entry(name: &str) -> Result<&'static Entry> {
+    TABLE.iter().find(|entry| entry.name == name).ok_or_else(|| {
+        let known: Vec<_> = TABLE.iter().map(|entry| entry.name).collect();
+        Error::Usage(format!(
+            "there is no pre-training method `{name}`; known methods: {}",
+            known.join(", ")
+        ))
+    })
+}
+
 /// The pre-training method that `config` names.
 ///
 /// # Errors
@@ -268,19 +308,10 @@ pub fn pretraining(
     samples: usize,
     labels: Option<Labels>,
 ) -> Result<Arc<dyn Method>> {
+    let entry = entry(&config.pretrain.method)?;
     let num_features = crate::backbone::Spec::find(&config.model.name)?.num_features();
     let setting = Setting { config: &config.pretrain, samples, labels, num_features };
-    (find(&config.pretrain.method)?.build)(&setting)
-}
-
-fn find(name: &str) -> Result<&'static Entry> {
-    TABLE.iter().find(|entry| entry.name == name).ok_or_else(|| {
-        let known: Vec<_> = TABLE.iter().map(|entry| entry.name).collect();
-        Error::Usage(format!(
-            "there is no pre-training method `{name}`; known methods: {}",
-            known.join(", ")
-        ))
-    })
+    (entry.build)(&setting)
 }
 
 /// Checks the method that `config` names and its options before there is any data.

@@ -8,16 +8,18 @@ use std::sync::Arc;
 use burn::tensor::Tensor;
 use serde::Deserialize;
 
-use super::{BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State, positive};
+use super::{BatchFeatures, BatchLoss, Entry, Kind, Method, Objective, Setting, State, positive};
 use crate::backbone::HeadSpec;
 use crate::data::views::ViewPlan;
 use crate::error::{Error, Result};
-use crate::loss::{normalize, nt_xent::nt_xent};
+use crate::loss::{Chance, normalize, nt_xent::nt_xent};
 use crate::nn::MlpSpec;
 
 /// This method in the table.
 pub const ENTRY: Entry = Entry {
     name: "simclr",
+    title: "SimCLR",
+    kind: Kind::SelfSupervised,
     summary: "contrast of two views against all others of the batch (ICML 2020)",
     reads: &["options"],
     build: |setting| Ok(Arc::new(SimClr::new(setting)?)),
@@ -80,8 +82,9 @@ impl Method for SimClr {
         Objective::Batch(self)
     }
 
-    fn chance(&self) -> f64 {
-        (2.0 * self.batch_size as f64 - 1.0).ln()
+    fn chance(&self) -> Option<Chance> {
+        let others = 2 * self.batch_size - 1;
+        Some(Chance::of(1.0, others, "every other view of the batch is equally likely"))
     }
 }
 

@@ -9,15 +9,17 @@ use burn::tensor::Tensor;
 use serde::Deserialize;
 
 use super::simclr::{projection, two_views};
-use super::{BatchFeatures, BatchLoss, Entry, Method, Objective, Setting, State, positive};
+use super::{BatchFeatures, BatchLoss, Entry, Kind, Method, Objective, Setting, State, positive};
 use crate::backbone::HeadSpec;
 use crate::data::views::ViewPlan;
 use crate::error::Result;
-use crate::loss::{normalize, sup_con::sup_con};
+use crate::loss::{Chance, normalize, sup_con::sup_con};
 
 /// This method in the table.
 pub const ENTRY: Entry = Entry {
     name: "supcon",
+    title: "SupCon",
+    kind: Kind::Contrastive,
     summary: "contrast of each class against the rest of the batch; uses labels (NeurIPS 2020)",
     reads: &["options"],
     build: |setting| Ok(Arc::new(SupCon::new(setting)?)),
@@ -65,9 +67,10 @@ impl Method for SupCon {
         Objective::Batch(self)
     }
 
-    fn chance(&self) -> f64 {
+    fn chance(&self) -> Option<Chance> {
         let Options { temperature, base_temperature, .. } = self.options;
-        temperature / base_temperature * (2.0 * self.batch_size as f64 - 1.0).ln()
+        let (factor, others) = (temperature / base_temperature, 2 * self.batch_size - 1);
+        Some(Chance::of(factor, others, "every other view of the batch is equally likely"))
     }
 }
 

@@ -7,16 +7,18 @@ use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
 
-use super::{Entry, Labels, Method, Objective, RowLoss};
+use super::{Entry, Kind, Labels, Method, Objective, RowLoss};
 use crate::backbone::HeadSpec;
 use crate::config::{FinetuneConfig, LambdaRule};
 use crate::data::mixing::{Mix, finetune_mix};
 use crate::data::views::ViewPlan;
-use crate::loss::Smoothing;
+use crate::loss::{Chance, Smoothing};
 
 /// This method in the table.
 pub const ENTRY: Entry = Entry {
     name: "supervised",
+    title: "supervised",
+    kind: Kind::Supervised,
     summary: "cross-entropy on the labels, with the crops of pre-training",
     reads: &["cutmix", "cutmix_lambda", "optim.smoothing", "optim.smoothing_kind"],
     build: |setting| {
@@ -77,8 +79,9 @@ impl Method for Supervised {
         Objective::Rows(self)
     }
 
-    fn chance(&self) -> f64 {
-        self.views.groups.len() as f64 * (self.classes as f64).ln()
+    fn chance(&self) -> Option<Chance> {
+        let groups = self.views.groups.len() as f64;
+        Some(Chance::of(groups, self.classes, "every class is equally likely"))
     }
 
     fn mix(&self, rng: &mut ChaCha8Rng, epoch: usize, rows: usize, img_size: usize) -> Mix {

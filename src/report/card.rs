@@ -3,43 +3,35 @@
 use std::fmt::Write as _;
 
 use super::ReportData;
-use super::words::{duration, thousands};
+use super::words::{REPEAT, counted};
 
 /// The card as Markdown. `folder` is where the export lies, as it is to be typed.
 pub fn render(data: &ReportData, folder: &str) -> String {
     let mut card = front_matter(data);
     let (model, images) = (&data.model, &data.data);
-    let _ = write!(
-        card,
-        "\n# {} trained on {}\n\nAn image classifier for {} classes, trained from random weights on {} images. \
-         No pre-trained weights and no other images were used.\n",
-        model.name,
-        images.name,
-        thousands(images.classes.len()),
-        thousands(images.train_images)
-    );
-    card.push_str("\n## Accuracy\n\n");
-    match data.headline() {
-        Some(headline) => {
-            let _ = writeln!(card, "**{headline}**\n");
-        }
-        None => card
-            .push_str("Not measured: there were no labelled images outside the training set.\n\n"),
-    }
+    let _ = write!(card, "\n# {} trained on {}\n\n{}\n", model.name, images.name, data.opening());
+    let accuracy = match data.headline() {
+        Some(headline) => format!("**{headline}**"),
+        None => data.unmeasured().to_owned(),
+    };
+    let _ = write!(card, "\n## Accuracy\n\n{accuracy}\n\n");
     for note in data.notes() {
         let _ = writeln!(card, "- {note}");
     }
     card.push_str(&usage(data, folder));
     card.push_str(&training(data));
     card.push_str(&limits(data));
+    let _ = write!(card, "\n## Licence\n\n{}\n", data.ownership());
     card
 }
 
 /// Metadata that the hub shows beside the card.
 fn front_matter(data: &ReportData) -> String {
-    let mut yaml = String::from(
-        "---\nlibrary_name: timm\npipeline_tag: image-classification\nlicense: other\ntags:\n\
-         - image-classification\n- timm\n- fewvit\n",
+    let [library, tag] =
+        if data.model.timm { ["library_name: timm\n", "- timm\n"] } else { [""; 2] };
+    let mut yaml = format!(
+        "---\n{library}pipeline_tag: image-classification\nlicense: other\ntags:\n\
+         - image-classification\n{tag}- fewvit\n"
     );
     if let Some(m) = &data.metrics {
         let name = quoted(&data.data.name);
@@ -60,8 +52,18 @@ fn quoted(text: &str) -> String {
     serde_json::Value::from(text).to_string()
 }
 
+/// How to load it: with timm where timm has the model, otherwise with fewvit or from its ONNX file.
 fn usage(data: &ReportData, folder: &str) -> String {
     let size = data.model.img_size;
+    let with_fewvit = format!("`fewvit predict {folder} image.jpg`");
+    if !data.model.timm {
+        return format!(
+            "\n## Use\n\ntimm has no {}. Use {with_fewvit}, or `model.onnx` with onnxruntime and other programs: its \
+             metadata hold the class names and how an image becomes its input. `model.safetensors` has the weights \
+             under the keys of the authors' own code.\n",
+            data.model.name
+        );
+    }
     format!(
         "\n## Use\n\n```python\nimport timm, torch\nfrom PIL import Image\n\n\
          model = timm.create_model({}, pretrained=True).eval()\n\
@@ -69,42 +71,31 @@ fn usage(data: &ReportData, folder: &str) -> String {
          image = transform(Image.open(\"image.jpg\").convert(\"RGB\")).unsqueeze(0)  # [1, 3, {size}, {size}]\n\
          with torch.inference_mode():\n    probabilities = model(image).softmax(-1)[0]\n\
          print(model.pretrained_cfg[\"label_names\"][probabilities.argmax()], probabilities.max().item())\n```\n\n\
-         Or without Python: `fewvit predict {folder} image.jpg`.\n",
+         Or without Python: {with_fewvit}.\n",
         quoted(&format!("local-dir:{folder}"))
     )
 }
 
 fn training(data: &ReportData) -> String {
-    let images = &data.data;
-    let mut text = format!(
-        "\n## Training\n\n- Data: {}, {} training images, {} classes.\n- Model: {}, {:.1} million parameters, input {} px.\n",
-        images.name,
-        thousands(images.train_images),
-        thousands(images.classes.len()),
-        data.model.name,
-        data.model.parameters as f64 / 1e6,
-        data.model.img_size
-    );
-    for stage in &data.stages {
-        let _ = writeln!(
-            text,
-            "- {} epochs of {} ({}).",
-            thousands(stage.epochs),
-            stage.summary,
-            duration(stage.seconds)
-        );
+    let mut text = "\n## Training\n\n".to_owned();
+    for sentence in data.done() {
+        let _ = writeln!(text, "- {sentence}");
     }
-    let _ = write!(text, "\n```\n{}\n```\n", data.command);
+    let _ = write!(
+        text,
+        "\n```\n{}\n```\n\n{REPEAT} The run was begun with:\n\n```\n{}\n```\n",
+        data.repeat, data.command
+    );
     text
 }
 
 fn limits(data: &ReportData) -> String {
     let mut text = format!(
         "\n## Limits\n\n\
-         - The answer is always one of the {} classes, also for an image that shows none of them.\n\
+         - The answer is always one of the {}, also for an image that shows none of them.\n\
          - The accuracy holds for images taken the way the training images were. A different camera, place or \
          population can lower it a lot; measure again there.\n",
-        thousands(data.data.classes.len())
+        counted(data.data.classes.len(), "class", "classes")
     );
     if let Some(m) = &data.metrics {
         let _ = writeln!(
@@ -122,8 +113,7 @@ fn limits(data: &ReportData) -> String {
             .collect();
         let _ = writeln!(text, "- Least often right on: {}.", worst.join(", "));
     }
-    text + "\n## Licence\n\nThese weights contain nothing but what was learned from the images above. They belong to whoever \
-            trained them, who should state a licence here that the licence of the images allows.\n"
+    text
 }
 
 #[cfg(test)]
@@ -139,7 +129,8 @@ mod tests {
             "---\nlibrary_name: timm\n",
             "timm.create_model(\"local-dir:export\", pretrained=True)",
             "# deit_tiny_patch16_224 trained on flowers",
-            "- 800 epochs of IDMM pre-training without labels at 112 px (5 h 45 min).",
+            "- 800 epochs of IDMM pre-training at 112 px, self-supervised without labels (5 h 45 min).",
+            "No pre-trained weights and no other images were used.",
             "Small test set",
             "## Licence",
         ] {

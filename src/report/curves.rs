@@ -3,7 +3,7 @@
 use plotters::prelude::DrawingBackend;
 use plotters::style::text_anchor::HPos;
 
-use super::StageFacts;
+use super::facts::StageFacts;
 use super::plots::{BLUE, Canvas, Figure, GRID, INK, MUTED, ORANGE};
 use super::tables::EpochRow;
 use crate::error::Result;
@@ -43,7 +43,9 @@ pub struct Panel {
 
 /// The curves of one stage: loss with the loss of a model that knows nothing, accuracies where
 /// measured, learning rate.
-pub fn panels(history: &[EpochRow], stage: &StageFacts) -> Vec<Panel> {
+///
+/// `watched` says which images `top1` is of.
+pub fn panels(history: &[EpochRow], stage: &StageFacts, watched: &str) -> Vec<Panel> {
     let rows: Vec<_> = history.iter().filter(|row| row.stage == stage.key).collect();
     let curve = |name: &str, value: &dyn Fn(&EpochRow) -> Option<f64>| {
         let known = rows.iter().filter_map(|row| Some((row.epoch as f64, value(row)?)));
@@ -53,15 +55,10 @@ pub fn panels(history: &[EpochRow], stage: &StageFacts) -> Vec<Panel> {
         let series = series.into_iter().filter(|s| !s.1.is_empty()).collect();
         Panel { title: format!("{}: {title}", stage.key), unit, series, reference }
     };
-    let chance = stage.loss_classes.map(|n| {
-        let times =
-            if stage.loss_terms > 1 { format!("{} ", stage.loss_terms) } else { String::new() };
-        (stage.loss_terms as f64 * (n as f64).ln(), format!("knows nothing: {times}ln {n}"))
-    });
-    let accuracy = vec![
-        curve("held-out images", &|row| row.top1),
-        curve("k-NN, training images", &|row| row.knn_top1),
-    ];
+    let chance = stage.chance.as_ref();
+    let chance = chance.map(|c| (c.loss, format!("knows nothing: {}", c.formula)));
+    let accuracy =
+        vec![curve(watched, &|row| row.top1), curve("k-NN, training images", &|row| row.knn_top1)];
     let mut panels = vec![
         panel("loss", Unit::Nats, vec![curve("training loss", &|row| Some(row.loss))], chance),
         panel("accuracy", Unit::Share, accuracy, None),
@@ -228,25 +225,28 @@ mod tests {
     fn panels_hold_what_was_measured() {
         let mut data = sample(5, 4);
         data.history[3].loss = f64::NAN;
-        let made = panels(&data.history, &data.stages[0]);
+        let made = panels(&data.history, &data.stages[0], "test images");
         let titles: Vec<_> = made.iter().map(|panel| panel.title.as_str()).collect();
         assert_eq!(titles, ["pretrain: loss", "pretrain: accuracy", "pretrain: learning rate"]);
         assert_eq!(made[0].reference.as_ref().unwrap().0, 2040f64.ln());
         // 800 epochs less the one that is not a number, a probe every 40.
         assert_eq!((made[0].series[0].1.len(), made[1].series[0].1.len()), (799, 20));
+        data.stages[0].chance = None;
+        let without = panels(&data.history, &data.stages[0], "test images");
+        assert_eq!(without[0].reference, None, "no line where the method has no such loss");
         data.history.iter_mut().for_each(|row| row.knn_top1 = None);
-        assert_eq!(panels(&data.history, &data.stages[0]).len(), 2);
+        assert_eq!(panels(&data.history, &data.stages[0], "test images").len(), 2);
     }
 
     #[test]
     fn axes_put_low_values_low_and_survive_a_single_point() {
         let data = sample(5, 4);
-        let panel = &panels(&data.history, &data.stages[0])[0];
+        let panel = &panels(&data.history, &data.stages[0], "test images")[0];
         let axes = Axes::fit(panel, 0.0);
         let (first, last) = (axes.at((1.0, 7.0)), axes.at((800.0, 5.0)));
         assert_eq!((first.0, last.0), (axes.left, axes.right));
         assert!(TOP < first.1 && first.1 < last.1 && last.1 < BOTTOM);
-        let single = panels(&data.history[..1], &data.stages[0]);
+        let single = panels(&data.history[..1], &data.stages[0], "test images");
         assert!(crate::report::plots::svg(&row(single)).unwrap().contains("<circle"));
     }
 }

@@ -2,8 +2,8 @@
 
 use askama::Template;
 
-use super::words::{duration, thousands};
-use super::{ReportData, StageFacts, curves, matrix, plots};
+use super::words::REPEAT;
+use super::{ReportData, curves, matrix, plots};
 use crate::error::{Error, Result};
 use crate::eval::metric::Metrics;
 
@@ -22,8 +22,12 @@ pub fn render(data: &ReportData) -> Result<String> {
         headline: data.headline(),
         interval: data.metrics.as_ref().map(Interval::new),
         stats: data.metrics.as_ref().map(stats).unwrap_or_default(),
-        done: done(data),
+        opening: data.opening(),
+        unmeasured: data.unmeasured(),
+        done: data.done(),
         notes: data.notes(),
+        guesses: data.guesses(),
+        repeat: REPEAT,
         curves: curve_plots(data)?,
         confusion: confusion(data)?,
         confused: confused(data),
@@ -41,8 +45,12 @@ struct Page<'a> {
     headline: Option<String>,
     interval: Option<Interval>,
     stats: Vec<Stat>,
+    opening: String,
+    unmeasured: &'static str,
     done: Vec<String>,
     notes: Vec<String>,
+    guesses: Vec<String>,
+    repeat: &'static str,
     /// SVG documents.
     curves: Vec<String>,
     /// An SVG document.
@@ -90,40 +98,10 @@ fn stats(m: &Metrics) -> Vec<Stat> {
     stats
 }
 
-/// What was done, one sentence an entry.
-fn done(data: &ReportData) -> Vec<String> {
-    let (model, images) = (&data.model, &data.data);
-    let classes = match images.classes.len() {
-        0 => "without labels".to_string(),
-        n => format!("of {} classes", thousands(n)),
-    };
-    let held_out = match images.test_images {
-        0 => String::new(),
-        n => format!(" and {} {} images", thousands(n), images.test_split),
-    };
-    let mut sentences = vec![
-        format!(
-            "{}: {} training images{held_out} {classes}.",
-            images.name,
-            thousands(images.train_images)
-        ),
-        format!(
-            "{}, {:.1} million parameters, trained from random weights; input {} px.",
-            model.name,
-            model.parameters as f64 / 1e6,
-            model.img_size
-        ),
-    ];
-    let stage = |s: &StageFacts| {
-        let plural = if s.epochs == 1 { "" } else { "s" };
-        format!("{} epoch{plural} of {} ({}).", thousands(s.epochs), s.summary, duration(s.seconds))
-    };
-    sentences.extend(data.stages.iter().map(stage));
-    sentences
-}
-
 fn curve_plots(data: &ReportData) -> Result<Vec<String>> {
-    let panels = data.stages.iter().flat_map(|stage| curves::panels(&data.history, stage));
+    let watched = data.watched();
+    let stages = data.stages.iter();
+    let panels = stages.flat_map(|stage| curves::panels(&data.history, stage, &watched));
     panels.map(|panel| plots::svg(&curves::row(vec![panel]))).collect()
 }
 

@@ -6,6 +6,7 @@
 
 pub mod card;
 pub mod curves;
+pub mod facts;
 pub mod features;
 pub mod html;
 pub mod matrix;
@@ -22,6 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::eval::metric::Metrics;
 use crate::files::write_atomically;
+use facts::{Provenance, StageFacts, TestUse};
 use tables::EpochRow;
 
 /// Everything a report says.
@@ -29,12 +31,16 @@ use tables::EpochRow;
 pub struct ReportData {
     /// When the run ended, for people: `2026-05-01 14:03`.
     pub date: String,
-    /// The command line that repeats the run.
+    /// The command line that it was begun with.
     pub command: String,
+    /// The command line that repeats it: the same data, and the settings as they were resolved.
+    pub repeat: String,
     /// The backbone.
     pub model: ModelFacts,
     /// The images.
     pub data: DataFacts,
+    /// Where the weights come from that it started from.
+    pub provenance: Provenance,
     /// What was done, in order.
     pub stages: Vec<StageFacts>,
     /// One row an epoch over all stages.
@@ -56,8 +62,10 @@ pub struct ReportData {
 /// The backbone of a run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModelFacts {
-    /// timm's name.
+    /// timm's name where timm has the model, else the paper's.
     pub name: String,
+    /// Whether timm loads an export of it.
+    pub timm: bool,
     /// Trainable numbers, classifier included.
     pub parameters: usize,
     /// Side of the input in pixels.
@@ -83,36 +91,6 @@ pub struct DataFacts {
     pub bad_images: usize,
 }
 
-/// One stage of a run.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct StageFacts {
-    /// Key of the stage in [`EpochRow::stage`]: `pretrain`, `finetune`.
-    pub key: String,
-    /// What it does, to stand after "N epochs of": `IDMM pre-training without labels at 112 px`.
-    pub summary: String,
-    /// Epochs done.
-    pub epochs: usize,
-    /// Wall-clock time in seconds.
-    pub seconds: f64,
-    /// Classes of each of its loss terms: training images in pre-training, classes in fine-tuning.
-    pub loss_classes: Option<usize>,
-    /// Loss terms that are summed, one a crop group. A model that knows nothing has the loss
-    /// `loss_terms * ln(loss_classes)`.
-    pub loss_terms: usize,
-}
-
-/// How the held-out images were used during the run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum TestUse {
-    /// Evaluated once, after the last epoch.
-    Once,
-    /// Evaluated along the way, too; the last epoch's weights were kept whatever came out.
-    Watched,
-    /// The weights were chosen by the accuracy on these very images.
-    Selected,
-}
-
 /// An image that the model got wrong.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Mistake {
@@ -129,6 +107,14 @@ pub struct Mistake {
 }
 
 impl ReportData {
+    /// The images whose accuracy the curves show.
+    fn watched(&self) -> String {
+        match &self.test_use {
+            TestUse::Other(split, _) => format!("{split} images"),
+            TestUse::Once | TestUse::Watched => format!("{} images", self.data.test_split),
+        }
+    }
+
     /// Names of the classes, numbers where the data set has none.
     fn class_name(&self, class: usize) -> String {
         self.data.classes.get(class).cloned().unwrap_or_else(|| format!("class {class}"))
@@ -141,7 +127,7 @@ pub fn write(run: &Path, data: &ReportData) -> Result<()> {
     std::fs::create_dir_all(&folder).map_err(|e| Error::io("create", &folder, e))?;
     tables::write_results(&run.join("results.csv"), &data.history)?;
     for stage in &data.stages {
-        let panels = curves::panels(&data.history, stage);
+        let panels = curves::panels(&data.history, stage, &data.watched());
         if !panels.is_empty() {
             plots::save(&folder.join(&stage.key), &curves::row(panels))?;
         }
@@ -156,7 +142,34 @@ pub fn write(run: &Path, data: &ReportData) -> Result<()> {
 
 #[cfg(test)]
 pub(crate) mod tests {
+    use super::facts::Chance;
     use super::*;
+
+    /// IDMM on 2,040 images.
+    pub(crate) fn pretraining() -> StageFacts {
+        StageFacts {
+            key: "pretrain".to_string(),
+            method: "IDMM".to_string(),
+            kind: "self-supervised without labels".to_string(),
+            sizes: vec![112],
+            epochs: 800,
+            seconds: 20_700.0,
+            chance: Some(Chance::of(1.0, 2040, "every training image is equally likely")),
+        }
+    }
+
+    /// Fine-tuning on `classes` classes.
+    pub(crate) fn finetuning(classes: usize) -> StageFacts {
+        StageFacts {
+            key: "finetune".to_string(),
+            method: "supervised".to_string(),
+            kind: "with labels".to_string(),
+            sizes: vec![224],
+            epochs: 200,
+            seconds: 4_000.0,
+            chance: Some(Chance::of(1.0, classes, "every class is equally likely")),
+        }
+    }
 
     /// A made-up run on `classes` classes with `each` test images a class.
     pub(crate) fn sample(classes: usize, each: usize) -> ReportData {
@@ -205,22 +218,16 @@ pub(crate) mod tests {
                 top5: None,
             }
         };
-        let stage = |key: &str, summary: &str, epochs, seconds, loss_classes| StageFacts {
-            key: key.to_string(),
-            summary: summary.to_string(),
-            epochs,
-            seconds,
-            loss_classes: Some(loss_classes),
-            loss_terms: 1,
-        };
         let pairs = |list: &[(&str, &str)]| {
             list.iter().map(|p| (p.0.to_string(), p.1.to_string())).collect()
         };
         ReportData {
             date: "2026-05-01 14:03".to_string(),
-            command: "fewvit train flowers --model deit_tiny_patch16_224 --seed 7".to_string(),
+            command: "fewvit train flowers --time-budget 480 --seed 7".to_string(),
+            repeat: "fewvit train /data/flowers -c /runs/flowers-1/config.toml".to_string(),
             model: ModelFacts {
                 name: "deit_tiny_patch16_224".to_string(),
+                timm: true,
                 parameters: 5_543_716,
                 img_size: 224,
             },
@@ -233,16 +240,8 @@ pub(crate) mod tests {
                 split_made: true,
                 bad_images: 2,
             },
-            stages: vec![
-                stage(
-                    "pretrain",
-                    "IDMM pre-training without labels at 112 px",
-                    800,
-                    20_700.0,
-                    2040,
-                ),
-                stage("finetune", "fine-tuning on the labels at 224 px", 200, 4_000.0, classes),
-            ],
+            provenance: Provenance::Random,
+            stages: vec![pretraining(), finetuning(classes)],
             history: (1..=800)
                 .map(|e| row("pretrain", e, 800))
                 .chain((1..=200).map(|e| row("finetune", e, 200)))
@@ -292,9 +291,10 @@ pub(crate) mod tests {
         );
         assert!(!page.contains("<script") && !page.contains("src=\"http"), "nothing is loaded");
         for text in [
-            "800 epochs of IDMM",
+            "800 epochs of IDMM pre-training",
             "(5 h 45 min)",
             "knows nothing: ln 2040",
+            "has a loss of 7.62 (ln 2040)",
             "2 image files could not",
             "Small test set",
         ] {
@@ -321,6 +321,8 @@ pub(crate) mod tests {
         data.history.clear();
         let page = html::render(&data).unwrap();
         assert!(page.contains("No accuracy was measured") && page.contains("without labels"));
-        assert!(card::render(&data, "export").contains("Not measured"));
+        assert!(card::render(&data, "export").contains("no labelled images outside"));
+        data.stages.truncate(1);
+        assert!(html::render(&data).unwrap().contains("this run pre-trained only"));
     }
 }

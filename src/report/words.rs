@@ -1,20 +1,77 @@
-//! The report in words: the number, what to know before using it, and how numbers are written.
+//! The report in words: every sentence of card, page, JSON and terminal, from recorded facts.
 
-use super::{ReportData, TestUse};
+use super::ReportData;
+use super::facts::{Past, Provenance, StageFacts, TestUse, WeightsFile};
+
+/// What an interval of this program covers, and what it does not.
+pub const INTERVAL: &str = "The 95% interval covers the choice of the images measured, given these \
+     weights: training again with another seed gives another number.";
+
+/// `95% interval 66.1-68.5% over images like these, given these weights`.
+pub fn interval((low, high): (f64, f64)) -> String {
+    format!(
+        "95% interval {:.1}\u{2013}{:.1}% over images like these, given these weights",
+        100.0 * low,
+        100.0 * high
+    )
+}
 
 impl ReportData {
-    /// The measurement in one sentence: "67.3% of 6,149 test images right (95% interval 66.1-68.5%)".
+    /// The measurement in one sentence: "67.3% of 6,149 test images right (95% interval ...)".
     pub fn headline(&self) -> Option<String> {
         let m = self.metrics.as_ref()?;
-        let (low, high) = m.top1_interval;
         Some(format!(
-            "{:.1}% of {} {} images right (95% interval {:.1}\u{2013}{:.1}%)",
+            "{:.1}% of {} {} images right ({})",
             100.0 * m.top1,
             thousands(m.n),
             self.data.test_split,
-            100.0 * low,
-            100.0 * high
+            interval(m.top1_interval)
         ))
+    }
+
+    /// What the model is and what it learned from, to stand at the beginning.
+    pub fn opening(&self) -> String {
+        let images = &self.data;
+        let what = match images.classes.len() {
+            0 => "A backbone without a classifier".to_owned(),
+            n => format!("An image classifier for {}", counted(n, "class", "classes")),
+        };
+        let trained = format!("{what}, trained on {}", pictures(images.train_images));
+        match &self.provenance {
+            Provenance::Random => format!(
+                "{trained} from random weights. No pre-trained weights and no other images were used."
+            ),
+            started => format!("{trained}. {}", started.sentence()),
+        }
+    }
+
+    /// What was done, one sentence an entry.
+    pub fn done(&self) -> Vec<String> {
+        let (model, images) = (&self.model, &self.data);
+        let held_out = match images.test_images {
+            0 => String::new(),
+            n => format!(" and {} {} images", thousands(n), images.test_split),
+        };
+        let classes = match images.classes.len() {
+            0 => "without labels".to_string(),
+            n => format!("of {}", counted(n, "class", "classes")),
+        };
+        let mut sentences = vec![
+            format!(
+                "{}: {} training images{held_out} {classes}.",
+                images.name,
+                thousands(images.train_images)
+            ),
+            format!(
+                "{}, {:.1} million parameters, input {} px.",
+                model.name,
+                model.parameters as f64 / 1e6,
+                model.img_size
+            ),
+            self.provenance.sentence(),
+        ];
+        sentences.extend(self.stages.iter().map(StageFacts::sentence));
+        sentences
     }
 
     /// What a reader must know before using the number.
@@ -22,25 +79,14 @@ impl ReportData {
         let split = &self.data.test_split;
         let mut notes = Vec::new();
         if let Some(m) = &self.metrics {
-            notes.push(match self.test_use {
-                TestUse::Once => format!(
-                    "The {split} images were used once, after the last epoch. Nothing was chosen by their result."
-                ),
-                TestUse::Watched => format!(
-                    "The {split} images were also evaluated during training, but the weights are those of the last epoch \
-                     whatever came out. Settings changed after looking at those results make the number optimistic."
-                ),
-                TestUse::Selected => format!(
-                    "The weights were chosen by their accuracy on these same {split} images, so the number is optimistic. \
-                     Measure on images that played no part before you rely on it."
-                ),
-            });
+            notes.push(INTERVAL.to_owned());
+            notes.push(self.test_use.sentence(split));
             let (low, high) = m.top1_interval;
             if high - low > 0.10 {
                 notes.push(format!(
-                    "Small {split} set: with {} images the interval is {:.0} points wide. \
+                    "Small {split} set: with {} the interval is {:.0} points wide. \
                      Differences smaller than that say little; label more {split} images or use cross-validation.",
-                    thousands(m.n),
+                    pictures(m.n),
                     100.0 * (high - low)
                 ));
             }
@@ -48,12 +94,12 @@ impl ReportData {
                 "Always answering the most frequent class would be right for {:.1}% of these images.",
                 100.0 * m.chance()
             ));
-        }
-        if self.data.split_made {
-            notes.push(format!(
-                "The data came without a split; the {split} images were drawn at random from each class. \
-                 If several images show the same object or patient, give a group column, or the number is too good."
-            ));
+            if self.data.split_made {
+                notes.push(format!(
+                    "The data came without a split; the {split} images were drawn at random from each class. \
+                     If several images show the same object or patient, give a group column, or the number is too good."
+                ));
+            }
         }
         notes.push(match self.data.bad_images {
             0 => "Every image file could be read.".to_string(),
@@ -66,10 +112,167 @@ impl ReportData {
         });
         notes
     }
+
+    /// Why there is no measurement.
+    pub fn unmeasured(&self) -> &'static str {
+        match self.stages.iter().any(|stage| stage.key == "finetune") {
+            true => {
+                "No accuracy was measured: there were no labelled images outside the training set."
+            }
+            false => "No accuracy was measured: this run pre-trained only and has no classifier.",
+        }
+    }
+
+    /// The loss of guessing in each stage that has such a number.
+    pub fn guesses(&self) -> Vec<String> {
+        self.stages.iter().filter_map(StageFacts::guess).collect()
+    }
+
+    /// What a licence must consider: where everything in the weights was learned.
+    pub fn ownership(&self) -> String {
+        match &self.provenance {
+            Provenance::Random => {
+                "These weights contain nothing but what was learned from the images above. They belong to whoever \
+                 trained them, who should state a licence here that the licence of the images allows."
+            }
+            _ => {
+                "These weights go on from others, see above, so the licences of those weights and of the images behind \
+                 them count as well as that of the images above. Whoever trained them should state a licence here that \
+                 all of them allow."
+            }
+        }
+        .to_owned()
+    }
+}
+
+impl StageFacts {
+    /// `800 epochs of IDMM pre-training at 112 px, self-supervised without labels (5 h 45 min).`
+    pub fn sentence(&self) -> String {
+        let what = match &*self.key {
+            "finetune" => "fine-tuning".to_owned(),
+            _ => format!("{} pre-training", self.method),
+        };
+        let sizes: Vec<_> = self.sizes.iter().map(usize::to_string).collect();
+        format!(
+            "{} of {what} at {} px, {} ({}).",
+            counted(self.epochs, "epoch", "epochs"),
+            sizes.join(" and "),
+            self.kind,
+            duration(self.seconds)
+        )
+    }
+
+    /// `In pre-training a model that knows nothing has a loss of 7.62 (ln 2040): ...`
+    fn guess(&self) -> Option<String> {
+        let chance = self.chance.as_ref()?;
+        Some(format!(
+            "In {} a model that knows nothing has a loss of {:.2} ({}): {}.",
+            if self.key == "finetune" { "fine-tuning" } else { "pre-training" },
+            chance.loss,
+            chance.formula,
+            chance.meaning
+        ))
+    }
+}
+
+impl Provenance {
+    /// Where the weights come from, as far as that is known.
+    pub fn sentence(&self) -> String {
+        match self {
+            Self::Random => "The weights started at random.".to_owned(),
+            Self::File(file) => format!(
+                "The weights started from {}. fewvit does not know what those were trained on.",
+                file.words()
+            ),
+            Self::Export(file) => format!(
+                "The weights started from {}, exported by fewvit but away from its run: what those were trained on \
+                 is not recorded there.",
+                file.words()
+            ),
+            Self::Run(file, past) => {
+                format!("The weights started from the run {}. {}", file.words(), past.sentence())
+            }
+        }
+    }
+}
+
+impl WeightsFile {
+    /// `weights.pth (sha256 0123..., 150 of its 152 tensors)`.
+    fn words(&self) -> String {
+        let digest = self.sha256.as_ref().map(|digits| format!("sha256 {digits}"));
+        let taken = self.taken.map(|(taken, all)| format!("{taken} of its {all} tensors"));
+        let known: Vec<_> = digest.into_iter().chain(taken).collect();
+        match known.is_empty() {
+            true => self.path.clone(),
+            false => format!("{} ({})", self.path, known.join(", ")),
+        }
+    }
+}
+
+impl Past {
+    /// The whole story of a run's weights, up to the first run's start.
+    fn sentence(&self) -> String {
+        let images = match &self.data {
+            Some((name, images)) => format!("{} of {name}", pictures(*images)),
+            None => return "Its folder does not say what that was trained on.".to_owned(),
+        };
+        let stages: Vec<_> = self.stages.iter().map(StageFacts::sentence).collect();
+        format!(
+            "That run trained on {images}: {} {}",
+            stages.join(" "),
+            match &self.from {
+                Provenance::Random => "It started from random weights.".to_owned(),
+                earlier => format!("Before that: {}", earlier.sentence()),
+            }
+        )
+    }
+}
+
+impl TestUse {
+    fn sentence(&self, split: &str) -> String {
+        match self {
+            Self::Once => format!(
+                "The {split} images were measured once, after the last epoch. fewvit chose nothing by their result."
+            ),
+            Self::Watched => format!(
+                "The {split} images were also measured during training, but the weights are those of the last epoch \
+                 whatever came out. Settings changed after looking at those results make the number optimistic."
+            ),
+            Self::Other(other, images) => format!(
+                "During training the {} of the {other} split were measured, and the {split} images once, after the \
+                 last epoch. fewvit chose nothing by either: the weights are those of the last epoch.",
+                pictures(*images)
+            ),
+        }
+    }
+}
+
+/// What the command that repeats a run relies on.
+pub const REPEAT: &str = "config.toml holds the settings that the run used, its epochs already fitted to any time \
+     budget. On the same kind of processor with as many threads they give the same weights.";
+
+/// Arguments as they are typed into a shell.
+pub fn shell(arguments: &[String]) -> String {
+    let plain = |c: char| c.is_alphanumeric() || "-_./,:=@%+~".contains(c);
+    let quoted = |argument: &String| match !argument.is_empty() && argument.chars().all(plain) {
+        true => argument.clone(),
+        false => format!("'{}'", argument.replace('\'', r"'\''")),
+    };
+    arguments.iter().map(quoted).collect::<Vec<_>>().join(" ")
+}
+
+/// `1 epoch`, `2,040 epochs`.
+pub(super) fn counted(n: usize, one: &str, many: &str) -> String {
+    format!("{} {}", thousands(n), if n == 1 { one } else { many })
+}
+
+/// `2,040 images`.
+fn pictures(n: usize) -> String {
+    counted(n, "image", "images")
 }
 
 /// `6149` as `6,149`.
-pub(super) fn thousands(n: usize) -> String {
+fn thousands(n: usize) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {
@@ -92,25 +295,4 @@ pub fn duration(seconds: f64) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::tests::sample;
-    use super::*;
-
-    #[test]
-    fn says_the_number_in_plain_words() {
-        let mut data = sample(5, 12);
-        let m = data.metrics.as_mut().unwrap();
-        (m.n, m.top1, m.top1_interval) = (6149, 0.6730, (0.6611, 0.6846));
-        let text = "67.3% of 6,149 test images right (95% interval 66.1\u{2013}68.5%)";
-        assert_eq!(data.headline().as_deref(), Some(text));
-        assert!(!data.notes().iter().any(|note| note.starts_with("Small")));
-        data.test_use = TestUse::Selected;
-        assert!(data.notes()[0].contains("optimistic"));
-    }
-
-    #[test]
-    fn durations_and_thousands_read_well() {
-        assert_eq!([42.0, 754.0, 11_100.0].map(duration), ["42 s", "12 min 34 s", "3 h 05 min"]);
-        assert_eq!([0, 999, 1000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
-    }
-}
+mod tests;

@@ -1,10 +1,13 @@
 //! After training: evaluate once, write predictions, export, report.
 
+use std::path::Path;
+
 use burn::tensor::Device;
 use serde::Serialize;
 
-use super::Context;
-use super::stages::Trained;
+use super::prepare::Prepared;
+use super::stages::{self, Trained};
+use super::{Context, provenance};
 use crate::backbone::Net;
 use crate::config::RunConfig;
 use crate::data::SplitOrigin;
@@ -13,9 +16,10 @@ use crate::eval::infer::{EvalView, Inference};
 use crate::eval::metric::Metrics;
 use crate::export::{Description, onnx, timm};
 use crate::nn::Replace;
-use crate::report::tables::{self, Prediction};
-use crate::report::{self, DataFacts, Mistake, ModelFacts, ReportData, StageFacts, TestUse};
-use crate::report::{card, pictures};
+use crate::report::facts::{Provenance, StageFacts, TestUse};
+use crate::report::tables::{self, EpochRow, Prediction};
+use crate::report::words::{INTERVAL, shell};
+use crate::report::{self, DataFacts, Mistake, ModelFacts, ReportData, card, pictures};
 use crate::train::checkpoint::StageName;
 use crate::train::parallel;
 
@@ -23,7 +27,7 @@ use crate::train::parallel;
 const MISTAKES: usize = 24;
 const THUMBNAIL: usize = 96;
 /// Images that the ONNX file is checked on.
-const CHECKED_IMAGES: usize = 32;
+pub(super) const CHECKED_IMAGES: usize = 32;
 
 /// A run's result, one JSON object on stdout with `--json`.
 #[derive(Clone, Debug, Serialize)]
@@ -38,12 +42,22 @@ pub struct Summary {
     pub images: usize,
     /// The same in one sentence.
     pub headline: Option<String>,
+    /// What its interval covers.
+    pub interval_covers: Option<&'static str>,
+    /// Where the weights come from that the run started from.
+    pub provenance: Provenance,
+    /// What was done, in order.
+    pub stages: Vec<StageFacts>,
+    /// Data, model, weights and stages in words, one sentence an entry.
+    pub done: Vec<String>,
     /// Whether each held-out image is right, for comparing runs image by image.
     #[serde(skip)]
     pub correct: Vec<bool>,
 }
 
-pub(super) fn finish(context: &Context, trained: &Trained) -> Result<Summary> {
+/// `units` of progress are what this takes.
+pub(super) fn finish(context: &Context, trained: &Trained, units: u64) -> Result<Summary> {
+    context.ui.stage("finish", units);
     let mut facts = facts(context, trained)?;
     let finished = trained.stage == StageName::Finetune;
     let net = finished.then(|| final_net(trained)).transpose()?;
@@ -60,7 +74,7 @@ pub(super) fn finish(context: &Context, trained: &Trained) -> Result<Summary> {
             view: EvalView::of(context.config),
         };
         let folder = context.folder.export();
-        let card = card::render(&facts, &folder.display().to_string());
+        let card = card::render(&facts, &shell(&[folder.display().to_string()]));
         timm::write(&folder, &exported, &card)?;
     }
     context.folder.write_json("report.json", &facts)?;
@@ -68,12 +82,17 @@ pub(super) fn finish(context: &Context, trained: &Trained) -> Result<Summary> {
     if let Some(net) = &net {
         export_onnx(context, trained, net)?;
     }
+    context.ui.advance(units, "");
     Ok(Summary {
         run: context.folder.root().display().to_string(),
         top1: facts.metrics.as_ref().map(|m| m.top1),
         top1_interval: facts.metrics.as_ref().map(|m| m.top1_interval),
         images: facts.metrics.as_ref().map_or(0, |m| m.n),
         headline: facts.headline(),
+        interval_covers: facts.metrics.as_ref().map(|_| INTERVAL),
+        done: facts.done(),
+        provenance: facts.provenance,
+        stages: facts.stages,
         correct,
     })
 }
@@ -119,7 +138,7 @@ fn evaluate(
         threads: context.threads,
     };
     let image = |i: usize| data.decode(data.held_out[i]);
-    let outputs = inference.run(data.held_out.len(), &image, &|_| ())?;
+    let outputs = inference.run(data.held_out.len(), &image)?;
     let samples: Vec<_> = data.held_out.iter().map(|&i| &data.manifest.samples[i]).collect();
     let files: Vec<String> = samples.iter().map(|s| s.id.clone()).collect();
     let labels: Vec<Option<usize>> = samples.iter().map(|s| s.label).collect();
@@ -145,13 +164,13 @@ fn evaluate(
 fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
     let (data, config) = (context.data, context.config);
     let history = tables::read_history(&context.folder.join("metrics.jsonl"))?;
-    let watched = history.iter().any(|row| row.top1.is_some());
-    let test = data.manifest.indices(crate::data::Split::Test);
     Ok(ReportData {
         date: date(),
-        command: context.request.command.join(" "),
+        command: shell(&context.request.command),
+        repeat: repeat(context),
         model: ModelFacts {
             name: trained.net.spec.name.to_owned(),
+            timm: trained.net.spec.timm_name.is_some(),
             parameters: trained.state.values.len(),
             img_size: trained.net.img_size,
         },
@@ -160,14 +179,15 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
             classes: data.manifest.classes.clone(),
             train_images: data.train.len(),
             test_images: data.held_out.len(),
-            test_split: if test.is_empty() { "validation" } else { "test" }.to_owned(),
+            test_split: data.split_name(&data.held_out).to_owned(),
             split_made: data.manifest.split_origin == SplitOrigin::Made,
             bad_images: data.report.bad.len(),
         },
-        stages: stage_facts(context, &history),
+        provenance: provenance::read(context.folder, context.request)?,
+        stages: stage_facts(context, &history)?,
+        test_use: test_use(&history, data),
         history,
         metrics: None,
-        test_use: if watched { TestUse::Watched } else { TestUse::Once },
         mistakes: Vec::new(),
         warnings: data.report.warnings.clone(),
         config: settings(config)?,
@@ -189,40 +209,53 @@ fn settings(config: &RunConfig) -> Result<Vec<(String, String, String)>> {
     Ok(rows.map(|(key, value)| (key, value.to_string(), String::new())).collect())
 }
 
-fn stage_facts(context: &Context, history: &[tables::EpochRow]) -> Vec<StageFacts> {
+/// The stages, with the loss of knowing nothing that each stage's method names.
+fn stage_facts(context: &Context, history: &[EpochRow]) -> Result<Vec<StageFacts>> {
     let (config, data) = (context.config, context.data);
-    let mut stages = Vec::new();
-    let seconds = |key: &str| {
-        history.iter().filter(|row| row.stage == key).map(|row| row.seconds).fold(0.0, f64::max)
-    };
-    let size = config.pretrain.crops.first().map_or(0, |group| group.img_size);
-    if context.request.pretrain {
-        let method = config.pretrain.method.to_uppercase();
-        stages.push(StageFacts {
-            key: "pretrain".to_owned(),
-            summary: format!("{method} pre-training without labels at {size} px"),
-            epochs: config.pretrain.optim.epochs,
-            seconds: seconds("pretrain"),
-            loss_classes: Some(data.train.len()),
-            loss_terms: config.pretrain.crops.len(),
-        });
-    }
-    if context.request.finetune {
-        let from = match (context.request.pretrain, &context.request.init) {
-            (true, _) => "from the pre-trained weights".to_owned(),
-            (false, Some(path)) => format!("from {}", path.display()),
-            (false, None) => "from random weights".to_owned(),
+    let mut facts = provenance::stages(context.request, config, history)?;
+    for stage in &mut facts {
+        let trained = match stage.key == StageName::Pretrain.as_str() {
+            true => stages::pretraining(config, data)?,
+            false => stages::finetuning(config, data)?,
         };
-        stages.push(StageFacts {
-            key: "finetune".to_owned(),
-            summary: format!("supervised training at {} px {from}", config.finetune.img_size),
-            epochs: config.finetune.optim.epochs,
-            seconds: seconds("finetune"),
-            loss_classes: Some(data.manifest.classes.len()),
-            loss_terms: 1,
-        });
+        stage.chance = trained.method.chance();
     }
-    stages
+    Ok(facts)
+}
+
+/// Which images were measured during training, by the accuracies in the log. The last epoch's is that of
+/// the final measurement.
+fn test_use(history: &[EpochRow], data: &Prepared) -> TestUse {
+    let rows = || history.iter().filter(|row| row.stage == StageName::Finetune.as_str());
+    let last = rows().map(|row| row.epoch).max().unwrap_or(0);
+    match rows().any(|row| row.top1.is_some() && row.epoch < last) {
+        false => TestUse::Once,
+        true if data.watched == data.held_out => TestUse::Watched,
+        true => TestUse::Other(data.split_name(&data.watched).to_owned(), data.watched.len()),
+    }
+}
+
+/// The command that repeats the run, wherever it is typed: the same data, and its own settings.
+fn repeat(context: &Context) -> String {
+    let request = context.request;
+    let absolute = |path: &Path| {
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
+        path.display().to_string()
+    };
+    let job = match (request.pretrain, request.finetune) {
+        (true, true) => "train",
+        (true, false) => "pretrain",
+        (false, _) => "finetune",
+    };
+    let start = match (&request.init, request.pretrain) {
+        (_, true) => Vec::new(),
+        (Some(init), false) => vec!["--init".to_owned(), absolute(init)],
+        (None, false) => vec!["--from-scratch".to_owned()],
+    };
+    let settings = ["-c".to_owned(), absolute(&context.folder.join("config.toml"))];
+    let mut words = vec!["fewvit".to_owned(), job.to_owned(), absolute(&request.data)];
+    words.extend(start.into_iter().chain(settings));
+    shell(&words)
 }
 
 /// Today in UTC, `2026-05-01 14:03` (days to civil date after Howard Hinnant's algorithm).

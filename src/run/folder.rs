@@ -1,59 +1,122 @@
 //! The run folder: where each file is, and that nothing in it is ever overwritten by another run.
 
+use std::fs::{File, TryLockError};
+use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
-use super::Request;
+use serde::{Deserialize, Serialize};
+
+use super::{Environment, Request};
 use crate::config::RunConfig;
+use crate::data::SplitOrigin;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
-use crate::train::parallel;
 
-/// A run's folder.
-#[derive(Clone, Debug)]
+/// A run's folder. Only one process at a time has it to write to.
+#[derive(Debug)]
 pub struct Folder {
     root: PathBuf,
+    /// Locked for as long as this process may write.
+    lock: Option<File>,
+}
+
+/// What a run found when it began, beside what was asked for.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Found {
+    /// Name of the data set.
+    pub data_name: String,
+    /// Where its splits came from.
+    pub split_origin: SplitOrigin,
+    /// Held-out images that the run whose weights this one starts from was trained on.
+    pub seen_before: usize,
+}
+
+/// `run.json`.
+#[derive(Serialize, Deserialize)]
+struct RunFile<R, F> {
+    #[serde(flatten)]
+    request: R,
+    /// Runs of earlier versions lack it.
+    #[serde(default = "Option::default")]
+    found: Option<F>,
 }
 
 impl Folder {
-    /// A new folder at `output`, or the first free `runs/NAME-1`, `runs/NAME-2`, ...
+    /// A new folder at `output`, or the first free `runs/NAME-1`, `runs/NAME-2`, ...; no other
+    /// process gets the same one.
     ///
     /// # Errors
     /// `output` holds something already ([`Error::Usage`]), or cannot be made.
     pub fn create(output: Option<&Path>, name: &str) -> Result<Self> {
         let root = match output {
-            Some(path) => path.to_path_buf(),
-            None => (1..)
-                .map(|n| PathBuf::from(format!("runs/{name}-{n}")))
-                .find(|path| !path.exists())
-                .unwrap_or_default(),
+            Some(path) => claim(path)?.ok_or_else(|| occupied(path))?,
+            None => {
+                let numbered = |n: usize| PathBuf::from(format!("runs/{name}-{n}"));
+                let mut free = (1..).map(numbered).filter(|path| !path.exists());
+                loop {
+                    let Some(path) = free.next() else { return Err(occupied(Path::new("runs"))) };
+                    if let Some(root) = claim(&path)? {
+                        break root;
+                    }
+                }
+            }
         };
-        let occupied = std::fs::read_dir(&root).is_ok_and(|mut entries| entries.next().is_some());
-        if occupied || root.is_file() {
-            return Err(Error::Usage(format!(
-                "{} holds something already and is left as it is\n  \
-                 choose another --output, or go on with that run: fewvit resume {0}",
-                root.display()
-            )));
-        }
         let checkpoints = root.join("checkpoints");
         std::fs::create_dir_all(&checkpoints)
             .map_err(|source| Error::io("create", &checkpoints, source))?;
-        Ok(Self { root })
+        let mut folder = Self { root, lock: None };
+        folder.lock()?;
+        Ok(folder)
     }
 
-    /// The folder of an earlier run.
+    /// The folder of an earlier run, to read from.
     ///
     /// # Errors
     /// There is no run in it.
     pub fn open(root: &Path) -> Result<Self> {
         match root.join("run.json").is_file() {
-            true => Ok(Self { root: root.to_path_buf() }),
+            true => Ok(Self { root: root.to_path_buf(), lock: None }),
             false => Err(Error::Usage(format!(
                 "{} is no run folder: it has no run.json\n  `fewvit train` prints the folder of \
                  each run as it starts",
                 root.display()
             ))),
         }
+    }
+
+    /// The run that a model belongs to: a run folder, its export folder, or a file in either or in
+    /// `checkpoints/`; `None` for other models.
+    pub fn around(model: &Path) -> Option<Self> {
+        let model = model.canonicalize().ok()?;
+        model.ancestors().take(3).find_map(|folder| Self::open(folder).ok())
+    }
+
+    /// Takes the folder for this process until the value is dropped.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the process that has it.
+    pub fn lock(&mut self) -> Result<()> {
+        let path = self.root.join(LOCK);
+        let file = File::options().read(true).write(true).create(true).truncate(false).open(&path);
+        let mut file = file.map_err(|source| Error::io("write", &path, source))?;
+        match file.try_lock() {
+            Err(TryLockError::WouldBlock) => {
+                let holder = std::fs::read_to_string(&path).unwrap_or_default();
+                return Err(Error::Usage(format!(
+                    "{} is being written to by {}\n  wait until it ends, or stop it, and try again",
+                    self.root.display(),
+                    if holder.is_empty() { "another process" } else { holder.trim() }
+                )));
+            }
+            // Some network file systems have no locks; a new folder is exclusive there all the same.
+            Ok(()) | Err(TryLockError::Error(_)) => {}
+        }
+        let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+        let holder = format!("process {} on {}\n", std::process::id(), host.trim());
+        let write = file.set_len(0).and_then(|()| file.write_all(holder.as_bytes()));
+        write.map_err(|source| Error::io("write", &path, source))?;
+        self.lock = Some(file);
+        Ok(())
     }
 
     /// The folder itself.
@@ -85,38 +148,67 @@ impl Folder {
     ///
     /// # Errors
     /// The folder cannot be written.
-    pub fn write_request(&self, request: &Request, config: &RunConfig) -> Result<()> {
+    pub fn write_request(
+        &self,
+        request: &Request,
+        found: &Found,
+        config: &RunConfig,
+    ) -> Result<()> {
         write_atomically(&self.join("config.toml"), crate::config::to_toml(config)?.as_bytes())?;
-        let environment = serde_json::json!({
-            "fewvit": env!("CARGO_PKG_VERSION"),
-            "os": std::env::consts::OS,
-            "arch": std::env::consts::ARCH,
-            "simd": fewvit_kernels::simd_level(),
-            "products": parallel::precision(config.amp_dtype).name(),
-            "threads": super::threads(config),
-            "working_directory": std::env::current_dir().ok(),
-        });
-        self.write_json("env.json", &environment)?;
-        self.write_json("run.json", request)
+        self.write_json("env.json", &Environment::here(config))?;
+        self.write_run(request, found)
+    }
+
+    /// Writes `run.json`.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn write_run(&self, request: &Request, found: &Found) -> Result<()> {
+        self.write_json("run.json", &RunFile { request, found: Some(found) })
     }
 
     /// What was asked for and the configuration it runs with.
     ///
     /// # Errors
-    /// A file is missing or was changed into something else.
+    /// A file is missing or was changed into something else; settings of another version.
     pub fn read_request(&self) -> Result<(Request, RunConfig)> {
-        let read = |name: &str| {
-            let path = self.join(name);
-            std::fs::read_to_string(&path).map_err(|source| Error::io("read", &path, source))
-        };
-        let misfit = |name: &str, e: &dyn std::fmt::Display| {
-            Error::Failed(format!("{} cannot be used: {e}", self.join(name).display()))
-        };
-        let request =
-            serde_json::from_str(&read("run.json")?).map_err(|e| misfit("run.json", &e))?;
-        let config =
-            toml::from_str(&read("config.toml")?).map_err(|e| misfit("config.toml", &e))?;
+        let request = self.read_run::<serde::de::IgnoredAny>()?.request;
+        let config = toml::from_str(&self.read("config.toml")?).map_err(|e| {
+            Error::Failed(format!(
+                "{} does not fit this fewvit ({}): {e}\n  was the run made by another version? \
+                 (env.json names it)",
+                self.join("config.toml").display(),
+                env!("CARGO_PKG_VERSION")
+            ))
+        })?;
         Ok((request, config))
+    }
+
+    /// What the run found when it began; `None` in runs of versions that did not write it down.
+    ///
+    /// # Errors
+    /// `run.json` is missing or was changed into something else.
+    pub fn read_found(&self) -> Result<Option<Found>> {
+        Ok(self.read_run()?.found)
+    }
+
+    fn read_run<F: for<'a> Deserialize<'a>>(&self) -> Result<RunFile<Request, F>> {
+        serde_json::from_str(&self.read("run.json")?).map_err(|e| {
+            Error::Failed(format!("{} cannot be used: {e}", self.join("run.json").display()))
+        })
+    }
+
+    /// The machine that the run was on last; `None` if an earlier version wrote it down otherwise.
+    ///
+    /// # Errors
+    /// `env.json` is missing.
+    pub fn read_environment(&self) -> Result<Option<Environment>> {
+        Ok(serde_json::from_str(&self.read("env.json")?).ok())
+    }
+
+    fn read(&self, name: &str) -> Result<String> {
+        let path = self.join(name);
+        std::fs::read_to_string(&path).map_err(|source| Error::io("read", &path, source))
     }
 
     /// Writes a value as JSON.
@@ -128,6 +220,42 @@ impl Folder {
             .map_err(|e| Error::Failed(format!("cannot write {name}: {e}")))?;
         write_atomically(&self.join(name), text.as_bytes())
     }
+}
+
+/// The file in a run's folder that is locked while somebody writes there. It is never removed: a
+/// process that waits for it and one that makes it anew would both have it.
+const LOCK: &str = ".lock";
+
+/// Makes the folder `root`, or takes it if it is empty; `None` if it is somebody else's. Of two
+/// processes at once only one gets it.
+fn claim(root: &Path) -> Result<Option<PathBuf>> {
+    let failed = |source| Error::io("create", root, source);
+    if let Some(parent) = root.parent() {
+        std::fs::create_dir_all(parent).map_err(failed)?;
+    }
+    match std::fs::create_dir(root) {
+        Ok(()) => {}
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => {
+            let empty = std::fs::read_dir(root).is_ok_and(|mut all| all.next().is_none());
+            if !empty {
+                return Ok(None);
+            }
+        }
+        Err(e) => return Err(failed(e)),
+    }
+    match File::create_new(root.join(LOCK)) {
+        Ok(_) => Ok(Some(root.to_path_buf())),
+        Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(None),
+        Err(e) => Err(failed(e)),
+    }
+}
+
+fn occupied(root: &Path) -> Error {
+    Error::Usage(format!(
+        "{} holds something already and is left as it is\n  \
+         choose another --output, or go on with that run: fewvit resume {0}",
+        root.display()
+    ))
 }
 
 #[cfg(test)]
@@ -143,5 +271,45 @@ mod tests {
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("fewvit resume"), "{error}");
         assert_eq!(Folder::open(&path).expect_err("no run.json").exit_code(), 2);
+        std::fs::write(folder.path().join("file"), "mine").expect("written");
+        let error = Folder::create(Some(&folder.path().join("file")), "x").expect_err("a file");
+        assert!(error.to_string().contains("left as it is"), "{error}");
+    }
+
+    #[test]
+    fn an_empty_folder_is_taken_once_and_written_to_by_one() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("run");
+        std::fs::create_dir(&path).expect("made");
+        let start = std::sync::Barrier::new(8);
+        let taken: Vec<_> = std::thread::scope(|scope| {
+            let racer = || {
+                start.wait();
+                Folder::create(Some(&path), "x").ok()
+            };
+            let racers: Vec<_> = (0..8).map(|_| scope.spawn(racer)).collect();
+            racers.into_iter().filter_map(|racer| racer.join().expect("no panic")).collect()
+        });
+        assert_eq!(taken.len(), 1);
+        std::fs::write(path.join("run.json"), "{}").expect("written");
+        let mut second = Folder::open(&path).expect("a run");
+        let error = second.lock().expect_err("the first has it").to_string();
+        assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
+        drop(taken);
+        second.lock().expect("free again");
+    }
+
+    #[test]
+    fn a_model_knows_its_run() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let root = folder.path().join("run");
+        std::fs::create_dir_all(root.join("export")).expect("made");
+        std::fs::write(root.join("export/model.onnx"), "").expect("written");
+        assert!(Folder::around(&root).is_none());
+        std::fs::write(root.join("run.json"), "{}").expect("written");
+        for inside in ["", "export", "export/model.onnx"] {
+            let around = Folder::around(&root.join(inside)).expect(inside);
+            assert_eq!(around.root(), root.canonicalize().expect("there"), "{inside}");
+        }
     }
 }

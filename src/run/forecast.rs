@@ -1,18 +1,21 @@
-//! What a run will take, from timing real steps, and epochs that fit a time budget.
+//! What a run will take, from timing real steps and real measurements, and epochs that fit a time
+//! budget.
 
-use std::time::Instant;
+mod memory;
+mod timing;
 
-use burn::tensor::Device;
+use std::time::Duration;
+
 use serde::Serialize;
 
+use super::Request;
 use super::prepare::Prepared;
-use super::{Request, stages};
 use crate::config::{Layers, OptimConfig, RunConfig};
 use crate::error::{Error, Result};
 use crate::report::words::duration;
 use crate::train::checkpoint::StageName;
-use crate::train::parallel::Engine;
-use crate::train::stage::Stage;
+pub use memory::Memory;
+pub use timing::{Costs, measure};
 
 /// What one stage will take.
 #[derive(Clone, Debug, Serialize)]
@@ -27,29 +30,57 @@ pub struct StageForecast {
     pub crops_per_step: usize,
     /// Measured crops a second.
     pub crops_per_second: f64,
-    /// Its duration.
-    pub seconds: f64,
-    /// Memory of weights, moments, gradients and one step's crops and activations, in bytes.
-    pub memory: u64,
+    /// Seconds of optimiser steps.
+    pub training: f64,
+    /// Seconds of k-NN probes or of accuracy, measured every few epochs.
+    pub measuring: f64,
+    /// Seconds in which checkpoints are written.
+    pub checkpoints: f64,
+    /// Memory at its peak, in bytes.
+    pub memory: Memory,
+    /// What all this follows from.
+    #[serde(skip)]
+    costs: Costs,
+}
+
+impl StageForecast {
+    /// Its duration in seconds.
+    pub fn seconds(&self) -> f64 {
+        self.training + self.measuring + self.checkpoints
+    }
+
+    /// The same stage with `epochs`.
+    fn resized(&self, epochs: usize) -> Self {
+        let costs = &self.costs;
+        let training = costs.epoch * epochs as f64;
+        let measuring = costs.measurement * costs.measurements(epochs) as f64;
+        let steps = costs.steps_per_epoch * epochs;
+        let saved = ((training + measuring) / costs.checkpoint_every).min(steps as f64).floor();
+        let checkpoints = costs.checkpoint * (1.0 + saved);
+        Self { epochs, steps, training, measuring, checkpoints, ..self.clone() }
+    }
 }
 
 /// What a run will take.
 #[derive(Clone, Debug, Serialize)]
 pub struct Forecast {
+    /// Seconds that reading the images and timing took; they are over.
+    pub preparing: f64,
     /// Its stages.
     pub stages: Vec<StageForecast>,
+    /// Seconds of the final measurement, the ONNX file and its check, and the report.
+    pub finishing: f64,
     /// Checkpoints, pre-trained and exported weights, in bytes.
     pub disk: u64,
+    /// Decoded images beyond `data.cache_ram_gb`, in bytes of the folder for temporary files.
+    pub spilled: u64,
 }
 
-/// Steps that are timed, with the loader beside them as in the run.
-const TIMED_STEPS: usize = 4;
-
-/// Share of the time budget that is kept back for evaluation, export and report.
-const RESERVE: f64 = 0.08;
+/// Share of the time budget that is kept back because no forecast is exact.
+const RESERVE: f64 = 0.05;
 
 /// Scales the epochs to the time budget, if there is one, and forecasts. Stages whose epochs somebody
-/// has `chosen` keep them; the others get the time that those leave.
+/// has `chosen` keep them; the others get the time that those leave. `spent` of the budget is over.
 ///
 /// # Errors
 /// A setting that cannot be used, or a budget too short for one epoch a stage.
@@ -58,24 +89,23 @@ pub fn fit(
     config: &RunConfig,
     chosen: &[StageName],
     data: &Prepared,
+    spent: Duration,
 ) -> Result<(RunConfig, Forecast)> {
     let mut config = config.clone();
-    let mut forecast = measure(request, &config, data)?;
-    let minutes = config.time_budget;
-    let (kept, scaled): (Vec<_>, Vec<_>) =
-        forecast.stages.iter_mut().partition(|stage| chosen.contains(&stage.stage));
-    if minutes > 0.0 && !scaled.is_empty() {
-        let seconds = |stages: &[&mut StageForecast]| stages.iter().map(|s| s.seconds).sum::<f64>();
-        let budget = minutes * 60.0 * (1.0 - RESERVE);
-        let factor = (budget - seconds(&kept)) / seconds(&scaled);
+    let mut forecast = measure(request, &config, data, spent)?;
+    let budget = config.time_budget * 60.0 * (1.0 - RESERVE) - forecast.preparing;
+    let free = |stage: &StageForecast| !chosen.contains(&stage.stage);
+    if config.time_budget > 0.0 && forecast.stages.iter().any(free) {
         // A budget shortens the recipe's schedule; it never trains longer than the paper.
         let mut paper = Layers::new("paper")?.build()?.config;
-        for stage in scaled {
-            let longest = optim_of(&mut paper, stage.stage).epochs;
-            shorten(stage, optim_of(&mut config, stage.stage), factor, longest);
+        let longest = |stage: StageName| optim_of(&mut paper, stage).epochs;
+        if !forecast.scale(budget, free, longest) {
+            return Err(Error::Usage(too_short(config.time_budget, &forecast, chosen)));
         }
-        if forecast.seconds() > budget.max(1.0) && factor < 1.0 {
-            return Err(Error::Usage(too_short(minutes, &forecast, chosen)));
+        for stage in &forecast.stages {
+            let optim = optim_of(&mut config, stage.stage);
+            optim.warmup_epochs *= stage.epochs as f64 / optim.epochs as f64;
+            optim.epochs = stage.epochs;
         }
     }
     // The epochs are part of the run from here on: they must not be fitted again on resume.
@@ -91,19 +121,8 @@ fn too_short(minutes: f64, forecast: &Forecast, chosen: &[StageName]) -> String 
     format!(
         "a time budget of {minutes} minutes is too short: {least} {takes} {} here\n  give a longer \
          --time-budget (0 = none) or a smaller --img-size",
-        duration(forecast.seconds())
+        duration(forecast.preparing + forecast.seconds())
     )
-}
-
-/// Scales a stage by `factor` to between 1 and `longest` epochs, its warm-up with it.
-fn shorten(stage: &mut StageForecast, optim: &mut OptimConfig, factor: f64, longest: usize) {
-    let epochs = ((optim.epochs as f64 * factor).floor() as usize).clamp(1, longest.max(1));
-    let share = epochs as f64 / optim.epochs as f64;
-    optim.warmup_epochs *= share;
-    optim.epochs = epochs;
-    stage.epochs = epochs;
-    stage.steps = (stage.steps as f64 * share).round() as usize;
-    stage.seconds *= share;
 }
 
 fn optim_of(config: &mut RunConfig, stage: StageName) -> &mut OptimConfig {
@@ -113,108 +132,120 @@ fn optim_of(config: &mut RunConfig, stage: StageName) -> &mut OptimConfig {
     }
 }
 
-/// Times a few real steps of each stage of the request.
-///
-/// # Errors
-/// A setting that cannot be used.
-pub fn measure(request: &Request, config: &RunConfig, data: &Prepared) -> Result<Forecast> {
-    let mut forecasts = Vec::new();
-    let mut disk = 0;
-    if request.pretrain {
-        forecasts.push(of_stage(&stages::pretraining(config, data)?, &mut disk)?);
-    }
-    if request.finetune {
-        forecasts.push(of_stage(&stages::finetuning(config, data)?, &mut disk)?);
-    }
-    Ok(Forecast { stages: forecasts, disk })
-}
-
-fn of_stage(stage: &Stage, disk: &mut u64) -> Result<StageForecast> {
-    let (samples, batch) = (stage.source.images.len(), stage.source.batch_size);
-    let crops_per_image = stage.method.views().views();
-    let mut state = stage.fresh(stage.source.seed)?;
-    let params = state.values.len() as u64 * 4;
-    // Just enough images for two micro-batches a worker.
-    let rows = 2 * stage.workers * stage.micro_batch;
-    let mut source = stage.source.clone();
-    source.batch_size = rows.div_ceil(crops_per_image).clamp(1, samples.min(batch));
-    let timed = TIMED_STEPS.min(source.steps_per_epoch());
-    let probe = Stage { source, method: stage.method.clone(), ..*stage };
-    let template = stage.net.build(0, &Device::flex())?;
-    let mut engine = Engine::new(stage.workers, stage.micro_batch, state.values.len())?;
-    let (mut started, mut crops) = (Instant::now(), 0);
-    for (i, batch) in probe.source.prefetch(0, 1 + timed).enumerate() {
-        let record = probe.step(&template, &mut engine, &mut state, &batch?)?;
-        // The first step warms caches and clocks.
-        match i {
-            0 => started = Instant::now(),
-            _ => crops += record.crops,
-        }
-    }
-    let crops_per_second = crops as f64 / started.elapsed().as_secs_f64();
-    let steps = stage.total_steps();
-    let crops = stage.source.images_per_epoch() * crops_per_image * stage.optim.epochs;
-    *disk += 2 * 3 * params + params;
-    let activations = activation_bytes(stage) * stage.workers as u64;
-    let side = stage.net.img_size as u64;
-    Ok(StageForecast {
-        stage: stage.name,
-        epochs: stage.optim.epochs,
-        steps,
-        crops_per_step: batch.min(samples) * crops_per_image,
-        crops_per_second,
-        seconds: crops as f64 / crops_per_second,
-        memory: params * (4 + 3 * stage.workers as u64)
-            + activations
-            + 3 * (batch * crops_per_image) as u64 * side * side * 3,
-    })
-}
-
-/// Bytes a worker keeps between forward and backward.
-fn activation_bytes(stage: &Stage) -> u64 {
-    let values = stage.net.spec.family.activations(stage.net.img_size);
-    (stage.micro_batch * values * size_of::<f32>()) as u64
-}
-
 impl Forecast {
-    /// Duration of all stages.
+    /// Scales the `free` stages alike, to between 1 and `longest` epochs, so that all of the run
+    /// fits into `budget` seconds. Says whether it does; if not, they have one epoch each.
+    fn scale(
+        &mut self,
+        budget: f64,
+        free: impl Fn(&StageForecast) -> bool,
+        mut longest: impl FnMut(StageName) -> usize,
+    ) -> bool {
+        let whole: Vec<_> = self.stages.clone();
+        let most: Vec<_> = whole.iter().map(|s| longest(s.stage).max(1)).collect();
+        let mut resize = |factor: f64| {
+            for ((stage, whole), &most) in self.stages.iter_mut().zip(&whole).zip(&most) {
+                if free(whole) {
+                    let epochs = (whole.epochs as f64 * factor).floor() as usize;
+                    *stage = whole.resized(epochs.clamp(1, most));
+                }
+            }
+            self.stages.iter().map(StageForecast::seconds).sum::<f64>() + self.finishing <= budget
+        };
+        // Durations grow with the factor, but in steps: bisect between too little and too much.
+        let (mut fits, mut too_much) = (0.0, 1.0);
+        while resize(too_much) && too_much < LARGEST_FACTOR {
+            (fits, too_much) = (too_much, 2.0 * too_much);
+        }
+        for _ in 0..BISECTIONS {
+            let middle = (fits + too_much) / 2.0;
+            match resize(middle) {
+                true => fits = middle,
+                false => too_much = middle,
+            }
+        }
+        resize(fits)
+    }
+
+    /// Duration of all that is still to be done.
     pub fn seconds(&self) -> f64 {
-        self.stages.iter().map(|stage| stage.seconds).sum()
+        self.stages.iter().map(StageForecast::seconds).sum::<f64>() + self.finishing
+    }
+
+    /// [`Self::seconds`] after optimiser step `step` of `stage`.
+    pub fn seconds_left(&self, stage: StageName, step: usize) -> f64 {
+        let left = |s: &StageForecast| match (s.stage as u8).cmp(&(stage as u8)) {
+            std::cmp::Ordering::Less => 0.0,
+            std::cmp::Ordering::Equal => s.seconds() * (1.0 - step as f64 / s.steps.max(1) as f64),
+            std::cmp::Ordering::Greater => s.seconds(),
+        };
+        self.stages.iter().map(left).sum::<f64>() + self.finishing
+    }
+
+    /// Memory at the run's peak, in bytes.
+    pub fn memory(&self) -> u64 {
+        self.stages.iter().map(|stage| stage.memory.total()).max().unwrap_or(0)
     }
 
     /// Progress units of the run: milliseconds.
     pub fn units(&self) -> u64 {
-        self.stages.iter().map(|s| self.units_per_step(s.stage) * s.steps as u64).sum()
+        let stages = self.stages.iter().map(|s| self.units_per_step(s.stage) * s.steps as u64);
+        stages.sum::<u64>() + self.finishing_units()
     }
 
-    /// Progress units of one optimiser step.
+    /// Progress units of one optimiser step, its share of measurements and checkpoints included.
     pub fn units_per_step(&self, stage: StageName) -> u64 {
         let found = self.stages.iter().find(|s| s.stage == stage);
-        found.map_or(1, |s| (1000.0 * s.seconds / s.steps.max(1) as f64).ceil() as u64)
+        found.map_or(1, |s| (1000.0 * s.seconds() / s.steps.max(1) as f64).ceil() as u64)
+    }
+
+    /// Progress units of what follows the last step.
+    pub fn finishing_units(&self) -> u64 {
+        (1000.0 * self.finishing).ceil() as u64
     }
 
     /// The forecast in words, with the flag that would make the run shorter.
     pub fn describe(&self) -> String {
         let mut text = String::from("forecast:\n");
         for s in &self.stages {
+            let beside = s.measuring + s.checkpoints;
             text += &format!(
-                "  {:<9} {} epochs, {} steps, {} ({:.0} crops/s here), {} of memory\n",
+                "  {:<9} {} epochs, {} steps, {} ({:.0} crops/s here; {} of it measuring and \
+                 checkpoints), {} of memory\n",
                 s.stage.as_str(),
                 s.epochs,
                 s.steps,
-                duration(s.seconds),
+                duration(s.seconds()),
                 s.crops_per_second,
-                bytes(s.memory)
+                duration(beside),
+                bytes(s.memory.total())
             );
         }
+        let finishing = duration(self.finishing);
+        text += &format!("  finish    {finishing}: final measurement, ONNX file, report\n");
         let total = self.seconds();
-        text += &format!("  in all    {}, {} of disk", duration(total), bytes(self.disk));
+        let spilled = match self.spilled {
+            0 => String::new(),
+            n => format!(", {} of temporary files for images", bytes(n)),
+        };
+        text += &format!(
+            "  in all    {}, {} of memory, {} of disk{spilled} (reading the images took {})",
+            duration(total),
+            bytes(self.memory()),
+            bytes(self.disk),
+            duration(self.preparing)
+        );
         if total > 1800.0 {
             text += "\n  shorter:  --recipe quick --time-budget MINUTES, or fewer --epochs";
         }
         text
     }
 }
+
+/// Epochs are not scaled to more than this times the recipe's, before the paper's bound.
+const LARGEST_FACTOR: f64 = 1e4;
+/// Halvings that find a factor of an epoch in 10,000.
+const BISECTIONS: usize = 40;
 
 /// `1.5 GB`, `320 MB`.
 pub fn bytes(n: u64) -> String {
@@ -223,3 +254,6 @@ pub fn bytes(n: u64) -> String {
         _ => format!("{:.1} GB", n as f64 / 1e9),
     }
 }
+
+#[cfg(test)]
+mod tests;

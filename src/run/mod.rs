@@ -3,30 +3,40 @@
 //! A run is a folder. [`start`] makes one and goes through the steps; [`resume`] goes on from
 //! whatever is there. Both run the same code: every step first looks whether its result exists.
 
+mod environment;
 mod finish;
 pub mod folder;
 pub mod forecast;
 pub mod frozen;
+pub mod measured;
 mod observe;
 pub mod prepare;
+mod provenance;
+mod reopen;
+pub mod seen;
 mod settle;
 mod stages;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
+use std::time::Instant;
 
 use fewvit_kernels::Precision;
 use serde::{Deserialize, Serialize};
 
+pub use environment::Environment;
 pub use finish::Summary;
 pub use folder::Folder;
 pub use settle::{Stages, settle};
 pub use stages::{pretraining, weights_of};
 
+use crate::backbone::Spec;
 use crate::config::{AmpDtype, RunConfig};
 use crate::error::{Error, Result};
+use crate::report::words::duration;
 use crate::train::checkpoint::{self, StageName};
 use crate::train::parallel;
+use folder::Found;
 use forecast::Forecast;
 use prepare::Prepared;
 
@@ -100,8 +110,10 @@ pub fn plan(
     chosen: &[StageName],
     ui: &dyn Ui,
 ) -> Result<Planned> {
-    let data = prepare::prepare(request, config, ui)?;
-    let (config, forecast) = forecast::fit(request, config, chosen, &data)?;
+    let began = Instant::now();
+    let config = resolved(config)?;
+    let data = prepare::prepare(request, &config, ui)?;
+    let (config, forecast) = forecast::fit(request, &config, chosen, &data, began.elapsed())?;
     Ok(Planned { config, data, forecast })
 }
 
@@ -117,18 +129,34 @@ pub fn start(
     interrupted: &AtomicBool,
 ) -> Result<Summary> {
     planned.data.write(folder)?;
-    folder.write_request(request, &planned.config)?;
+    folder.write_request(request, &Found::of(&planned.data), &planned.config)?;
     execute(folder, request, planned, ui, interrupted)
 }
 
-/// Goes on with the run in `folder`, bit for bit as if it had never stopped.
+/// Goes on with the run in `folder`, bit for bit as if it had never stopped; `data` is where its
+/// images lie now, if they were moved.
 ///
 /// # Errors
-/// The folder holds no run, the data changed, or anything that goes wrong in the run.
-pub fn resume(folder: &Folder, ui: &dyn Ui, interrupted: &AtomicBool) -> Result<Summary> {
-    let (request, config) = folder.read_request()?;
-    let data = prepare::reopen(&request, &config, folder)?;
-    let forecast = forecast::measure(&request, &config, &data)?;
+/// Another process has the folder, the data changed, or anything that goes wrong in the run.
+pub fn resume(
+    folder: &mut Folder,
+    data: Option<&Path>,
+    ui: &dyn Ui,
+    interrupted: &AtomicBool,
+) -> Result<Summary> {
+    folder.lock()?;
+    let (mut request, config) = folder.read_request()?;
+    if let Some(data) = data {
+        request.data = data.to_path_buf();
+    }
+    if let Some(before) = folder.read_environment()? {
+        let losses = before.losses(&Environment::here(&config), threads_or_all(0));
+        losses.iter().for_each(|loss| ui.note(&format!("note: {loss}")));
+    }
+    let began = Instant::now();
+    let data = reopen::reopen(&request, &config, folder)?;
+    folder.write_run(&request, &Found::of(&data))?;
+    let forecast = forecast::measure(&request, &config, &data, began.elapsed())?;
     let planned = Planned { config, data, forecast };
     execute(folder, &request, &planned, ui, interrupted)
 }
@@ -156,11 +184,40 @@ fn execute(
     }
     ui.total(planned.forecast.units());
     let reached = checkpoint::load(&folder.checkpoint())?;
+    if let Some((stage, state)) = &reached {
+        let left = planned.forecast.seconds_left(*stage, state.progress.step);
+        let (stage, step) = (stage.as_str(), state.progress.step);
+        ui.note(&format!("going on after step {step} of {stage}: {} left", duration(left)));
+    }
     let trained =
         stages::train(&context, reached, &|stage| planned.forecast.units_per_step(stage))?;
-    let summary = finish::finish(&context, &trained)?;
+    let summary = finish::finish(&context, &trained, planned.forecast.finishing_units())?;
     ui.finish();
     Ok(summary)
+}
+
+/// The configuration with everything settled that depends on the machine or the version: threads,
+/// precision, micro-batches.
+///
+/// # Errors
+/// An unknown model.
+fn resolved(config: &RunConfig) -> Result<RunConfig> {
+    let mut config = config.clone();
+    config.threads = threads(&config);
+    config.amp_dtype = match parallel::precision(config.amp_dtype) {
+        Precision::Bf16 => AmpDtype::Bf16,
+        // Asked for and not to be had: that is said when training begins.
+        Precision::F32 if config.amp_dtype == AmpDtype::Bf16 => AmpDtype::Bf16,
+        Precision::F32 => AmpDtype::F32,
+    };
+    let spec = Spec::find(&config.model.name)?;
+    let size = config.pretrain.crops.first().map_or(0, |group| group.img_size);
+    for (optim, size) in
+        [(&mut config.pretrain.optim, size), (&mut config.finetune.optim, config.finetune.img_size)]
+    {
+        optim.micro_batch = parallel::micro_batch(optim.micro_batch, &spec, size);
+    }
+    Ok(config)
 }
 
 /// Worker threads of a run.

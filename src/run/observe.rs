@@ -9,10 +9,11 @@ use crate::backbone::Net;
 use crate::data::Rgb8;
 use crate::data::loader::CropBatch;
 use crate::error::Result;
-use crate::eval::health::{Health, Limits};
+use crate::eval::health::{Health, Limits, Training};
 use crate::eval::infer::{EvalView, Inference};
 use crate::eval::knn::knn_leave_one_out;
 use crate::eval::metric::Metrics;
+use crate::method::{self, Kind};
 use crate::nn::Replace;
 use crate::report::pictures;
 use crate::report::tables::{EpochRow, MetricsLog};
@@ -31,7 +32,7 @@ pub struct Probe<'a> {
     stage: StageName,
     img_size: usize,
     /// The loss of a model that has learned nothing.
-    chance: f64,
+    chance: Option<f64>,
 }
 
 /// Images whose features are looked at for collapse: enough for any rank there is.
@@ -52,7 +53,7 @@ impl<'a> Probe<'a> {
     /// An img-size that does not fit.
     pub fn new(context: &'a Context<'a>, stage: &Stage) -> Result<Self> {
         let net = stage.net.build(0, &Device::flex())?;
-        let (img_size, chance) = (stage.net.img_size, stage.method.chance());
+        let (img_size, chance) = (stage.net.img_size, stage.method.chance().map(|c| c.loss));
         Ok(Self { context, net, stage: stage.name, img_size, chance })
     }
 
@@ -79,13 +80,20 @@ impl<'a> Probe<'a> {
         let data = self.context.data;
         let net = Replace::values_of(self.net.clone(), state.representation(), &Device::flex());
         let image = |i: usize| data.images.get(i).map(|image| image.into_owned());
-        let outputs = self.inference(&net).run(data.train.len(), &image, &|_| ())?;
+        let outputs = self.inference(&net).run(data.train.len(), &image)?;
         let dim = outputs.features.len() / data.train.len().max(1);
         let some = &outputs.features[..data.train.len().min(HEALTH_SAMPLE) * dim];
         let warm = record.epoch as f64 >= self.context.config.pretrain.optim.warmup_epochs;
         if warm && data.train.len() > 1 {
             let health = Health::of(some, None, dim);
-            let warning = health.warning(record.loss, self.chance, &Limits::default());
+            let pretrain = &self.context.config.pretrain;
+            let training = Training {
+                loss: record.loss,
+                chance: self.chance,
+                labels: method::entry(&pretrain.method)?.kind != Kind::SelfSupervised,
+                options: &pretrain.options,
+            };
+            let warning = health.warning(&training, &Limits::default());
             warning.inspect(|text| self.context.ui.note(&format!("  warning: {text}")));
         }
         if !data.manifest.is_labelled() {
@@ -103,13 +111,13 @@ impl<'a> Probe<'a> {
         Ok(Found { knn_top1: Some(share), ..Found::default() })
     }
 
-    /// Accuracy on the held-out images.
+    /// Accuracy on the images that are watched.
     fn accuracy(&self, state: &TrainState) -> Result<Found> {
         let data = self.context.data;
         let net = Replace::values_of(self.net.clone(), state.representation(), &Device::flex());
-        let image = |i: usize| data.decode(data.held_out[i]);
-        let outputs = self.inference(&net).run(data.held_out.len(), &image, &|_| ())?;
-        let labels = data.labels(&data.held_out);
+        let image = |i: usize| data.decode(data.watched[i]);
+        let outputs = self.inference(&net).run(data.watched.len(), &image)?;
+        let labels = data.labels(&data.watched);
         let metrics = Metrics::from_logits(&outputs.logits, &labels, data.manifest.classes.len());
         Ok(Found { top1: Some(metrics.top1), top5: metrics.top5, ..Found::default() })
     }
@@ -132,8 +140,8 @@ pub struct RunObserver<'a> {
     stage: StageName,
     epochs: usize,
     images: usize,
-    /// A loss that knows nothing: ln N for each crop group.
-    chance: f64,
+    /// The loss of a model that has learned nothing, in words for the line of an epoch.
+    chance: String,
     /// Optimiser steps of earlier stages.
     steps_before: usize,
     /// Progress units of a step.
@@ -165,7 +173,8 @@ impl<'a> RunObserver<'a> {
             stage: stage.name,
             epochs: stage.optim.epochs,
             images: stage.source.images_per_epoch(),
-            chance: stage.method.chance(),
+            chance: (stage.method.chance())
+                .map_or(String::new(), |c| format!(" (chance {:.4})", c.loss)),
             steps_before,
             units,
             log: MetricsLog::open(&context.folder.join("metrics.jsonl"), reached)?,
@@ -225,7 +234,7 @@ impl Observer for RunObserver<'_> {
 impl RunObserver<'_> {
     fn line(&self, row: &EpochRow) -> String {
         let mut line = format!(
-            "{} epoch {}/{}  loss {:.4} (chance {:.4})  lr {:.2e}  {:.1} images/s",
+            "{} epoch {}/{}  loss {:.4}{}  lr {:.2e}  {:.1} images/s",
             row.stage, row.epoch, self.epochs, row.loss, self.chance, row.lr, row.images_per_second
         );
         if let Some(share) = row.knn_top1 {

@@ -1,12 +1,16 @@
 //! Data for a run: opened, split, checked, and decoded once.
 
+use std::path::Path;
 use std::sync::Arc;
 
+use super::seen::Seen;
 use super::{Folder, Request, Ui, threads};
 use crate::config::RunConfig;
 use crate::data::cache::{ImageStore, StoreLimits};
-use crate::data::check;
+use crate::data::check::{self, Checked};
 use crate::data::data_report::DataReport;
+use crate::data::digest::Digest;
+use crate::data::words::counted;
 use crate::data::{Manifest, Rgb8, Sample, Split, SplitOrigin, decode, source, split};
 use crate::error::{Error, Result};
 
@@ -14,12 +18,18 @@ use crate::error::{Error, Result};
 pub struct Prepared {
     /// All usable images.
     pub manifest: Manifest,
+    /// Content of each; `None` where a run of an earlier version did not write it down.
+    pub digests: Vec<Option<Digest>>,
     /// What was found when they were checked.
     pub report: DataReport,
     /// Positions in the manifest of the training images.
     pub train: Vec<usize>,
-    /// Positions in the manifest of the images that accuracy is measured on.
+    /// Positions in the manifest of the images that accuracy is measured on, after the last epoch.
     pub held_out: Vec<usize>,
+    /// Those that are measured during training: the validation split; `held_out` where there is none.
+    pub watched: Vec<usize>,
+    /// Held-out images that the run whose weights this one starts from was trained on.
+    pub seen_before: usize,
     /// The training images, decoded.
     pub images: Arc<ImageStore>,
 }
@@ -30,37 +40,64 @@ pub struct Prepared {
 /// Data that cannot be used, with what to do about it.
 pub fn prepare(request: &Request, config: &RunConfig, ui: &dyn Ui) -> Result<Prepared> {
     let opened = source::open_noting(&request.data, &config.data, config.seed)?;
-    ui.note(&describe(&opened.manifest));
-    let mut report = check::check(&opened.manifest, threads(config), &|_, _| ());
+    ui.note(&format!("data: {}, {}", opened.manifest.name, opened.layout));
+    let Checked { mut report, digests } =
+        check::check(&opened.manifest, threads(config), &|_, _| ());
     report.add_notes(&opened);
-    let manifest = check::apply_bad_policy(&opened.manifest, &report, config.data.on_bad_image)?;
+    let mut manifest =
+        check::apply_bad_policy(&opened.manifest, &report, config.data.on_bad_image)?;
+    // Those that cannot be read have no digest.
+    let digests: Vec<_> = digests.into_iter().filter(Option::is_some).collect();
+    let seen_before = match &request.init {
+        Some(init) => keep_splits(init, &mut manifest, &digests, ui)?,
+        None => 0,
+    };
     for bad in report.bad.iter().take(10) {
         ui.note(&format!("  skipped: {} {}", bad.file, bad.reason));
     }
-    for warning in report.warnings.iter().chain(&opened.warnings) {
+    for warning in &report.warnings {
         ui.note(&format!("  note: {warning}"));
     }
-    decoded(request, config, manifest, report)
+    let data = decoded(request, config, manifest, digests, report)?;
+    Ok(Prepared { seen_before, ..data })
 }
 
-/// The data of an earlier run, with the very same images and splits.
-///
-/// # Errors
-/// An image is gone or changed its class.
-pub fn reopen(request: &Request, config: &RunConfig, folder: &Folder) -> Result<Prepared> {
-    let manifest = source::open(&request.data, &config.data, config.seed)?;
-    let manifest = split::read_csv(&manifest, &folder.join("splits.csv"))?;
-    let path = folder.join("data_report.json");
-    let text = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
-    let report = serde_json::from_slice(&text)
-        .map_err(|e| Error::Failed(format!("{} cannot be used: {e}", path.display())))?;
-    decoded(request, config, manifest, report)
+/// Splits drawn anew become those of the run that the weights `init` come from, so that what it
+/// trained on is not measured on. Returns the number of held-out images that it trained on.
+fn keep_splits(
+    init: &Path,
+    manifest: &mut Manifest,
+    digests: &[Option<Digest>],
+    ui: &dyn Ui,
+) -> Result<usize> {
+    let Some(run) = Folder::around(init) else { return Ok(0) };
+    let samples: Vec<&Sample> = manifest.samples.iter().collect();
+    let seen = Seen::read(&run)?.recognise(&samples, digests);
+    let name = run.root().display();
+    let held_out = seen.count(Some(Split::Test)) + seen.count(Some(Split::Val));
+    if manifest.split_origin == SplitOrigin::Made && held_out > 0 {
+        let known = manifest.samples.iter_mut().zip(&seen.splits);
+        known.for_each(|(sample, split)| sample.split = split.unwrap_or(sample.split));
+        ui.note(&format!("  note: images that {name} saw stay in the splits they had there"));
+    }
+    let both = manifest.samples.iter().zip(&seen.splits);
+    let seen_before =
+        both.filter(|(s, of)| s.split != Split::Train && **of == Some(Split::Train)).count();
+    if seen_before > 0 {
+        ui.note(&format!(
+            "  note: {} here were in the training of {name}, so the accuracy may be too good",
+            counted(seen_before, "held-out image")
+        ));
+    }
+    Ok(seen_before)
 }
 
-fn decoded(
+/// The manifest's images, decoded.
+pub(super) fn decoded(
     request: &Request,
     config: &RunConfig,
     manifest: Manifest,
+    digests: Vec<Option<Digest>>,
     report: DataReport,
 ) -> Result<Prepared> {
     if request.finetune {
@@ -79,31 +116,28 @@ fn decoded(
     if let Some(bad) = bad.first() {
         return Err(Error::Data(format!("{} changed while it was read: {}", bad.id, bad.reason)));
     }
-    let held_out = held_out(&manifest);
-    Ok(Prepared { manifest, report, train, held_out, images: Arc::new(images) })
+    let [held_out, watched] = held_out(&manifest);
+    Ok(Prepared {
+        manifest,
+        digests,
+        report,
+        train,
+        held_out,
+        watched,
+        seen_before: 0,
+        images: Arc::new(images),
+    })
 }
 
-/// The test split, or the validation split where there is no other.
-fn held_out(manifest: &Manifest) -> Vec<usize> {
-    let test = manifest.indices(Split::Test);
-    if test.is_empty() { manifest.indices(Split::Val) } else { test }
-}
-
-fn describe(manifest: &Manifest) -> String {
-    let count = |split| manifest.indices(split).len();
-    let splits: Vec<String> = [(Split::Train, "train"), (Split::Val, "val"), (Split::Test, "test")]
-        .iter()
-        .map(|&(split, name)| (count(split), name))
-        .filter(|(n, _)| *n > 0)
-        .map(|(n, name)| format!("{n} {name}"))
-        .collect();
-    let origin = match manifest.split_origin {
-        SplitOrigin::Given => "",
-        SplitOrigin::Made => " (split drawn by fewvit, kept in splits.csv)",
-        SplitOrigin::Unlabelled => " (no labels)",
-    };
-    let classes = manifest.classes.len();
-    format!("data: {}, {classes} classes, images: {}{origin}", manifest.name, splits.join(" + "))
+/// What is measured at the end, and what during training: test and validation images where both are
+/// there, so that test is measured once; otherwise both times the same.
+fn held_out(manifest: &Manifest) -> [Vec<usize>; 2] {
+    let [test, val] = [Split::Test, Split::Val].map(|split| manifest.indices(split));
+    match (test.is_empty(), val.is_empty()) {
+        (false, false) => [test, val],
+        (false, true) => [test.clone(), test],
+        (true, _) => [val.clone(), val],
+    }
 }
 
 impl Prepared {
@@ -112,10 +146,19 @@ impl Prepared {
     /// # Errors
     /// The folder cannot be written.
     pub fn write(&self, folder: &Folder) -> Result<()> {
-        split::write_csv(&self.manifest, &folder.join("splits.csv"))?;
+        split::write_csv(&self.manifest, &self.digests, &folder.join("splits.csv"))?;
         let classes: String = self.manifest.classes.iter().map(|c| format!("{c}\n")).collect();
         crate::files::write_atomically(&folder.join("classes.txt"), classes.as_bytes())?;
         folder.write_json("data_report.json", &self.report)
+    }
+
+    /// What the split of the samples at `positions` is called; all are of one.
+    pub fn split_name(&self, positions: &[usize]) -> &'static str {
+        match positions.first().map(|&i| self.manifest.samples[i].split) {
+            Some(Split::Val) => "validation",
+            Some(Split::Train) => "training",
+            Some(Split::Test) | None => "test",
+        }
     }
 
     /// Labels of the samples at `positions` in the manifest; empty if there are none.
@@ -137,6 +180,7 @@ impl Prepared {
 /// # Errors
 /// It cannot be read or decoded.
 pub fn decode_sample(sample: &Sample) -> Result<Rgb8> {
-    let bytes = crate::data::listing::read(&sample.origin)?;
-    decode::decode(&bytes).map_err(|why| Error::Data(format!("{} {why}", sample.id)))
+    crate::data::listing::bytes(&sample.origin)
+        .and_then(|bytes| decode::decode(&bytes))
+        .map_err(|why| Error::Data(format!("{} {why}", sample.id)))
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::observe::RunObserver;
-use super::{Context, Folder};
+use super::{Context, Folder, provenance};
 use crate::backbone::{NetSpec, Spec};
 use crate::config::{OptimConfig, PosEmbed, RunConfig};
 use crate::data::loader::BatchSource;
@@ -77,7 +77,7 @@ fn stage<'a>(
         drop_last: optim.drop_last,
         threads: workers,
     };
-    let micro_batch = parallel::micro_batch(config.micro_batch, &net.spec, net.img_size);
+    let micro_batch = parallel::micro_batch(optim.micro_batch, &net.spec, net.img_size);
     let precision = parallel::precision(config.amp_dtype);
     let (data, dropout) = (&config.data, true);
     Stage { name, net, method, source, optim, data, workers, micro_batch, precision, dropout }
@@ -140,9 +140,9 @@ fn initial(context: &Context, stage: &Stage) -> Result<TrainState> {
         let take = Take { head, regenerate };
         weights::import_taking(&context.folder.pretrained(), specs, values, take)?;
     } else if let Some(path) = &context.request.init {
-        let path = weights_of(path)?;
-        note_pretrained(context, &path);
-        let rows = timm::label_names(&path).map(|names| {
+        let file = weights_of(path)?;
+        note_pretrained(context, &file);
+        let rows = timm::label_names(&file).map(|names| {
             let row = |class| names.iter().position(|name| name == class);
             let rows: Option<Vec<usize>> = context.data.manifest.classes.iter().map(row).collect();
             rows.filter(|rows| rows.len() == names.len())
@@ -152,7 +152,8 @@ fn initial(context: &Context, stage: &Stage) -> Result<TrainState> {
             Some(None) => Head::Left("the classes here are others"),
             None => Head::Left("nothing says which classes its rows are for"),
         };
-        let seen = weights::import_taking(&path, specs, values, Take { head, regenerate })?;
+        let seen = weights::import_taking(&file, specs, values, Take { head, regenerate })?;
+        provenance::record(context.folder, path, seen.taken)?;
         seen.notes.iter().for_each(|note| context.ui.note(&format!("  note: {note}")));
     } else {
         return Ok(state);

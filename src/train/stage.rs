@@ -17,6 +17,7 @@ use crate::backbone::{Net, NetSpec};
 use crate::config::{DataConfig, Ema, OptimConfig};
 use crate::data::loader::{Batch, BatchSource};
 use crate::error::{Error, Result};
+use crate::loss::Chance;
 use crate::method::{BatchLoss, Method, Objective};
 use crate::nn::{DropPath, Weights};
 use crate::ops;
@@ -265,8 +266,9 @@ impl Stage<'_> {
         }
         let loss = state.progress.epoch_loss / self.source.steps_per_epoch() as f64;
         state.progress.epoch_loss = 0.0;
-        let chance = self.method.chance();
-        if chance > 0.0 && loss > HOPELESS * chance {
+        if let Some(Chance { loss: chance, .. }) = self.method.chance()
+            && loss > HOPELESS * chance
+        {
             return Err(Error::Diverged(format!(
                 "the mean loss of {} in epoch {} is {loss:.3e}, that of guessing {chance:.3}: training \
                  has run away\n  the last checkpoint is kept; try a lower --lr, a longer \

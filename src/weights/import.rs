@@ -27,6 +27,8 @@ const DEEPEST: usize = 8;
 pub struct Import {
     /// For people.
     pub notes: Vec<String>,
+    /// How many of the file's tensors were taken, and how many it has.
+    pub taken: (usize, usize),
     path: PathBuf,
     /// Keys of the model's head that the file had nothing for.
     fresh: Vec<String>,
@@ -110,16 +112,21 @@ pub fn import_taking(
         notes.push(format!("the weights are `{inside}` of {}{rest}", path.display()));
     }
     let mut problems = unused(&found, specs, &mut notes);
+    let mut taken = 0;
     for spec in backbone {
         let Some(key) = found.get(&spec.key) else {
             problems.push(format!("missing: {}", spec.key));
             continue;
         };
         match fit(spec, file.shape(key), take.regenerate) {
-            Fit::Same => values[spec.range.clone()].copy_from_slice(&file.values(key)?),
+            Fit::Same => {
+                values[spec.range.clone()].copy_from_slice(&file.values(key)?);
+                taken += 1;
+            }
             Fit::Resized { sides: [old, new], dim } => {
                 let resized = resize_pos_embed(&file.values(key)?, old, new, dim);
                 values[spec.range.clone()].copy_from_slice(&resized);
+                taken += 1;
                 notes.push(format!("pos_embed is resized from {old} x {old} to {new} x {new}"));
             }
             Fit::Computed => notes.push("pos_embed is computed for this img-size".to_owned()),
@@ -130,7 +137,8 @@ pub fn import_taking(
         return Err(misfit(path, &problems));
     }
     let fresh = fill_head(&head, &file, &found, values, take.head, &mut notes)?;
-    Ok(Import { notes, path: path.to_path_buf(), fresh })
+    taken += head.len() - fresh.len();
+    Ok(Import { notes, taken: (taken, file.keys().count()), path: path.to_path_buf(), fresh })
 }
 
 fn on_top(key: &str) -> bool {

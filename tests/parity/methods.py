@@ -108,7 +108,7 @@ def compare(name, model, img_size, folder):
     command += ["--lr", "1e-4"] if "--lr" not in arguments else []
     # AdamW makes whole steps of gradients that are zero but for rounding, unless eps is above that.
     adamw = [] if name.endswith("-sgd") else ["pretrain.optim.eps=1e-5"]
-    for setting in [*settings, f"micro_batch={args.micro_batch}", *adamw]:
+    for setting in [*settings, f"pretrain.optim.micro_batch={args.micro_batch}", *adamw]:
         command += ["--set", setting]
     subprocess.run(command, check=True)
     ours = load_file(folder / "t.safetensors")

@@ -106,32 +106,102 @@ fn the_rank_survives_every_degenerate_matrix() {
 fn a_healthy_run_gets_no_warning() {
     let health = Health::of(&random(300, 48), None, 48);
     assert!(health.std > 0.95 && health.effective_rank > 40.0, "{health:?}");
-    assert_eq!(health.warning(3.1, 5.5, &Limits::default()), None);
+    let options = options("simclr");
+    assert_eq!(health.warning(&training(3.1, &options), &Limits::default()), None);
+}
+
+/// A method's own settings, as its recipe has them.
+fn options(recipe: &str) -> toml::Table {
+    let layers = crate::config::Layers::new(recipe).expect(recipe);
+    layers.build().expect(recipe).config.pretrain.options
+}
+
+fn training(loss: f64, options: &toml::Table) -> Training<'_> {
+    Training { loss, chance: Some(5.5), labels: false, options }
+}
+
+/// A common direction far longer than what tells the images apart.
+fn point() -> Health {
+    let features: Vec<f32> = random(300, 48).iter().map(|v| 20.0 + v).collect();
+    Health::of(&features, None, 48)
+}
+
+/// Everything on a circle within 48 dimensions.
+fn circle() -> Health {
+    let circle = random(300, 2);
+    let circle: Vec<f32> = circle.chunks(2).flat_map(|xy| xy.repeat(24)).collect();
+    Health::of(&circle, None, 48)
 }
 
 #[test]
 fn each_trouble_is_named_with_its_remedy() {
     let limits = Limits::default();
     let healthy = Health::of(&random(300, 48), None, 48);
-    let says = |health: &Health, loss: f64, words: &[&str]| {
-        let text = health.warning(loss, 5.5, &limits).expect("a warning");
+    let says = |health: &Health, loss: f64, recipe: &str, words: &[&str]| {
+        let options = options(recipe);
+        let text = health.warning(&training(loss, &options), &limits).expect("a warning");
         words.iter().for_each(|word| assert!(text.contains(word), "{word:?} is not in {text:?}"));
     };
-    says(&healthy, 5.48, &["5.480", "guessing (5.500)", "Raise --lr", "data preview"]);
-    says(&healthy, 75.4, &["75.400", "above", "guessing (5.500)", "lower --lr", "temperature"]);
-    says(&healthy, f64::NAN, &["diverged", "--warmup-epochs"]);
-    // A common direction far longer than what tells the images apart.
-    let point: Vec<f32> = random(300, 48).iter().map(|v| 20.0 + v).collect();
-    let point = Health::of(&point, None, 48);
-    says(&point, 5.5, &["Collapse", "spread 0.0", "guessing", "lower the teacher's temperature"]);
-    says(&point, 0.1, &["Collapse", "fell to 0.100", "raise its momentum"]);
-    // Everything on a circle within 48 dimensions.
-    let circle = random(300, 2);
-    let circle: Vec<f32> = circle.chunks(2).flat_map(|xy| xy.repeat(24)).collect();
-    says(&Health::of(&circle, None, 48), 2.0, &["Partial collapse", "2.0 of 48", "--batch-size"]);
+    says(&healthy, 5.48, "simclr", &["5.480", "guessing (5.500)", "Raise --lr", "data preview"]);
+    says(
+        &healthy,
+        75.4,
+        "simclr",
+        &["75.400", "above", "guessing (5.500)", "temperature far below"],
+    );
+    says(&healthy, f64::NAN, "simclr", &["diverged", "--warmup-epochs"]);
+    let sharper = "lower pretrain.options.teacher_temperature";
+    says(&point(), 5.5, "dino", &["Collapse", "spread 0.0", "guessing", sharper]);
+    says(&point(), 0.1, "dino", &["Collapse", "loss is 0.100", "raise pretrain.options.momentum"]);
+    says(&circle(), 2.0, "simclr", &["Partial collapse", "2.0 of 48", "--batch-size"]);
+    says(&circle(), 2.0, "moco-v2", &["Partial collapse", "raise pretrain.options.queue"]);
+    says(&circle(), 2.0, "paper", &["Partial collapse", "Train for more --epochs"]);
     for broken in [f32::NAN, f32::INFINITY] {
         let mut features = random(300, 48);
         features[100] = broken;
-        says(&Health::of(&features, None, 48), 2.0, &["diverged"]);
+        says(&Health::of(&features, None, 48), 2.0, "simclr", &["diverged"]);
     }
+}
+
+#[test]
+fn no_advice_names_what_the_method_does_not_have() {
+    let healthy = Health::of(&random(300, 48), None, 48);
+    let recipes = ["paper", "supervised", "simclr", "supcon", "moco-v2", "moco-v3", "dino"]
+        .map(|r| (r, options(r)));
+    for (recipe, options) in &recipes {
+        for (health, loss) in
+            [(healthy, 5.48), (healthy, 75.4), (point(), 5.5), (point(), 0.1), (circle(), 2.0)]
+        {
+            let text = health.warning(&training(loss, options), &Limits::default());
+            let text = text.expect("a warning");
+            let named: Vec<&str> = text.split("pretrain.options.").skip(1).collect();
+            for rest in &named {
+                let key: String =
+                    rest.chars().take_while(|c| c.is_alphanumeric() || *c == '_').collect();
+                assert!(options.contains_key(&key), "{recipe} has no {key}: {text}");
+            }
+            for (word, key) in [("temperature", "temperature"), ("teacher", "momentum")] {
+                let had = options.keys().any(|k| k.contains(key));
+                assert!(had || !text.contains(word), "{recipe}, {word}: {text}");
+            }
+        }
+    }
+}
+
+#[test]
+fn without_a_loss_of_guessing_only_the_features_are_judged() {
+    let none = toml::Table::new();
+    let training = Training { chance: None, ..training(9.0, &none) };
+    let healthy = Health::of(&random(300, 48), None, 48);
+    assert_eq!(healthy.warning(&training, &Limits::default()), None);
+    let text = point().warning(&training, &Limits::default()).expect("a warning");
+    assert!(text.contains("Collapse") && !text.contains("guessing"), "{text}");
+}
+
+#[test]
+fn labels_need_no_more_directions_than_classes() {
+    let options = options("supervised");
+    let with_labels = Training { labels: true, ..training(2.0, &options) };
+    assert_eq!(circle().warning(&with_labels, &Limits::default()), None);
+    assert!(circle().warning(&training(2.0, &options), &Limits::default()).is_some());
 }

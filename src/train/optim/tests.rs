@@ -9,6 +9,7 @@ fn config(kind: OptimKind, clip_grad: f64, ema: Ema) -> OptimConfig {
         epochs: 1,
         batch_size: 1,
         drop_last: false,
+        micro_batch: 0,
         lr: 0.0,
         min_lr: 0.0,
         weight_decay: 0.05,

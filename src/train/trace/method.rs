@@ -192,7 +192,8 @@ fn stage(
         drop_last: false,
         threads: 1,
     };
-    let micro_batch = parallel::micro_batch(config.micro_batch, &net.spec, net.img_size);
+    let micro_batch =
+        parallel::micro_batch(config.pretrain.optim.micro_batch, &net.spec, net.img_size);
     let (optim, data, workers) = (&config.pretrain.optim, &config.data, config.threads);
     let name = StageName::Pretrain;
     // Asked for, it is shown on any machine, emulated if need be.

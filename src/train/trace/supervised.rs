@@ -130,6 +130,7 @@ fn optim(options: &TraceOptions) -> OptimConfig {
         epochs: 1,
         batch_size: 1,
         drop_last: false,
+        micro_batch: 0,
         lr: options.lr,
         min_lr: 0.0,
         weight_decay_end: 0.0,

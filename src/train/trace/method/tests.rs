@@ -61,11 +61,8 @@ fn start(state: &mut TrainState, golden: &Named, case: &str) {
 
 fn traced(golden: &Named, case: &str, recipe: &str, settings: &[String], workers: usize) -> Named {
     let given = given(golden[&format!("{case}.views")].1[0] as usize);
-    let config = RunConfig {
-        threads: workers,
-        micro_batch: 3,
-        ..given.fit(&config(recipe, settings), STEPS)
-    };
+    let mut config = RunConfig { threads: workers, ..given.fit(&config(recipe, settings), STEPS) };
+    config.pretrain.optim.micro_batch = 3;
     let (method, batch) = given.method_and_batch(&config, None).expect(case);
     let spec = Spec { name: "tiny", timm_name: None, family: &TINY };
     let net = NetSpec { spec, img_size: IMG_SIZE, heads: method.heads() };

@@ -1,0 +1,293 @@
+//! What the columns of a table mean: rows become entries, one an image.
+
+use std::collections::HashMap;
+
+use super::super::listing::is_image_name;
+use super::super::manifest::Split;
+use super::super::split_names::parse_split;
+use super::super::words::shortened;
+use super::text::Table;
+use crate::error::{Error, Result};
+
+/// Columns that name the image.
+const FILE: [&str; 23] = [
+    "file_name",
+    "image_path",
+    "path",
+    "file",
+    "filename",
+    "filepath",
+    "file_path",
+    "image",
+    "images",
+    "img",
+    "image_file",
+    "image_name",
+    "imagename",
+    "imagepath",
+    "image_filename",
+    "img_path",
+    "img_name",
+    "img_file",
+    "relative_path",
+    "relpath",
+    "files",
+    "fname",
+    "filenames",
+];
+/// Columns that name it if what they hold is called like an image.
+const MAYBE_FILE: [&str; 3] = ["image_id", "id", "name"];
+/// Columns of the label, the class's name before its number.
+const LABEL: [&str; 11] = [
+    "class",
+    "class_name",
+    "classname",
+    "label_name",
+    "label",
+    "label_id",
+    "class_id",
+    "label_index",
+    "class_index",
+    "label_idx",
+    "class_idx",
+];
+/// Columns that hold the label where none of those is there.
+const MAYBE_LABEL: [&str; 13] = [
+    "category",
+    "category_name",
+    "species",
+    "breed",
+    "variety",
+    "target_name",
+    "classes",
+    "labels",
+    "target",
+    "category_id",
+    "species_name",
+    "y",
+    "name",
+];
+const SPLIT: [&str; 4] = ["split", "data_split", "dataset_split", "split_name"];
+/// Columns of the split if what they hold are names of splits.
+const MAYBE_SPLIT: [&str; 5] = ["set", "subset", "partition", "phase", "fold"];
+const GROUP: [&str; 2] = ["group", "group_id"];
+
+/// An image as a table describes it.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// Where: the table and the line.
+    pub at: String,
+    /// Its path, as it is written.
+    pub file: String,
+    /// The class's name, or what stands for it.
+    pub class: Option<String>,
+    /// The class's number, where it stands beside the name.
+    pub index: Option<u64>,
+    /// What is given as its split.
+    pub split: Option<String>,
+    /// Images of one group stay in one split.
+    pub group: Option<String>,
+}
+
+/// Whether a header is that of a table of images.
+pub(super) fn has_file_column(columns: &[String]) -> bool {
+    let has = |names: &[&str]| columns.iter().any(|column| names.contains(&column.as_str()));
+    has(&FILE) || has(&MAYBE_FILE)
+}
+
+/// Whether a table says something about its images: a label or a split.
+pub(super) fn says_something(table: &Table) -> bool {
+    let names = LABEL.iter().chain(&MAYBE_LABEL).chain(&SPLIT).chain(&MAYBE_SPLIT);
+    let file = file_column(table);
+    names.filter_map(|name| table.column(name)).any(|column| Some(column) != file)
+}
+
+/// Where a table has the paths of the images.
+pub(super) fn file_column(table: &Table) -> Option<usize> {
+    let maybe = |name: &&str| {
+        let column = table.column(name)?;
+        let value = &table.rows.first()?.fields[column];
+        is_image_name(value).then_some(column)
+    };
+    let sure = FILE.iter().find_map(|name| table.column(name));
+    sure.or_else(|| MAYBE_FILE.iter().find_map(maybe))
+}
+
+/// The entries of a table whose rows have `split` if no column says otherwise, and notes.
+///
+/// # Errors
+/// [`Error::Data`] if no column names the images or the label's columns contradict each other.
+pub(super) fn entries(table: &Table, split: Option<Split>) -> Result<(Vec<Entry>, Vec<String>)> {
+    let bad = |what: String| Error::Data(format!("{}: {what}", table.name));
+    let file = file_column(table).ok_or_else(|| bad(no_file_column(table)))?;
+    let mut notes: Vec<String> =
+        table.notes.iter().map(|note| format!("{}: {note}", table.name)).collect();
+    let columns = Columns { table, file };
+    let (class, index) = columns.label()?;
+    if class.is_none() {
+        columns.refuse_one_hot()?;
+        let others: Vec<String> =
+            table.columns.iter().filter(|c| !FILE.contains(&c.as_str())).cloned().collect();
+        if !others.is_empty() {
+            let what = "no column is called label or class, so its images have no labels";
+            notes.push(format!("{}: {what}; columns: {}", table.name, shortened(&others)));
+        }
+    }
+    let (split_column, unused) = columns.split();
+    notes.extend(unused);
+    let group = GROUP.iter().find_map(|name| columns.filled(name));
+    // fewvit's own tables hold names as they are; people write blanks beside separators.
+    let own =
+        table.columns.iter().map(String::as_str).take(4).eq(["file", "label", "class", "split"]);
+    let given = split.map(|split| format!("{split:?}"));
+    let entry = |row: &super::text::Row| {
+        let field = |column: Option<usize>| {
+            let field = &row.fields[column?];
+            let field = if own { field } else { field.trim() };
+            (!field.is_empty()).then(|| field.to_owned())
+        };
+        Entry {
+            at: format!("{}, line {}", table.name, row.line),
+            file: row.fields[file].clone(),
+            class: field(class).map(|text| whole_number(&text).unwrap_or(text)),
+            index: field(index).and_then(|text| text.parse().ok()),
+            split: field(split_column).or_else(|| given.clone()),
+            group: field(group),
+        }
+    };
+    Ok((table.rows.iter().map(entry).collect(), notes))
+}
+
+/// What to say of a table that names no images.
+pub(super) fn no_file_column(table: &Table) -> String {
+    format!(
+        "no column names the images; the first row must name the columns, such as \
+         file,label,split, and not: {}",
+        shortened(&table.columns)
+    )
+}
+
+/// `3.0` as `3`: spreadsheets and data frames turn numbers with gaps into fractions.
+fn whole_number(text: &str) -> Option<String> {
+    let whole = text.strip_suffix(".0")?;
+    whole.parse::<u64>().is_ok().then(|| whole.to_owned())
+}
+
+struct Columns<'a> {
+    table: &'a Table,
+    file: usize,
+}
+
+impl Columns<'_> {
+    /// A column that is there, is not the images', and not empty throughout.
+    fn filled(&self, name: &str) -> Option<usize> {
+        let column = self.table.column(name).filter(|column| *column != self.file)?;
+        self.values(column).next().map(|_| column)
+    }
+
+    /// The values of a column that are not empty, with their lines.
+    fn values(&self, column: usize) -> impl Iterator<Item = (usize, &str)> {
+        let rows = self.table.rows.iter();
+        rows.map(move |row| (row.line, row.fields[column].trim())).filter(|(_, v)| !v.is_empty())
+    }
+
+    fn is_numeric(&self, column: usize) -> bool {
+        self.values(column).all(|(_, v)| v.parse::<u64>().is_ok() || whole_number(v).is_some())
+    }
+
+    /// The columns of the class's name (or of what stands for it) and of its number.
+    fn label(&self) -> Result<(Option<usize>, Option<usize>)> {
+        let present = |names: &[&str]| -> Vec<usize> {
+            names.iter().filter_map(|name| self.filled(name)).collect()
+        };
+        let (mut sure, maybe) = (present(&LABEL), present(&MAYBE_LABEL));
+        if sure.is_empty() {
+            sure = maybe;
+        } else if sure.iter().all(|column| self.is_numeric(*column)) {
+            // Names beside numbers, under a weaker heading, count if they tell the same classes.
+            let same = |column: &usize| {
+                !self.is_numeric(*column) && self.conflict(sure[0], *column).is_none()
+            };
+            let names: Vec<usize> = maybe.into_iter().filter(same).take(1).collect();
+            sure.splice(0..0, names);
+        }
+        let names = sure.iter().copied().filter(|column| !self.is_numeric(*column));
+        let Some(class) = names.chain(sure.iter().copied()).next() else {
+            return Ok((None, None));
+        };
+        let others: Vec<usize> = sure.into_iter().filter(|column| *column != class).collect();
+        for other in &others {
+            if let Some(what) = self.conflict(class, *other) {
+                return Err(Error::Data(format!("{}: {what}", self.table.name)));
+            }
+        }
+        Ok((Some(class), others.into_iter().find(|column| self.is_numeric(*column))))
+    }
+
+    /// Where two columns do not tell the same classes.
+    fn conflict(&self, a: usize, b: usize) -> Option<String> {
+        let (mut of_a, mut of_b) = (HashMap::new(), HashMap::new());
+        let names = [&self.table.columns[a], &self.table.columns[b]];
+        for row in &self.table.rows {
+            let [x, y] = [row.fields[a].trim(), row.fields[b].trim()];
+            if x.is_empty() || y.is_empty() {
+                continue;
+            }
+            for (seen, key, value, [is, has]) in
+                [(&mut of_a, x, y, names), (&mut of_b, y, x, [names[1], names[0]])]
+            {
+                let (before, line) = *seen.entry(key).or_insert((value, row.line));
+                if before != value {
+                    return Some(format!(
+                        "the columns {} and {} contradict each other: {is} `{key}` has {has} \
+                         `{before}` in line {line} and `{value}` in line {}; correct the rows or \
+                         remove one of the columns",
+                        names[0], names[1], row.line
+                    ));
+                }
+            }
+        }
+        None
+    }
+
+    /// The column of the split, and what to say of one that is not used.
+    fn split(&self) -> (Option<usize>, Option<String>) {
+        if let Some(column) = SPLIT.iter().find_map(|name| self.filled(name)) {
+            return (Some(column), None);
+        }
+        let Some(column) = MAYBE_SPLIT.iter().find_map(|name| self.filled(name)) else {
+            return (None, None);
+        };
+        match self.values(column).any(|(_, value)| parse_split(value).is_some()) {
+            true => (Some(column), None),
+            false => {
+                let name = &self.table.columns[column];
+                let what = "holds no names of splits (train, val, test) and is not used";
+                (None, Some(format!("{}: the column {name} {what}", self.table.name)))
+            }
+        }
+    }
+
+    /// Refuses a table with a column of zeros and ones for each class.
+    fn refuse_one_hot(&self) -> Result<()> {
+        let is_flag = |column: &usize| {
+            let mut values = self.values(*column).map(|(_, v)| v).peekable();
+            values.peek().is_some() && values.all(|v| matches!(v, "0" | "1" | "0.0" | "1.0"))
+        };
+        let flags: Vec<usize> =
+            (0..self.table.columns.len()).filter(|c| *c != self.file).filter(is_flag).collect();
+        let one_each = self.table.rows.iter().all(|row| {
+            flags.iter().any(|column| matches!(row.fields[*column].trim(), "1" | "1.0"))
+        });
+        if flags.len() < 2 || !one_each {
+            return Ok(());
+        }
+        let names: Vec<String> = flags.iter().map(|c| self.table.columns[*c].clone()).collect();
+        Err(Error::Data(format!(
+            "{}: a column of 0 and 1 for each class ({}) is a multi-label table, which fewvit does \
+             not read; write one column `label` with the name of the class",
+            self.table.name,
+            shortened(&names)
+        )))
+    }
+}

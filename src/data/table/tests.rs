@@ -1,0 +1,202 @@
+use super::*;
+use crate::data::source::{open_noting, tests};
+
+fn table(name: &str, content: &str) -> Result<Opened> {
+    let images = ["i/1.jpg", "i/2.jpg", "i/3.jpg", "i/4.jpg"];
+    let table = format!("{name}={content}");
+    let root = tests::folder(&[&[table.as_str()], images.as_slice()].concat());
+    open_noting(&root.path().join(name), &tests::config(), 1)
+}
+
+fn rows(opened: &Opened) -> Vec<(&str, Option<usize>, Split)> {
+    let samples = opened.manifest.samples.iter();
+    samples.map(|s| (s.id.as_str(), s.label, s.split)).collect()
+}
+
+#[test]
+fn csv_tsv_and_json_lines_say_the_same() {
+    let expected = [
+        ("i/1.jpg", Some(0), Split::Val),
+        ("i/3.jpg", Some(0), Split::Train),
+        ("i/2.jpg", Some(1), Split::Train),
+    ];
+    let csv = "\u{feff}Split,File_Name,class\ntrain,i/2.jpg,\"10\"\ndev,./i/1.jpg, 9\ntraining,i/3.jpg,9\n";
+    let tsv = csv.replace(',', "\t");
+    let json = r#"{"path": "i/2.jpg", "label": 10, "split": "train"}
+        {"path": "i/1.jpg", "label": 9, "split": "valid"}
+
+        {"path": "i/3.jpg", "label": 9, "split": "train", "group": null}"#;
+    for (name, content) in [("x.csv", csv), ("x.tsv", &tsv), ("x.jsonl", json)] {
+        let opened = table(name, content).unwrap();
+        assert_eq!(rows(&opened), expected, "{name}");
+        assert_eq!(opened.manifest.classes, ["9", "10"], "numbers sort as numbers");
+        assert_eq!(opened.manifest.split_origin, SplitOrigin::Given);
+    }
+}
+
+/// A folder with these files and four images in `i/`.
+fn folder(files: &[&str]) -> Result<Opened> {
+    let images = ["i/1.jpg", "i/2.jpg", "i/3.jpg", "i/4.jpg"];
+    let root = tests::folder(&[files, images.as_slice()].concat());
+    open_noting(root.path(), &tests::config(), 1)
+}
+
+#[test]
+fn a_table_in_the_folder_counts_before_its_folders() {
+    let opened = folder(&["metadata.csv=file_name\ni/1.jpg\n", "j/1.jpg"]).unwrap();
+    assert_eq!(rows(&opened), [("i/1.jpg", None, Split::Train)]);
+    assert_eq!(opened.manifest.split_origin, SplitOrigin::Unlabelled);
+    assert_eq!(opened.layout, "table metadata.csv, no labels, 1 image");
+    assert!(opened.warnings[0].starts_with("not in the table, left out: 4 images: i/2.jpg, "));
+    for faulty in ["file;label\ni/1.jpg;a\ni/2.jpg;b;c\n", "id,weight\n1,2\n", "\0"] {
+        let error = folder(&[&format!("index.csv={faulty}"), "j/1.jpg"]).unwrap_err();
+        assert_eq!(error.exit_code(), 3);
+        assert!(error.to_string().contains("index.csv"), "{error}");
+    }
+    let opened = folder(&["weights.csv=species,weight\n1,2\n", "j/1.jpg"]).unwrap();
+    assert_eq!(opened.manifest.classes, ["i", "j"], "a table of something else");
+    assert_eq!(opened.warnings[1], "not used: 1 table: weights.csv");
+    let predicted = "p.csv=file,label,predicted,confidence,correct,top5\ni/1.jpg,a,a,1,true,\n";
+    assert_eq!(folder(&[predicted, "j/1.jpg"]).unwrap().manifest.classes, ["i", "j"]);
+}
+
+#[test]
+fn what_could_be_one_of_two_tables_is_refused() {
+    let one = "file,label\ni/1.jpg,a\ni/2.jpg,b\n";
+    let error = |names: &[&str]| {
+        let files: Vec<String> = names.iter().map(|name| format!("{name}={one}")).collect();
+        let files: Vec<&str> = files.iter().map(String::as_str).collect();
+        folder(&files).unwrap_err().to_string()
+    };
+    assert!(error(&["index.csv", "metadata.csv"]).contains("both describe the images"));
+    assert!(error(&["my.csv"]).contains("my.csv names images and what they are"));
+    let of_splits =
+        ["train.csv=file,label\ni/1.jpg,a\ni/2.jpg,b\n", "test.csv=label;image\nb;i/3.jpg\n"];
+    let opened = folder(&of_splits).unwrap();
+    let expected = [
+        ("i/1.jpg", Some(0), Split::Train),
+        ("i/2.jpg", Some(1), Split::Train),
+        ("i/3.jpg", Some(1), Split::Test),
+    ];
+    assert_eq!(rows(&opened), expected);
+    assert!(opened.layout.starts_with("table test.csv + train.csv, 2 classes, 2 train + 1 test"));
+}
+
+#[test]
+fn columns_go_by_many_names() {
+    for header in [
+        "file_name,label",
+        "image_path,class",
+        "path,class_name",
+        "file,category",
+        "FileName,Label",
+        "Image Path,species",
+        "image,target",
+        "img,breed",
+        "filepath,Class",
+        "id,label_name",
+    ] {
+        let header = header.replace("FileName", "filename");
+        let opened = table("x.csv", &format!("{header}\ni/1.jpg,a\ni/2.jpg,b\n")).unwrap();
+        assert_eq!(opened.manifest.classes, ["a", "b"], "{header}");
+    }
+    for split in ["split", "set", "Subset", "partition"] {
+        let text = format!("file,label,{split}\ni/1.jpg,a,Train\ni/2.jpg,b,TESTING\n");
+        let opened = table("x.csv", &text).unwrap();
+        assert_eq!(opened.manifest.split_origin, SplitOrigin::Given, "{split}");
+    }
+    let folds = table("x.csv", "file,label,fold\ni/1.jpg,a,1\ni/2.jpg,a,2\n").unwrap();
+    assert_eq!(folds.manifest.split_origin, SplitOrigin::Made);
+    assert!(folds.warnings[0].contains("the column fold holds no names of splits"));
+}
+
+#[test]
+fn a_name_counts_before_a_number_and_must_agree_with_it() {
+    for header in ["file,label,class", "file,class,label", "file,class_id,species"] {
+        let named_last = header != "file,class,label";
+        let row = |number: &str, name: &str| {
+            if named_last { format!("{number},{name}") } else { format!("{name},{number}") }
+        };
+        let (tulip, rose) = (row("1", "tulip"), row("2", "rose"));
+        let text = format!("{header}\ni/1.jpg,{rose}\ni/2.jpg,{tulip}\ni/3.jpg,{rose}\n");
+        let opened = table("x.csv", &text).unwrap();
+        assert_eq!(opened.manifest.classes, ["tulip", "rose"], "{header}");
+    }
+    let error = |text: &str| table("x.csv", text).unwrap_err().to_string();
+    let text = error("file,label,class\ni/1.jpg,1,rose\ni/2.jpg,2,ox\ni/3.jpg,2,rose\n");
+    assert!(text.contains("line 2") && text.contains("line 4"), "{text}");
+    let text = error("file,label,class\ni/1.jpg,cat,rose\ni/2.jpg,cat,ox\n");
+    assert!(text.contains("contradict each other"), "{text}");
+    let floats = table("x.csv", "file,label\ni/1.jpg,10.0\ni/2.jpg,9.0\n").unwrap();
+    assert_eq!(floats.manifest.classes, ["9", "10"]);
+}
+
+#[test]
+fn multi_label_tables_are_refused_in_words() {
+    for (name, text) in [
+        ("x.jsonl", "{\"file\": \"i/1.jpg\", \"label\": [\"x\", \"z\"]}"),
+        ("x.jsonl", "{\"file\": \"i/1.jpg\", \"label\": {\"x\": 1}}"),
+        ("x.csv", "file,label\ni/1.jpg,x;z\ni/2.jpg,y;z\n"),
+        ("x.csv", "file,label\ni/1.jpg,\"['x', 'z']\"\n"),
+        ("x.csv", "file,x,y,z\ni/1.jpg,1,0,0\ni/2.jpg,0,1,1\n"),
+    ] {
+        let error = table(name, text).unwrap_err();
+        assert_eq!(error.exit_code(), 3);
+        assert!(error.to_string().contains("multi-label"), "{error}");
+    }
+}
+
+#[test]
+fn mistakes_are_named_with_their_line() {
+    let error = |content: &str| table("x.csv", content).unwrap_err().to_string();
+    assert!(error("colour,label\ni/1.jpg,a\n").contains("no column names the images"));
+    assert!(error("file,label\ni/1.jpg,a\ni/2.jpg,\n").contains("line 3: no label"));
+    assert!(error("file,label,split\ni/1.jpg,a,tset\n").contains("line 2: split `tset`"));
+    assert!(error("file,label,split\ni/1.jpg,a,test\ni/2.jpg,a,\n").contains("1 of 2 rows"));
+    let text = error("file,label\ni/1.jpg,a\n./i/1.jpg,b\n");
+    assert!(text.contains("line 3: i/1.jpg has another label in x.csv, line 2"), "{text}");
+    let text = error("file,label,split\ni/1.jpg,a,train\ni\\1.jpg,a,test\n");
+    assert!(text.contains("line 3: i/1.jpg has another split in x.csv, line 2"), "{text}");
+    let text = error("file,label\ni/1.jpg,a\ni/9.jpg,b\n");
+    assert!(text.contains("1 image that does not exist"), "{text}");
+    assert!(text.contains("i/9.jpg (x.csv, line 3)"), "{text}");
+    assert!(error("file,label\ni/1.jpg\n").contains("line 2 has 1 field"));
+    assert!(error("file,label\n").contains("no image"));
+    let twice = table("x.csv", "file,label\ni/1.jpg,a\ni/2.jpg,b\ni/1.jpg,a\n").unwrap();
+    assert_eq!(twice.manifest.samples.len(), 2);
+    assert!(twice.warnings[0].contains("i/1.jpg (x.csv, line 2 and x.csv, line 4)"));
+    for text in ["file,label,predicted,confidence\ni/1.jpg,a,a,1\n", "file,f0,f1\ni/1.jpg,1,2\n"] {
+        assert!(error(text).contains("give the images"));
+    }
+    let names = tests::folder(&[
+        "x.csv=file,label\ni/1.jpg,1\ni/2.jpg,2\n",
+        "class_names.csv=label,name\n1,crane\n2,crane\n",
+        "i/1.jpg",
+        "i/2.jpg",
+    ]);
+    let error = open_noting(&names.path().join("x.csv"), &tests::config(), 1).unwrap_err();
+    assert!(error.to_string().contains("label 1 and label 2 `crane`"), "{error}");
+}
+
+#[test]
+fn paths_of_other_systems_are_found() {
+    let root = tests::folder(&["d/e\u{301}/1.jpg", "d/e\u{301}/2.jpg", "up.jpg"]);
+    let inside = root.path().join("d/e\u{301}/2.jpg");
+    let text = format!("file,label\n\u{e9}\\1.jpg,a\n{},b\n../up.jpg,c\n", inside.display());
+    let table = root.path().join("d/x.csv");
+    std::fs::write(&table, text).unwrap();
+    let opened = open_noting(&table, &tests::config(), 1).unwrap();
+    let ids: Vec<&str> = opened.manifest.samples.iter().map(|s| s.id.as_str()).collect();
+    assert_eq!(ids, ["e\u{301}/1.jpg", "e\u{301}/2.jpg", "../up.jpg"]);
+}
+
+#[test]
+fn groups_stay_on_one_side() {
+    let table =
+        table("x.csv", "file,label,group\ni/1.jpg,a,p\ni/2.jpg,a,p\ni/3.jpg,a,q\ni/4.jpg,b,q\n");
+    let opened = table.unwrap();
+    assert_eq!(opened.manifest.split_origin, SplitOrigin::Made);
+    let split = |i: usize| opened.manifest.samples[i].split;
+    assert_eq!(split(0), split(1));
+    assert_eq!(split(2), split(3));
+}

@@ -1,0 +1,180 @@
+//! Each sentence with the case in which it must differ.
+
+use super::super::tests::{finetuning, pretraining, sample};
+use super::super::{card, html};
+use super::*;
+use crate::loss::Chance;
+
+fn file(path: &str) -> WeightsFile {
+    let sha256 = Some("0f".repeat(32));
+    WeightsFile { path: path.to_owned(), sha256, taken: Some((150, 152)) }
+}
+
+/// What card and page say, the page without its mark-up of quotes.
+fn texts(data: &ReportData) -> [String; 2] {
+    let page = html::render(data).unwrap().replace("&#39;", "'").replace("&#34;", "\"");
+    [card::render(data, "export"), page]
+}
+
+#[track_caller]
+fn say(data: &ReportData, yes: &[&str], no: &[&str]) {
+    for text in texts(data) {
+        yes.iter().for_each(|y| assert!(text.contains(y), "{y:?} is missing:\n{text}"));
+        no.iter().for_each(|n| assert!(!text.contains(n), "{n:?} is said:\n{text}"));
+    }
+}
+
+const ONLY: &str = "from random weights. No pre-trained weights and no other images were used.";
+
+#[test]
+fn says_the_number_in_plain_words() {
+    let mut data = sample(5, 12);
+    let m = data.metrics.as_mut().unwrap();
+    (m.n, m.top1, m.top1_interval) = (6149, 0.6730, (0.6611, 0.6846));
+    let text = "67.3% of 6,149 test images right (95% interval 66.1\u{2013}68.5% over images like these, given \
+                these weights)";
+    assert_eq!(data.headline().as_deref(), Some(text));
+    assert!(!data.notes().iter().any(|note| note.starts_with("Small")));
+    say(&data, &[text, "another seed gives another number"], &[]);
+}
+
+#[test]
+fn random_weights_are_called_that_and_nothing_else_is() {
+    let mut data = sample(5, 12);
+    say(&data, &[ONLY, "The weights started at random."], &["does not know", "licences of those"]);
+    data.provenance = Provenance::File(file("/w/imagenet.pth"));
+    let unknown = "The weights started from /w/imagenet.pth (sha256 0f0f";
+    let yes = [unknown, "150 of its 152 tensors", "does not know what those were trained on"];
+    say(&data, &yes, &[ONLY, "at random", "no other images"]);
+    assert!(card::render(&data, "export").contains("licences of those weights"));
+    data.provenance = Provenance::Export(file("/w/export"));
+    say(&data, &["exported by fewvit but away from its run"], &[ONLY, "at random"]);
+    data.provenance =
+        Provenance::File(WeightsFile { sha256: None, taken: None, ..file("/w/x.pth") });
+    say(&data, &["The weights started from /w/x.pth. fewvit does not know"], &[ONLY, "sha256"]);
+}
+
+#[test]
+fn a_chain_of_runs_is_told_to_its_start() {
+    let mut data = sample(5, 12);
+    data.stages.remove(0);
+    let first = Past {
+        data: Some(("moths".to_owned(), 9000)),
+        stages: vec![pretraining()],
+        from: Provenance::Random,
+    };
+    data.provenance = Provenance::Run(file("/runs/moths-1"), Box::new(first.clone()));
+    let story = [
+        "The weights started from the run /runs/moths-1 (sha256 0f0f",
+        "That run trained on 9,000 images of moths: 800 epochs of IDMM pre-training at 112 px, \
+         self-supervised without labels",
+        "It started from random weights.",
+        "200 epochs of fine-tuning at 224 px, with labels",
+    ];
+    say(&data, &story, &[ONLY, "does not know"]);
+    // That run, fine-tuned on a third set, and then going on from an unknown file.
+    let from = Provenance::Run(file("/runs/moths-1"), Box::new(first.clone()));
+    let second = Past { data: Some(("bees".to_owned(), 1)), stages: vec![finetuning(3)], from };
+    data.provenance = Provenance::Run(file("/runs/bees-1"), Box::new(second));
+    let chain = ["run /runs/bees-1", "1 image of bees", "Before that: ", "9,000 images of moths"];
+    say(&data, &chain, &[ONLY]);
+    let unknown = Past { from: Provenance::File(file("/w/x.pth")), ..first.clone() };
+    data.provenance = Provenance::Run(file("/runs/moths-1"), Box::new(unknown));
+    say(&data, &["Before that: ", "does not know"], &[ONLY, "started from random weights"]);
+    let silent = Past { data: None, stages: Vec::new(), ..first };
+    data.provenance = Provenance::Run(file("/runs/moths-1"), Box::new(silent));
+    say(&data, &["does not say what that was trained on"], &[ONLY, "random weights"]);
+}
+
+#[test]
+fn labels_in_pre_training_are_said() {
+    let mut data = sample(5, 12);
+    say(&data, &["IDMM pre-training at 112 px, self-supervised without labels"], &[]);
+    let stage = &mut data.stages[0];
+    (stage.method, stage.kind) =
+        ("SupCon".to_owned(), "supervised contrastive with labels".to_owned());
+    (stage.epochs, stage.sizes) = (1, vec![224, 96]);
+    let said =
+        "1 epoch of SupCon pre-training at 224 and 96 px, supervised contrastive with labels";
+    say(&data, &[said], &["without labels", "IDMM"]);
+}
+
+#[test]
+fn guessing_is_what_the_method_says_it_is() {
+    let mut data = sample(5, 12);
+    let page = html::render(&data).unwrap();
+    assert!(
+        page.contains("loss of 7.62 (ln 2040): every training image is equally likely"),
+        "{page}"
+    );
+    data.stages[0].chance = Some(Chance::of(2.0, 12, "every class is equally likely"));
+    let page = html::render(&data).unwrap();
+    assert!(
+        page.contains("loss of 4.97 (2 ln 12): every class") && page.contains("nothing: 2 ln 12")
+    );
+    data.stages.iter_mut().for_each(|stage| stage.chance = None);
+    assert!(!html::render(&data).unwrap().contains("knows nothing"));
+}
+
+#[test]
+fn how_the_images_were_measured_follows_from_what_was_measured() {
+    let mut data = sample(5, 12);
+    say(&data, &["also measured during training"], &["chose nothing"]);
+    data.test_use = TestUse::Once;
+    say(&data, &["test images were measured once"], &["during training"]);
+    data.test_use = TestUse::Other("validation".to_owned(), 341);
+    let both = ["341 images of the validation split were measured, and the test images once"];
+    say(&data, &both, &["also measured during training"]);
+    data.data.test_split = "validation".to_owned();
+    data.test_use = TestUse::Watched;
+    say(&data, &["validation images were also measured"], &["test images were"]);
+}
+
+#[test]
+fn a_split_and_bad_files_are_told_as_they_are() {
+    let mut data = sample(5, 12);
+    say(&data, &["2 image files could not be read", "drawn at random"], &[]);
+    (data.data.bad_images, data.data.split_made) = (1, false);
+    say(&data, &["1 image file could not be read"], &["drawn at random", "2 image"]);
+    data.data.bad_images = 0;
+    say(&data, &["Every image file could be read."], &["could not be read"]);
+}
+
+#[test]
+fn only_what_timm_loads_is_loaded_with_timm() {
+    let mut data = sample(5, 12);
+    let timm = card::render(&data, "export");
+    assert!(timm.starts_with("---\nlibrary_name: timm\n") && timm.contains("- timm\n"));
+    assert!(timm.contains("timm.create_model"));
+    (data.model.name, data.model.timm) = ("t2t_vit_7".to_owned(), false);
+    let card = card::render(&data, "export");
+    for word in ["library_name", "- timm\n", "import timm", "create_model"] {
+        assert!(!card.contains(word), "{word}:\n{card}");
+    }
+    for word in ["timm has no t2t_vit_7", "fewvit predict export", "onnxruntime", "authors' own"] {
+        assert!(card.contains(word), "{word}:\n{card}");
+    }
+}
+
+#[test]
+fn the_repeating_command_is_not_the_original() {
+    let data = sample(5, 12);
+    for text in texts(&data) {
+        let (repeat, original) =
+            (text.find(&data.repeat).unwrap(), text.find(&data.command).unwrap());
+        assert!(repeat < original && text[repeat..original].contains("begun with"), "{text}");
+    }
+}
+
+#[test]
+fn arguments_come_through_a_shell() {
+    let arguments =
+        ["fewvit", "train", "my photos", "it's", "", "--set", "a.b=c"].map(str::to_owned);
+    assert_eq!(shell(&arguments), r"fewvit train 'my photos' 'it'\''s' '' --set a.b=c");
+}
+
+#[test]
+fn durations_and_thousands_read_well() {
+    assert_eq!([42.0, 754.0, 11_100.0].map(duration), ["42 s", "12 min 34 s", "3 h 05 min"]);
+    assert_eq!([0, 999, 1000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
+}

@@ -1,0 +1,104 @@
+//! Forecasts against hand-made costs.
+
+use super::*;
+
+/// A second an epoch of ten steps, half a second a measurement, a quarter a checkpoint.
+fn costs(every: usize, at_end: bool) -> Costs {
+    Costs {
+        epoch: 1.0,
+        steps_per_epoch: 10,
+        measurement: 0.5,
+        every,
+        at_end,
+        checkpoint: 0.25,
+        checkpoint_every: 60.0,
+    }
+}
+
+fn stage(name: StageName, costs: Costs, epochs: usize) -> StageForecast {
+    let unsized_yet = StageForecast {
+        stage: name,
+        epochs: 0,
+        steps: 0,
+        crops_per_step: 8,
+        crops_per_second: 80.0,
+        training: 0.0,
+        measuring: 0.0,
+        checkpoints: 0.0,
+        memory: Memory::default(),
+        costs,
+    };
+    unsized_yet.resized(epochs)
+}
+
+/// 100 epochs of pre-training and 50 of fine-tuning.
+fn forecast() -> Forecast {
+    Forecast {
+        preparing: 7.0,
+        stages: vec![
+            stage(StageName::Pretrain, costs(10, true), 100),
+            stage(StageName::Finetune, costs(20, false), 50),
+        ],
+        finishing: 3.0,
+        disk: 0,
+        spilled: 0,
+    }
+}
+
+#[test]
+fn every_part_of_a_run_is_counted() {
+    let made = forecast();
+    // Ten probes; two evaluations. Checkpoints: at the end, and after each minute.
+    assert_eq!(made.stages[0].seconds(), 100.0 + 10.0 * 0.5 + 2.0 * 0.25);
+    assert_eq!(made.stages[1].seconds(), 50.0 + 2.0 * 0.5 + 0.25);
+    assert_eq!(made.seconds(), 105.5 + 51.25 + 3.0);
+    // Milliseconds, a step's rounded up: 105.5 s in 1,000 steps and 51.25 s in 500.
+    assert_eq!(made.units(), 1000 * 106 + 500 * 103 + 3000);
+    let text = made.describe();
+    for words in
+        ["1 min 46 s (80 crops/s here; 6 s of it", "finish    3 s", "2 min 40 s", "took 7 s"]
+    {
+        assert!(text.contains(words), "{words}: {text}");
+    }
+}
+
+#[test]
+fn measurements_are_those_that_the_run_makes() {
+    let of = |every, at_end, epochs| costs(every, at_end).measurements(epochs);
+    // A probe after epochs 10, 20 and 25; an evaluation not after the last.
+    assert_eq!([of(10, true, 25), of(10, false, 25), of(10, false, 20)], [3, 2, 1]);
+    assert_eq!(
+        [of(0, true, 25), of(30, true, 25), of(30, false, 25), of(1, false, 1)],
+        [0, 1, 0, 0]
+    );
+}
+
+#[test]
+fn a_budget_holds_all_parts() {
+    let mut made = forecast();
+    assert!(made.scale(80.0, |_| true, |_| 800));
+    // 49 + 24 epochs: 5 probes, 1 evaluation, 2 checkpoints, 3 seconds at the end. 50 + 25 take 81.5 s.
+    assert_eq!(made.stages.iter().map(|s| s.epochs).collect::<Vec<_>>(), [49, 24]);
+    assert_eq!(made.seconds(), 49.0 + 2.5 + 24.0 + 0.5 + 0.5 + 3.0);
+    assert_eq!(made.stages[0].steps, 490);
+    // What somebody chose stays as it is.
+    let mut made = forecast();
+    assert!(made.scale(120.0, |s| s.stage == StageName::Pretrain, |_| 800));
+    assert_eq!(made.stages[1].epochs, 50);
+    assert_eq!((made.stages[0].epochs, made.seconds()), (61, 65.0 + 51.25 + 3.0));
+    // No more than the paper's, and no less than one.
+    let mut made = forecast();
+    assert!(made.scale(1e6, |_| true, |_| 300));
+    assert_eq!([made.stages[0].epochs, made.stages[1].epochs], [300, 300]);
+    let mut made = forecast();
+    assert!(!made.scale(4.0, |_| true, |_| 800));
+    assert_eq!([made.stages[0].epochs, made.stages[1].epochs], [1, 1]);
+}
+
+#[test]
+fn what_is_left_of_a_resumed_run_leaves_out_what_is_done() {
+    let made = forecast();
+    assert_eq!(made.seconds_left(StageName::Pretrain, 0), made.seconds());
+    assert_eq!(made.seconds_left(StageName::Pretrain, 750), 105.5 / 4.0 + 51.25 + 3.0);
+    assert_eq!(made.seconds_left(StageName::Finetune, 500), 3.0);
+}

@@ -1,0 +1,222 @@
+//! Short trials of what a run spends its time on.
+
+use std::time::{Duration, Instant};
+
+use burn::tensor::Device;
+
+use super::memory::{Memory, bytes_of};
+use super::{Forecast, StageForecast};
+use crate::backbone::Net;
+use crate::config::RunConfig;
+use crate::data::Rgb8;
+use crate::error::Result;
+use crate::eval::health::Health;
+use crate::eval::infer::{EvalView, Inference};
+use crate::eval::knn::knn_leave_one_out;
+use crate::run::prepare::Prepared;
+use crate::run::{Request, finish, stages};
+use crate::train::checkpoint::StageName;
+use crate::train::optim::TrainState;
+use crate::train::parallel::Engine;
+use crate::train::stage::Stage;
+
+/// Steps that are timed, with the loader beside them as in the run.
+const TIMED_STEPS: usize = 4;
+/// Images a thread that inference is timed on.
+const TIMED_IMAGES: usize = 16;
+/// Features that the k-NN probe is timed on.
+const TIMED_FEATURES: usize = 2048;
+/// Bytes of a checkpoint that reach the disk in a second: little for a disk of today.
+const WRITTEN_PER_SECOND: f64 = 200e6;
+/// Seconds an image takes in the check of the ONNX file, over those of inference: measured 2.5 to 4.
+const ONNX_CHECK: f64 = 3.0;
+/// Seconds for plots, the page and small pictures of mistakes: measured 1 to 2.
+const REPORT: f64 = 1.5;
+
+/// What the duration of a stage follows from, in seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Costs {
+    /// An epoch's optimiser steps.
+    pub epoch: f64,
+    /// Their number.
+    pub steps_per_epoch: usize,
+    /// One measurement during training.
+    pub measurement: f64,
+    /// Epochs from one to the next; 0 = none.
+    pub every: usize,
+    /// Whether the last epoch has one, too, whatever its number.
+    pub at_end: bool,
+    /// One checkpoint.
+    pub checkpoint: f64,
+    /// Time between two.
+    pub checkpoint_every: f64,
+}
+
+impl Costs {
+    /// Measurements in a stage of `epochs`.
+    pub fn measurements(&self, epochs: usize) -> usize {
+        match self.every {
+            0 => 0,
+            every if self.at_end => epochs.div_ceil(every),
+            every => epochs.saturating_sub(1) / every,
+        }
+    }
+}
+
+/// Times a few real steps and measurements of each stage of the request, after `spent` was spent on the
+/// data.
+///
+/// # Errors
+/// A setting that cannot be used.
+pub fn measure(
+    request: &Request,
+    config: &RunConfig,
+    data: &Prepared,
+    spent: Duration,
+) -> Result<Forecast> {
+    let began = Instant::now();
+    let trial = Trial { config, data };
+    let (mut forecasts, mut disk, mut finishing) = (Vec::new(), 0, REPORT);
+    if request.pretrain {
+        let stage = stages::pretraining(config, data)?;
+        let (forecast, _) = trial.stage(&stage, &mut disk)?;
+        forecasts.push(forecast);
+    }
+    if request.finetune {
+        let stage = stages::finetuning(config, data)?;
+        let (forecast, an_image) = trial.stage(&stage, &mut disk)?;
+        let checked = data.manifest.samples.len().min(finish::CHECKED_IMAGES) as f64;
+        finishing += an_image * (data.held_out.len() as f64 + ONNX_CHECK * checked);
+        forecasts.push(forecast);
+    }
+    Ok(Forecast {
+        preparing: (spent + began.elapsed()).as_secs_f64(),
+        stages: forecasts,
+        finishing,
+        disk,
+        spilled: data.images.bytes().1,
+    })
+}
+
+/// What is tried out.
+struct Trial<'a> {
+    config: &'a RunConfig,
+    data: &'a Prepared,
+}
+
+impl Trial<'_> {
+    /// A stage's forecast, and the seconds of inference of one image.
+    fn stage(&self, stage: &Stage, disk: &mut u64) -> Result<(StageForecast, f64)> {
+        let (samples, batch) = (stage.source.images.len(), stage.source.batch_size);
+        let crops_per_image = stage.method.views().views();
+        let (crops_per_second, an_image, state) = self.steps(stage)?;
+        let (state_bytes, params) = (bytes_of(&state), 4 * state.values.len() as u64);
+        // The last checkpoint, the one before it and one that is being written; the weights at the
+        // stage's end, as exported and as ONNX file.
+        *disk = (*disk).max(3 * state_bytes) + 2 * params;
+        let pretrain = stage.name == StageName::Pretrain;
+        let checked = if pretrain { 0 } else { finish::CHECKED_IMAGES.min(samples) };
+        let every = match pretrain {
+            true => self.config.pretrain.probe_every,
+            false => self.config.finetune.eval_every,
+        };
+        let measured = if pretrain { samples } else { self.data.watched.len() };
+        let compared = match pretrain && every > 0 {
+            true => self.comparing(stage.net.spec.num_features()),
+            false => 0.0,
+        };
+        let costs = Costs {
+            epoch: (stage.source.images_per_epoch() * crops_per_image) as f64 / crops_per_second,
+            steps_per_epoch: stage.source.steps_per_epoch(),
+            measurement: measured as f64 * an_image + compared,
+            every,
+            at_end: pretrain,
+            checkpoint: state_bytes as f64 / WRITTEN_PER_SECOND,
+            checkpoint_every: (self.config.checkpoint.every_minutes * 60.0).max(1e-3),
+        };
+        let forecast = StageForecast {
+            stage: stage.name,
+            epochs: 0,
+            steps: 0,
+            crops_per_step: batch.min(samples) * crops_per_image,
+            crops_per_second,
+            training: 0.0,
+            measuring: 0.0,
+            checkpoints: 0.0,
+            memory: Memory::of(stage, &state, self.data, checked),
+            costs,
+        };
+        Ok((forecast.resized(stage.optim.epochs), an_image))
+    }
+
+    /// Crops a second of training, seconds an image of inference, and the state that was trained.
+    fn steps(&self, stage: &Stage) -> Result<(f64, f64, TrainState)> {
+        let (samples, batch) = (stage.source.images.len(), stage.source.batch_size);
+        let mut state = stage.fresh(stage.source.seed)?;
+        // Just enough images for two micro-batches a worker.
+        let rows = 2 * stage.workers * stage.micro_batch;
+        let mut source = stage.source.clone();
+        let views = stage.method.views().views();
+        source.batch_size = rows.div_ceil(views).clamp(1, samples.min(batch));
+        let timed = TIMED_STEPS.min(source.steps_per_epoch());
+        let trial = Stage { source, method: stage.method.clone(), ..*stage };
+        let template = stage.net.build(0, &Device::flex())?;
+        let mut engine = Engine::new(stage.workers, stage.micro_batch, state.values.len())?;
+        let (mut started, mut crops) = (Instant::now(), 0);
+        for (i, batch) in trial.source.prefetch(0, 1 + timed).enumerate() {
+            let record = trial.step(&template, &mut engine, &mut state, &batch?)?;
+            // The first step warms caches and clocks.
+            match i {
+                0 => started = Instant::now(),
+                _ => crops += record.crops,
+            }
+        }
+        let crops_per_second = crops as f64 / started.elapsed().as_secs_f64();
+        Ok((crops_per_second, self.an_image(stage, &template)?, state))
+    }
+
+    /// Seconds of inference an image: of the decoded ones in pre-training, from its file in fine-tuning.
+    fn an_image(&self, stage: &Stage, net: &Net) -> Result<f64> {
+        let data = self.data;
+        let inference = Inference {
+            net,
+            img_size: stage.net.img_size,
+            view: EvalView::of(self.config),
+            threads: stage.workers,
+        };
+        let decoded = |i: usize| -> Result<Rgb8> { Ok(data.images.get(i)?.into_owned()) };
+        let from_file = |i: usize| data.decode(data.held_out[i]);
+        let (all, image): (usize, &(dyn Fn(usize) -> Result<Rgb8> + Sync)) = match stage.name {
+            StageName::Finetune if !data.held_out.is_empty() => (data.held_out.len(), &from_file),
+            _ => (data.train.len(), &decoded),
+        };
+        let count = all.min(TIMED_IMAGES * stage.workers);
+        let started = Instant::now();
+        inference.run(count, image)?;
+        Ok(started.elapsed().as_secs_f64() / count.max(1) as f64)
+    }
+
+    /// Seconds of what a probe does with the features of the training images, of width `dim`.
+    fn comparing(&self, dim: usize) -> f64 {
+        let n = self.data.train.len();
+        let some = n.min(TIMED_FEATURES);
+        if some < 2 {
+            return 0.0;
+        }
+        // What the values are does not matter to the time.
+        let features: Vec<f32> =
+            (0..some * dim).map(|i| (i * 7919 % 1009) as f32 - 504.0).collect();
+        let started = Instant::now();
+        Health::of(&features, None, dim);
+        let health = started.elapsed().as_secs_f64();
+        if !self.data.manifest.is_labelled() {
+            return health;
+        }
+        let (classes, eval) = (self.data.manifest.classes.len(), &self.config.eval);
+        let labels: Vec<usize> = (0..some).map(|i| i % classes.max(1)).collect();
+        let started = Instant::now();
+        knn_leave_one_out(&features, &labels, classes, eval.knn_k, eval.knn_temperature);
+        // Every image is compared with every other.
+        health + started.elapsed().as_secs_f64() * (n as f64 / some as f64).powi(2)
+    }
+}

@@ -1,0 +1,284 @@
+//! Images to measure a model on: those that its run held out, not those it was trained on.
+
+use std::path::Path;
+
+use serde::Serialize;
+use toml::Table;
+
+use super::folder::Folder;
+use super::seen::{Recognised, Seen};
+use crate::config::{DataConfig, Layers};
+use crate::data::digest::digests;
+use crate::data::source;
+use crate::data::words::counted;
+use crate::data::{Manifest, Sample, Split, SplitOrigin};
+use crate::error::{Error, Result};
+
+/// Which images are wanted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wanted {
+    /// Those that the model's run did not train on.
+    HeldOut,
+    /// A split: the run's where it saw the images, else the data's own.
+    Split(Split),
+    /// All of them.
+    All,
+}
+
+/// A data set beside what the model's run knows of it.
+pub struct Measured {
+    /// The images, with the data's own splits.
+    pub manifest: Manifest,
+    /// What the run knows of them; `None` for a model without its run.
+    recognised: Option<Recognised>,
+}
+
+/// Where the images of a measurement stand in the run of the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct Standing {
+    /// Measured images that the run trained on.
+    pub in_training: usize,
+    /// Measured images that the run held out.
+    pub held_out: usize,
+    /// Measured images that the run never saw; `None` for a model without its run.
+    pub new: Option<usize>,
+    /// Images of the data that were not measured.
+    pub left_out: usize,
+}
+
+/// The data at `data`, as the run around `model` sees it, and what there is to say of it.
+///
+/// # Errors
+/// The data or the run cannot be read.
+pub fn open(model: &Path, data: &Path, threads: usize) -> Result<(Measured, Vec<String>)> {
+    let run = Folder::around(model);
+    let (mut config, seed) = settings(run.as_ref())?;
+    // The classes are the model's: an empty folder takes none of them away.
+    config.allow_empty_class = true;
+    let opened = source::open_noting(data, &config, seed)?;
+    let (manifest, mut notes) = (opened.manifest, opened.warnings);
+    let recognised = match &run {
+        Some(folder) => {
+            let samples: Vec<&Sample> = manifest.samples.iter().collect();
+            let recognised = Seen::read(folder)?.recognise(&samples, &digests(&samples, threads));
+            notes.extend(recognised.note());
+            Some(recognised)
+        }
+        None => None,
+    };
+    Ok((Measured { manifest, recognised }, notes))
+}
+
+/// How the run, or else the default recipe, reads images and splits them.
+fn settings(run: Option<&Folder>) -> Result<(DataConfig, u64)> {
+    let default = Layers::new("paper")?.build()?.config;
+    let Some(folder) = run else { return Ok((default.data, default.seed)) };
+    let path = folder.join("config.toml");
+    let misfit = |e: &dyn std::fmt::Display| {
+        Error::Failed(format!("{} cannot be used: {e}", path.display()))
+    };
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+    let pinned: Table = text.parse().map_err(|e| misfit(&e))?;
+    // Key by key, so that runs of other versions can be measured too.
+    let mut data = Table::try_from(&default.data).map_err(|e| misfit(&e))?;
+    for (key, value) in pinned.get("data").and_then(|data| data.as_table()).into_iter().flatten() {
+        if let Some(default) = data.get_mut(key) {
+            *default = value.clone();
+        }
+    }
+    let seed = pinned.get("seed").and_then(|seed| seed.as_integer());
+    let seed = seed.map_or(default.seed, |seed| seed as u64);
+    Ok((data.try_into().map_err(|e| misfit(&e))?, seed))
+}
+
+impl Measured {
+    /// Positions of the wanted images in the manifest.
+    ///
+    /// # Errors
+    /// There are none.
+    pub fn positions(&self, wanted: Wanted) -> Result<Vec<usize>> {
+        let positions = self.select(|i| match wanted {
+            Wanted::All => true,
+            Wanted::Split(split) => self.split(i) == split,
+            Wanted::HeldOut => self.is_held_out(i),
+        });
+        match (positions.is_empty(), wanted) {
+            (false, _) => Ok(positions),
+            (true, Wanted::HeldOut) if self.known() => Err(Error::Data(format!(
+                "{}: the model was trained on every image there, which says nothing about new ones\n  \
+                 give other images, or measure on these all the same with --split train",
+                self.manifest.name
+            ))),
+            (true, _) => Err(Error::Data(format!(
+                "{} has no images in that split; --split all takes every image",
+                self.manifest.name
+            ))),
+        }
+    }
+
+    /// Positions of the images that features are learned from, and of those they are measured on:
+    /// the run's training and held-out images, or the data's own where the run has not both.
+    pub fn halves(&self) -> (Vec<usize>, Vec<usize>) {
+        let held_out = self.select(|i| self.known() && self.is_held_out(i));
+        let train = self.select(|i| self.known() && self.split(i) == Split::Train);
+        if !held_out.is_empty() && !train.is_empty() {
+            return (train, held_out);
+        }
+        let own = |i: usize| self.manifest.samples[i].split;
+        (self.select(|i| own(i) == Split::Train), self.select(|i| self.is_own_held_out(own(i))))
+    }
+
+    fn select(&self, wanted: impl Fn(usize) -> bool) -> Vec<usize> {
+        (0..self.manifest.samples.len()).filter(|&i| wanted(i)).collect()
+    }
+
+    /// Whether the run saw any of the images.
+    fn known(&self) -> bool {
+        self.recognised.as_ref().is_some_and(Recognised::any)
+    }
+
+    /// The run's split of an image, or the data's own where the run saw none of them.
+    fn split(&self, i: usize) -> Split {
+        match &self.recognised {
+            // An image that the run never saw is as good as held out.
+            Some(run) if run.any() => run.splits[i].unwrap_or(Split::Test),
+            _ => self.manifest.samples[i].split,
+        }
+    }
+
+    fn is_held_out(&self, i: usize) -> bool {
+        match &self.recognised {
+            Some(run) if run.any() => match run.splits[i] {
+                Some(Split::Train) => false,
+                Some(Split::Val) => run.count(Some(Split::Test)) == 0,
+                Some(Split::Test) | None => true,
+            },
+            // A split that nothing was trained with has no meaning.
+            Some(_) => true,
+            None if self.manifest.split_origin != SplitOrigin::Given => true,
+            None => self.is_own_held_out(self.manifest.samples[i].split),
+        }
+    }
+
+    /// The test split, or the validation split where there is no other.
+    fn is_own_held_out(&self, own: Split) -> bool {
+        let has_test = self.manifest.samples.iter().any(|s| s.split == Split::Test);
+        own == if has_test { Split::Test } else { Split::Val }
+    }
+
+    /// Where the images at `positions` stand in the run of the model.
+    pub fn standing(&self, positions: &[usize]) -> Standing {
+        let left_out = self.manifest.samples.len() - positions.len();
+        let Some(run) = &self.recognised else {
+            return Standing { in_training: 0, held_out: 0, new: None, left_out };
+        };
+        let count = |is: &dyn Fn(Option<Split>) -> bool| {
+            positions.iter().filter(|&&i| is(run.splits[i])).count()
+        };
+        Standing {
+            in_training: count(&|split| split == Some(Split::Train)),
+            held_out: count(&|split| matches!(split, Some(Split::Val | Split::Test))),
+            new: Some(count(&|split| split.is_none())),
+            left_out,
+        }
+    }
+}
+
+impl Standing {
+    /// The same in a sentence.
+    pub fn describe(&self) -> String {
+        let images = |n| counted(n, "image");
+        let left_out = match self.left_out {
+            0 => String::new(),
+            n => format!("; {} not measured", images(n)),
+        };
+        let Some(new) = self.new else {
+            return format!(
+                "the model comes without its run, so whether it was trained on these images is not \
+                 known{left_out}"
+            );
+        };
+        let parts = [
+            (self.in_training, "that the run trained on"),
+            (self.held_out, "that the run held out"),
+            (new, "that the run never saw"),
+        ];
+        let parts = parts.iter().filter(|(n, _)| *n > 0);
+        let parts: Vec<String> = parts.map(|(n, what)| format!("{} {what}", images(*n))).collect();
+        format!("measured on {}{left_out}", parts.join(", "))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Origin;
+    use Split::{Test, Train, Val};
+
+    /// Images with their own split and, for a model with its run, the run's.
+    fn measured(origin: SplitOrigin, splits: &[(Split, Option<Split>)], run: bool) -> Measured {
+        let sample = |(i, &(split, _)): (usize, &(Split, Option<Split>))| Sample {
+            id: i.to_string(),
+            origin: Origin::File("x".into()),
+            label: Some(0),
+            split,
+        };
+        let manifest = Manifest {
+            name: "data".to_owned(),
+            classes: vec!["a".to_owned()],
+            samples: splits.iter().enumerate().map(sample).collect(),
+            split_origin: origin,
+        };
+        let splits = splits.iter().map(|(_, of_run)| *of_run).collect();
+        Measured { manifest, recognised: run.then_some(Recognised { splits, edited: 0 }) }
+    }
+
+    #[test]
+    fn training_images_are_left_out_and_new_ones_are_not() {
+        let own = [(Test, Some(Train)), (Train, Some(Test)), (Train, None), (Test, Some(Val))];
+        let data = measured(SplitOrigin::Made, &own, true);
+        let held_out = data.positions(Wanted::HeldOut).expect("some");
+        assert_eq!(held_out, [1, 2]);
+        assert_eq!(data.positions(Wanted::Split(Train)).expect("one"), [0]);
+        assert_eq!(data.positions(Wanted::Split(Val)).expect("one"), [3]);
+        assert_eq!(data.positions(Wanted::All).expect("all"), [0, 1, 2, 3]);
+        assert_eq!(data.halves(), (vec![0], vec![1, 2]));
+        let standing = data.standing(&held_out);
+        let expected = Standing { in_training: 0, held_out: 1, new: Some(1), left_out: 2 };
+        assert_eq!(standing, expected);
+        let text = "measured on 1 image that the run held out, 1 image that the run never saw; \
+                    2 images not measured";
+        assert_eq!(standing.describe(), text);
+
+        let own = [(Test, Some(Train)), (Train, Some(Val))];
+        let data = measured(SplitOrigin::Made, &own, true);
+        assert_eq!(data.positions(Wanted::HeldOut).expect("some"), [1], "no test split: val");
+
+        let data = measured(SplitOrigin::Made, &[(Test, Some(Train)), (Train, Some(Train))], true);
+        let error = data.positions(Wanted::HeldOut).expect_err("nothing is held out");
+        assert_eq!(error.exit_code(), 3);
+        assert!(error.to_string().contains("trained on every image there"), "{error}");
+        assert_eq!(data.halves(), (vec![1], vec![0]), "the data's own split");
+    }
+
+    #[test]
+    fn data_that_the_run_never_saw_is_measured_whole() {
+        let data = measured(SplitOrigin::Given, &[(Train, None), (Test, None)], true);
+        let all = data.positions(Wanted::HeldOut).expect("all");
+        assert_eq!(all, [0, 1]);
+        assert_eq!(data.standing(&all).describe(), "measured on 2 images that the run never saw");
+        assert_eq!(data.positions(Wanted::Split(Test)).expect("one"), [1]);
+        assert_eq!(data.halves(), (vec![0], vec![1]));
+    }
+
+    #[test]
+    fn a_model_without_its_run_has_only_the_datas_own_split() {
+        let given =
+            measured(SplitOrigin::Given, &[(Train, None), (Test, None), (Val, None)], false);
+        let test = given.positions(Wanted::HeldOut).expect("one");
+        assert_eq!(test, [1]);
+        assert!(given.standing(&test).describe().contains("not known; 2 images not measured"));
+        let drawn = measured(SplitOrigin::Made, &[(Train, None), (Test, None)], false);
+        assert_eq!(drawn.positions(Wanted::HeldOut).expect("all"), [0, 1]);
+    }
+}

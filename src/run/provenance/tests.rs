@@ -1,0 +1,148 @@
+//! A run folder's own files against what is told of it.
+
+use super::*;
+use crate::config::Layers;
+
+fn config(recipe: &str) -> RunConfig {
+    Layers::new(recipe).expect(recipe).build().expect(recipe).config
+}
+
+fn request(pretrain: bool, finetune: bool) -> Request {
+    let (data, command) = ("/photos".into(), vec!["fewvit".to_owned()]);
+    Request { data, pretrain, finetune, init: None, command }
+}
+
+fn row(stage: &str, epoch: usize) -> EpochRow {
+    EpochRow {
+        stage: stage.to_owned(),
+        epoch,
+        step: epoch as u64,
+        seconds: 10.0 * epoch as f64,
+        images_per_second: 1.0,
+        loss: 1.0,
+        lr: 1e-3,
+        grad_norm: None,
+        knn_top1: None,
+        top1: None,
+        top5: None,
+    }
+}
+
+/// A run folder on two training images and one other.
+fn run(root: &Path, request: &Request) -> Folder {
+    let folder = Folder::create(Some(root), "x").expect("a new folder");
+    let found = crate::run::folder::Found {
+        data_name: "moths".to_owned(),
+        split_origin: crate::data::SplitOrigin::Given,
+        seen_before: 0,
+    };
+    folder.write_request(request, &found, &config("simclr")).expect("written");
+    let splits = "file,label,class,split\na.png,0,x,train\nb.png,0,x,train\nc.png,0,x,test\n";
+    std::fs::write(folder.join("splits.csv"), splits).expect("written");
+    let manifest = crate::data::Manifest {
+        name: "moths".to_owned(),
+        classes: Vec::new(),
+        samples: Vec::new(),
+        split_origin: crate::data::SplitOrigin::Given,
+    };
+    let report = crate::data::check::check(&manifest, 1, &|_, _| ()).report;
+    folder.write_json("data_report.json", &report).expect("written");
+    let mut log = tables::MetricsLog::open(&folder.join("metrics.jsonl"), 0).expect("a log");
+    for (stage, epochs) in [("pretrain", 3), ("finetune", 2)] {
+        (1..=epochs).for_each(|epoch| log.append(&row(stage, epoch)).expect("written"));
+    }
+    std::fs::create_dir_all(folder.export()).expect("made");
+    for file in [folder.pretrained(), folder.export().join("model.safetensors")] {
+        std::fs::write(file, "abc").expect("written");
+    }
+    folder
+}
+
+/// Of the three bytes `abc`, from FIPS 180-2.
+const ABC: &str = "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad";
+
+fn told(provenance: Provenance) -> (WeightsFile, Past) {
+    match provenance {
+        Provenance::Run(file, past) => (file, *past),
+        other => panic!("{other:?} is no run"),
+    }
+}
+
+#[test]
+fn weights_of_a_run_tell_the_stages_that_made_them() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let root = folder.path().join("first");
+    let first = run(&root, &request(true, true));
+    let (file, past) = told(of(&first.pretrained(), (7, 9)).expect("known"));
+    assert_eq!((&*file.path, file.sha256.as_deref()), (&*root.display().to_string(), Some(ABC)));
+    assert_eq!((file.taken, past.data), (Some((7, 9)), Some(("moths".to_owned(), 2))));
+    let [stage] = &past.stages[..] else { panic!("{:?}", past.stages) };
+    assert_eq!((&*stage.method, stage.epochs, stage.seconds), ("SimCLR", 3, 30.0));
+    // The folder means its pre-trained weights; the export has been through both stages.
+    assert_eq!(told(of(&root, (7, 9)).expect("known")).1.stages.len(), 1);
+    let exported = first.export().join("model.safetensors");
+    let (_, past) = told(of(&exported, (7, 9)).expect("known"));
+    let epochs: Vec<_> = past.stages.iter().map(|s| (&*s.key, s.epochs)).collect();
+    assert_eq!(epochs, [("pretrain", 3), ("finetune", 2)]);
+    assert_eq!(past.from, Provenance::Random);
+}
+
+#[test]
+fn a_second_run_carries_the_first_ones_story() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let first = run(&folder.path().join("first"), &request(true, false));
+    let init = Some(first.pretrained());
+    let asked = Request { init, ..request(false, true) };
+    let second = run(&folder.path().join("second"), &asked);
+    record(&second, &first.pretrained(), (7, 9)).expect("recorded");
+    // What was recorded stays, whatever becomes of the first run.
+    std::fs::remove_dir_all(first.root()).expect("removed");
+    let (_, past) = told(of(&second.export().join("model.safetensors"), (9, 9)).expect("known"));
+    let (_, before) = told(past.from);
+    assert_eq!((&*past.stages[0].key, &*before.stages[0].method), ("finetune", "SimCLR"));
+}
+
+#[test]
+fn a_file_from_elsewhere_is_only_named() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let first = run(&folder.path().join("first"), &request(true, true));
+    for path in [folder.path().join("x.pth"), first.root().join("checkpoints/downloaded.pth")] {
+        std::fs::write(&path, "abc").expect("written");
+        let Provenance::File(file) = of(&path, (7, 9)).expect("known") else { panic!("a file") };
+        assert_eq!((file.path, file.sha256), (path.display().to_string(), Some(ABC.to_owned())));
+    }
+}
+
+#[test]
+fn a_folder_that_recorded_nothing_claims_nothing() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let init = Some("/w/imagenet.pth".into());
+    let asked = Request { init, ..request(false, true) };
+    let old = run(&folder.path().join("old"), &asked);
+    let unknown = WeightsFile { path: "/w/imagenet.pth".into(), sha256: None, taken: None };
+    assert_eq!(read(&old, &asked).expect("readable"), Provenance::File(unknown));
+    std::fs::write(old.join("config.toml"), "of = 'another version'").expect("written");
+    let (_, past) = told(of(&old.export().join("model.safetensors"), (7, 9)).expect("known"));
+    assert_eq!((past.data, past.stages), (None, Vec::new()));
+}
+
+#[test]
+fn a_stage_is_what_its_method_says() {
+    let said = |recipe| {
+        let stages = stages(&request(true, true), &config(recipe), &[]).expect("known methods");
+        let [first, second] = &stages[..] else { panic!("{stages:?}") };
+        assert_eq!((&*second.kind, second.epochs), ("with labels", 0));
+        first.sentence()
+    };
+    for (recipe, words) in [
+        ("paper", "IDMM pre-training at 112 px, self-supervised without labels"),
+        ("simclr", "SimCLR pre-training at 112 px, self-supervised without labels"),
+        ("moco-v2", "MoCo v2 pre-training at 112 px, self-supervised without labels"),
+        ("moco-v3", "MoCo v3 pre-training at 112 px, self-supervised without labels"),
+        ("dino", "DINO pre-training at 112 px, self-supervised without labels"),
+        ("supcon", "SupCon pre-training at 112 px, supervised contrastive with labels"),
+        ("supervised", "supervised pre-training at 112 px, with labels"),
+    ] {
+        assert!(said(recipe).contains(words), "{recipe}: {}", said(recipe));
+    }
+}

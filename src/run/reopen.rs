@@ -1,0 +1,108 @@
+//! The images of an earlier run: the same files with the same content, wherever they lie now.
+
+use std::path::Path;
+
+use super::folder::{Folder, Found};
+use super::prepare::{Prepared, decoded};
+use super::{Request, threads};
+use crate::config::RunConfig;
+use crate::data::digest::digests;
+use crate::data::locate::locate;
+use crate::data::split::{self, Listed};
+use crate::data::words::{counted, shortened};
+use crate::data::{Manifest, Sample};
+use crate::error::{Error, Result};
+
+/// The data of an earlier run, with the very same images and splits. How the data lies is not
+/// looked at again: files that were added since do not matter.
+///
+/// # Errors
+/// An image is gone or has another content than when the run began.
+pub fn reopen(request: &Request, config: &RunConfig, folder: &Folder) -> Result<Prepared> {
+    let listed = split::read_csv(&folder.join("splits.csv"))?;
+    let Found { data_name, split_origin, seen_before } = found(folder)?;
+    let samples = samples(&request.data, &listed, folder)?;
+    let all: Vec<&Sample> = samples.iter().collect();
+    let digests = digests(&all, threads(config));
+    let changed =
+        listed.iter().zip(&digests).filter(|(l, now)| l.digest.is_some() && l.digest != **now);
+    let changed: Vec<String> = changed.map(|(listed, _)| listed.id.clone()).collect();
+    if !changed.is_empty() {
+        return Err(Error::Data(format!(
+            "{} changed since the run {} began: {}\n  put the originals back (--data NEW_PLACE \
+             takes them from elsewhere), or start a new run",
+            counted(changed.len(), "image"),
+            folder.root().display(),
+            shortened(&changed)
+        )));
+    }
+    let manifest = Manifest { name: data_name, classes: classes(folder)?, samples, split_origin };
+    let path = folder.join("data_report.json");
+    let text = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
+    let report = serde_json::from_slice(&text)
+        .map_err(|e| Error::Failed(format!("{} cannot be used: {e}", path.display())))?;
+    let data = decoded(request, config, manifest, digests, report)?;
+    Ok(Prepared { seen_before, ..data })
+}
+
+/// What the run found when it began.
+fn found(folder: &Folder) -> Result<Found> {
+    folder.read_found()?.ok_or_else(|| {
+        Error::Failed(format!(
+            "{} was begun by an earlier version of fewvit, which did not write down all that this \
+             one needs to go on with it\n  finish it with that version (env.json names it), or \
+             start it again",
+            folder.root().display()
+        ))
+    })
+}
+
+fn samples(data: &Path, listed: &[Listed], folder: &Folder) -> Result<Vec<Sample>> {
+    let hint = format!(
+        "if the images lie elsewhere now: fewvit resume {} --data NEW_PLACE",
+        folder.root().display()
+    );
+    if !data.exists() {
+        return Err(Error::Data(format!("{} is no longer there\n  {hint}", data.display())));
+    }
+    let ids: Vec<&str> = listed.iter().map(|listed| listed.id.as_str()).collect();
+    let (mut samples, mut gone) = (Vec::new(), Vec::new());
+    for (listed, origin) in listed.iter().zip(locate(data, &ids)?) {
+        let Some(origin) = origin else {
+            gone.push(listed.id.clone());
+            continue;
+        };
+        let label = listed.class.as_ref().map(|(label, _)| *label);
+        samples.push(Sample { id: listed.id.clone(), origin, label, split: listed.split });
+    }
+    match gone.is_empty() {
+        true => Ok(samples),
+        false => Err(Error::Data(format!(
+            "{}: {} of the run are no longer there: {}\n  put them back; {hint}",
+            data.display(),
+            counted(gone.len(), "image"),
+            shortened(&gone)
+        ))),
+    }
+}
+
+/// The run's classes, index = label.
+///
+/// # Errors
+/// `classes.txt` cannot be read.
+pub fn classes(folder: &Folder) -> Result<Vec<String>> {
+    let path = folder.join("classes.txt");
+    let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
+    Ok(text.lines().map(str::to_owned).collect())
+}
+
+impl Found {
+    /// What a run finds in its images.
+    pub fn of(data: &Prepared) -> Self {
+        Self {
+            data_name: data.manifest.name.clone(),
+            split_origin: data.manifest.split_origin,
+            seen_before: data.seen_before,
+        }
+    }
+}

@@ -1,0 +1,163 @@
+//! Which images of a data set a run has seen, and in which of its splits.
+//!
+//! An image is recognised by its content, whatever its name is now. Where one image of the data is
+//! recognised, the data is that of the run, and an image of other content under a known name counts
+//! as that image edited; otherwise equal names mean nothing.
+
+use std::collections::HashMap;
+
+use super::folder::Folder;
+use crate::data::digest::Digest;
+use crate::data::split::{self, Listed};
+use crate::data::words::counted;
+use crate::data::{Sample, Split};
+use crate::error::Result;
+
+/// The images of a run.
+pub struct Seen {
+    by_digest: HashMap<Digest, Split>,
+    by_id: HashMap<String, Listed>,
+}
+
+/// What a run knows of the images of a data set.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Recognised {
+    /// The run's split of each image; `None` for images that the run never saw.
+    pub splits: Vec<Option<Split>>,
+    /// Images that have the name of one that the run saw, but other content.
+    pub edited: usize,
+}
+
+impl Seen {
+    /// Those that the run in `folder` lists.
+    ///
+    /// # Errors
+    /// `splits.csv` cannot be read.
+    pub fn read(folder: &Folder) -> Result<Self> {
+        Ok(Self::of(split::read_csv(&folder.join("splits.csv"))?))
+    }
+
+    fn of(listed: Vec<Listed>) -> Self {
+        let mut by_digest = HashMap::new();
+        for Listed { digest, split, .. } in &listed {
+            let Some(digest) = digest else { continue };
+            let known = by_digest.entry(digest.clone()).or_insert(*split);
+            // One picture in two splits was trained on.
+            if *split == Split::Train {
+                *known = Split::Train;
+            }
+        }
+        let by_id = listed.into_iter().map(|listed| (listed.id.clone(), listed)).collect();
+        Self { by_digest, by_id }
+    }
+
+    /// What the run knows of the samples, whose content is `digests`.
+    pub fn recognise(&self, samples: &[&Sample], digests: &[Option<Digest>]) -> Recognised {
+        let mut splits: Vec<Option<Split>> = Vec::with_capacity(samples.len());
+        let mut edited = Vec::new();
+        for (i, (sample, digest)) in samples.iter().zip(digests).enumerate() {
+            let same = digest.as_ref().and_then(|digest| self.by_digest.get(digest).copied());
+            let named = self.by_id.get(&sample.id);
+            splits.push(same.or_else(|| {
+                let named = named?;
+                match named.digest {
+                    // A run of an earlier version: names are all there is.
+                    None => Some(named.split),
+                    Some(_) => {
+                        edited.push((i, named.split));
+                        None
+                    }
+                }
+            }));
+        }
+        let count = edited.len();
+        if splits.iter().any(Option::is_some) {
+            edited.into_iter().for_each(|(i, split)| splits[i] = Some(split));
+        }
+        Recognised { splits, edited: count }
+    }
+}
+
+impl Recognised {
+    /// Whether the run saw any of the images.
+    pub fn any(&self) -> bool {
+        self.splits.iter().any(Option::is_some)
+    }
+
+    /// Images that the run had in `split`; `None` counts those it never saw.
+    pub fn count(&self, split: Option<Split>) -> usize {
+        self.splits.iter().filter(|&&of| of == split).count()
+    }
+
+    /// What there is to say of names that misled; `None` if there were none.
+    pub fn note(&self) -> Option<String> {
+        let images = counted(self.edited, "image");
+        match (self.edited, self.any()) {
+            (0, _) => None,
+            (_, true) => Some(format!(
+                "{images} of other content than in the run under the same name: counted as edited \
+                 copies, in the split that the run had them in"
+            )),
+            (_, false) => Some(format!(
+                "{images} under the name of one that the run saw, but none with the same content: \
+                 counted as new. If these are the run's images saved anew, the figures are too good"
+            )),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::Origin;
+
+    fn listed(id: &str, content: Option<&str>, split: Split) -> Listed {
+        let digest = content.map(|content| Digest::of(content.as_bytes()));
+        Listed { id: id.to_owned(), class: None, split, digest }
+    }
+
+    fn recognised(run: Vec<Listed>, data: &[(&str, &str)]) -> Recognised {
+        let sample = |id: &str| Sample {
+            id: id.to_owned(),
+            origin: Origin::File(id.into()),
+            label: None,
+            split: Split::Train,
+        };
+        let samples: Vec<_> = data.iter().map(|(id, _)| sample(id)).collect();
+        let digests: Vec<_> =
+            data.iter().map(|(_, content)| Some(Digest::of(content.as_bytes()))).collect();
+        Seen::of(run).recognise(&samples.iter().collect::<Vec<_>>(), &digests)
+    }
+
+    #[test]
+    fn content_counts_before_names() {
+        use Split::{Test, Train};
+        let run = || {
+            vec![
+                listed("a/1", Some("one"), Train),
+                listed("a/2", Some("two"), Test),
+                listed("a/3", Some("three"), Train),
+                listed("b/3", Some("three"), Test),
+            ]
+        };
+        let renamed = recognised(run(), &[("x", "one"), ("y", "two"), ("b/3", "three")]);
+        assert_eq!(renamed.splits, [Some(Train), Some(Test), Some(Train)], "a leak was trained on");
+        assert_eq!(renamed.note(), None);
+
+        let edited = recognised(run(), &[("a/1", "one, cropped"), ("a/2", "two"), ("c", "new")]);
+        assert_eq!(edited.splits, [Some(Train), Some(Test), None]);
+        assert!(edited.note().is_some_and(|note| note.contains("1 image of other content")));
+
+        let other = recognised(run(), &[("a/1", "a dog"), ("a/2", "a cat")]);
+        assert_eq!((other.splits.clone(), other.any()), (vec![None, None], false));
+        assert!(other.note().is_some_and(|note| note.contains("too good")));
+        assert_eq!(other.count(None), 2);
+    }
+
+    #[test]
+    fn runs_without_digests_are_recognised_by_name() {
+        let run = vec![listed("a/1", None, Split::Train), listed("a/2", None, Split::Val)];
+        let found = recognised(run, &[("a/2", "two"), ("a/3", "three")]);
+        assert_eq!((found.splits, found.edited), (vec![Some(Split::Val), None], 0));
+    }
+}

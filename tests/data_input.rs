@@ -1,0 +1,187 @@
+//! What lies on disk, through the built program: what is read, what is refused, and that fewvit
+//! reads what it writes.
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::Output;
+
+use common::{fewvit, stderr, tiny_run};
+
+/// A picture of its own colours.
+fn picture(path: &Path, key: u32) {
+    fs::create_dir_all(path.parent().expect("a folder")).expect("made");
+    let colour = |x: u32, y: u32| {
+        let value =
+            x.wrapping_mul(7919) ^ y.wrapping_mul(104_729) ^ key.wrapping_mul(2_654_435_761);
+        image::Rgb([value as u8, (value >> 8) as u8, (value >> 16) as u8])
+    };
+    image::RgbImage::from_fn(32, 32, colour).save(path).expect("written");
+}
+
+/// Class folders of five pictures each.
+fn pictures(folder: &Path, classes: &[&str]) {
+    for (class, name) in classes.iter().enumerate() {
+        (0..5).for_each(|i| {
+            picture(&folder.join(name).join(format!("{i}.png")), 100 * class as u32 + i);
+        });
+    }
+}
+
+/// Runs the program in a folder.
+fn run(folder: &Path, line: &str) -> Output {
+    let mut command = fewvit(line.split_whitespace());
+    command.current_dir(folder).output().expect("the program starts")
+}
+
+fn succeeds(folder: &Path, line: &str) -> Output {
+    let output = run(folder, line);
+    assert!(output.status.success(), "{line}: {}", stderr(&output));
+    output
+}
+
+/// Classes and image counts, `[train, val, test]`, as `data stats` has them.
+fn stats(folder: &Path, data: &str) -> (Vec<String>, [u64; 3]) {
+    let output = succeeds(folder, &format!("data stats {data} --json"));
+    let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    let name = |class: &serde_json::Value| class["name"].as_str().map(str::to_owned);
+    let classes = report["classes"].as_array().expect("a list").iter().filter_map(name).collect();
+    (classes, ["train", "val", "test"].map(|split| report["images"][split].as_u64().unwrap_or(0)))
+}
+
+fn temporary() -> tempfile::TempDir {
+    tempfile::tempdir().expect("a temporary folder")
+}
+
+#[test]
+fn what_fewvit_writes_it_reads() {
+    let folder = temporary();
+    let root = folder.path();
+    // Numbers in another order than bytes have them, and a name that tables must quote.
+    pictures(&root.join("photos"), &["10", "9", "a, b"]);
+    tiny_run(root);
+    let split = (["10", "9", "a, b"].map(String::from).to_vec(), [12, 0, 3]);
+    fs::create_dir(root.join("out")).expect("made");
+    for table in ["splits.csv", "out/mine.csv", "photos/splits.csv"] {
+        succeeds(root, &format!("data split photos/ --seed 1 --output {table}"));
+        assert_eq!(stats(root, table), split, "{table}");
+    }
+    let text = fs::read_to_string(root.join("out/mine.csv")).expect("a table");
+    assert!(text.contains("\n../photos/10/0.png,0,10,"), "{text}");
+    let output = succeeds(root, "data stats photos");
+    let line = String::from_utf8_lossy(&output.stdout).into_owned();
+    let expected = "photos: table splits.csv, 3 classes, 12 train + 3 test images\n";
+    assert!(line.starts_with(expected), "{line}");
+    fs::remove_file(root.join("photos/splits.csv")).expect("removed");
+
+    let output = succeeds(root, "train splits.csv -c tiny.toml --from-scratch --output r");
+    let said = stderr(&output);
+    assert!(said.contains(", table splits.csv, 3 classes, 12 train + 3 test images"), "{said}");
+    let classes = fs::read_to_string(root.join("r/classes.txt")).expect("classes");
+    assert_eq!(classes, "10\n9\na, b\n");
+    succeeds(root, "eval r photos");
+    assert_eq!(stats(root, "r/splits.csv"), split);
+
+    let refused = |data: &str, part: &str| {
+        let output = run(root, &format!("data stats {data}"));
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(3), "{data}: {said}");
+        assert!(said.contains(part), "{data}: {said}");
+    };
+    refused("r", "is a folder that fewvit wrote");
+    refused("r/export", "is a folder that fewvit wrote");
+    refused("r/predictions.csv", "predictions of fewvit");
+    refused("r/results.csv", "the course of a training");
+    // A path that does not exist is a matter of the data, whoever is to open it.
+    for line in [
+        "train gone -c tiny.toml",
+        "pretrain gone -c tiny.toml",
+        "finetune gone -c tiny.toml --from-scratch",
+        "eval r gone",
+        "knn r gone",
+        "probe r gone",
+        "embed r gone --out f.csv",
+        "predict r gone.jpg",
+        "data check gone",
+        "data stats gone",
+        "data preview gone",
+        "data split gone --output new.csv",
+    ] {
+        let output = run(root, line);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(3), "{line}: {said}");
+        assert!(said.contains("gone") && said.contains("exist"), "{line}: {said}");
+    }
+    second_run_in_the_same_folder(root);
+}
+
+/// The first run lies among the photos then.
+fn second_run_in_the_same_folder(root: &Path) {
+    fs::rename(root.join("r"), root.join("photos/r")).expect("moved");
+    fs::create_dir_all(root.join("photos/runs/photos-1/checkpoints")).expect("made");
+    assert_eq!(stats(root, "photos").0, ["10", "9", "a, b"]);
+    let output = succeeds(root, "data stats photos");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(said.contains("left out: 2 folders that fewvit wrote: r, runs/photos-1"), "{said}");
+}
+
+#[test]
+fn an_empty_class_is_refused_unless_allowed() {
+    let folder = temporary();
+    let root = folder.path();
+    pictures(&root.join("d"), &["ash", "beech"]);
+    fs::create_dir(root.join("d/dogwood")).expect("made");
+    tiny_run(root);
+    for line in [
+        "data check d",
+        "data stats d",
+        "data split d",
+        "train d -c tiny.toml --dry-run",
+        "pretrain d -c tiny.toml --dry-run",
+        "finetune d -c tiny.toml --from-scratch --dry-run",
+    ] {
+        let output = run(root, line);
+        assert_eq!(output.status.code(), Some(3), "{line}: {}", stderr(&output));
+        assert!(stderr(&output).contains("dogwood/ is empty"), "{line}: {}", stderr(&output));
+        let output = succeeds(root, &format!("{line} --allow-empty-class"));
+        let said = [output.stdout.as_slice(), &output.stderr].concat();
+        let said = String::from_utf8_lossy(&said).into_owned();
+        assert_eq!(said.matches("dogwood/ is empty").count(), 1, "{line}: {said}");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn bad_entries_neither_hang_nor_fail_the_rest_and_notes_come_once() {
+    use std::os::unix::ffi::OsStrExt as _;
+    let folder = temporary();
+    let root = folder.path();
+    pictures(&root.join("d"), &["ash", "beech"]);
+    for name in [&b"Gr\xe4ser"[..], b"Gr\xf6ser"] {
+        let class = root.join("d").join(std::ffi::OsStr::from_bytes(name));
+        picture(&class.join("1.png"), u32::from(name[2]));
+    }
+    fs::create_dir(root.join("d/ash/folder.png")).expect("made");
+    let made = std::process::Command::new("mkfifo").arg(root.join("d/ash/pipe.png")).status();
+    assert!(made.is_ok_and(|status| status.success()));
+    assert_eq!(
+        stats(root, "d"),
+        (["Gr\\xE4ser", "Gr\\xF6ser", "ash", "beech"].map(String::from).to_vec(), [10, 0, 2],)
+    );
+    std::os::unix::fs::symlink("/nowhere", root.join("d/ash/gone.png")).expect("linked");
+    let output = run(root, "data check d");
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(3), "{said}");
+    assert!(said.contains("ash/gone.png is a link to nowhere"), "{said}");
+    assert!(!said.contains("--output"), "{said}");
+    let printed = String::from_utf8_lossy(&output.stdout).into_owned();
+    let notes: Vec<&str> = printed.lines().filter(|line| line.starts_with("note: ")).collect();
+    let distinct: std::collections::BTreeSet<&&str> = notes.iter().collect();
+    assert_eq!(distinct.len(), notes.len(), "{printed}");
+    assert!(
+        printed.contains("note: left out: 1 pipe, socket or device: ash/pipe.png"),
+        "{printed}"
+    );
+    assert!(printed.contains("single image"), "{printed}");
+}
