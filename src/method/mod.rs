@@ -333,5 +333,6 @@ pub fn unread(name: &str, key: &str) -> Option<String> {
     };
     let readers: Vec<_> = TABLE.iter().filter(reads).map(|entry| entry.name).collect();
     let all_do = readers.is_empty() || readers.contains(&name);
-    (!all_do).then(|| format!("{name} does not read pretrain.{key}, {} do", readers.join(", ")))
+    (!all_do)
+        .then(|| format!("{name} does not read pretrain.{key}; these do: {}", readers.join(", ")))
 }

@@ -84,6 +84,7 @@ fn unread_by_kind(key: &str, optim: &OptimConfig) -> Option<&'static str> {
 /// Keys that something else switches off.
 fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
     let (pretrain, finetune) = (&config.pretrain, &config.finetune);
+    let t2t = config.model.name.starts_with("t2t_vit");
     let blurred = pretrain.crops.iter().any(|c| c.blur.unwrap_or(pretrain.augment.blur) > 0.0);
     let cases = [
         ("pretrain.cutmix_lambda", pretrain.cutmix > 0.0, "CutMix is off"),
@@ -100,10 +101,11 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
             finetune.augment.color_jitter_prob > 0.0,
             "its probability is 0",
         ),
+        ("model.pos_embed", t2t, "only T2T-ViT has a position table that can be computed"),
         (
-            "model.pos_embed",
-            config.model.name.starts_with("t2t_vit"),
-            "only T2T-ViT has a position table that can be computed",
+            "pretrain.options.freeze_patch_embed",
+            !t2t,
+            "T2T-ViT has no projection of patches that could be frozen",
         ),
     ];
     if let Some((.., why)) = cases.iter().find(|(own, on, _)| *own == key && !on) {

@@ -26,8 +26,6 @@ from methods import replay  # noqa: E402
 LOSS_BOUND, GRADIENT_BOUND, END_BOUND = 1e-4, 2e-3, 1e-2
 STEPS, BATCH = 10, 12
 SMALL = ["pretrain.options.hidden=96"]
-# T2T-ViT has no patch projection to freeze.
-SMALL_T2T = [*SMALL, "pretrain.options.freeze_patch_embed=false"]
 # Another model than --model, at these sizes.
 MODELS = {"moco-v3-pvt": ("pvt_v2_b0", [64]), "moco-v3-t2t": ("t2t_vit_7", [32]), "dino-t2t": ("t2t_vit_7", [32, 64])}
 # Views, arguments, --set. The queue of 20 wraps six times in ten steps of twelve keys.
@@ -50,7 +48,7 @@ CASES = {
     ),
     "moco-v3": (2, ["--method", "moco-v3"], SMALL),
     "moco-v3-pvt": (2, ["--method", "moco-v3"], SMALL),
-    "moco-v3-t2t": (2, ["--method", "moco-v3"], SMALL_T2T),
+    "moco-v3-t2t": (2, ["--method", "moco-v3"], SMALL),
     "moco-v3-open": (2, ["--method", "moco-v3"], [*SMALL, "pretrain.options.freeze_patch_embed=false"]),
     "dino": (6, ["--method", "dino"], [*SMALL, "pretrain.options.prototypes=128"]),
     "dino-schedules": (

@@ -94,6 +94,11 @@ fn what_is_switched_off_or_of_another_optimiser_is_refused() {
             "constant",
         ),
         ("paper", &["model.pos_embed=regenerate"], "only T2T-ViT"),
+        (
+            "moco-v3",
+            &["model.name=t2t_vit_7", "pretrain.options.freeze_patch_embed=true"],
+            "no projection of patches",
+        ),
     ] {
         let text = refused(layers(recipe, sets), BOTH);
         assert!(text.contains(why), "{text}");
