@@ -339,3 +339,30 @@ fn finetuning_keeps_a_head_of_the_same_classes_and_never_one_of_pretraining() {
     let (_, said) = train("finetune", &data, "others", &init(&export));
     assert!(said.contains("the head starts afresh: the classes here are others"), "{said}");
 }
+
+/// DINO hands on its teacher, MoCo the encoder of its queries, and the flag changes that.
+#[test]
+fn pretraining_ends_with_the_encoder_that_the_method_hands_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (data, settings) = (flowers(folder.path(), 1), tiny_run(folder.path()));
+    let small = ["hidden=16", "bottleneck=16", "prototypes=16"];
+    let small: String = small.iter().map(|s| format!(" --set pretrain.options.{s}")).collect();
+    for (name, more, prefix) in [
+        ("dino", format!("--method dino{small}"), "teacher."),
+        ("dino-student", format!("--method dino --student{small}"), "param."),
+        ("moco-v2", "--method moco-v2 --set pretrain.options.queue=16".to_owned(), "param."),
+    ] {
+        let out = folder.path().join(name);
+        let [data, settings, out_text] = [&data, &settings, &out].map(|p| p.display());
+        let line = format!(
+            "pretrain {data} --model deit_micro_patch8_96 -c {settings} --output {out_text} {more}"
+        );
+        let output = run(line.split_whitespace());
+        assert!(output.status.success(), "{}", stderr(&output));
+        let read = |file: &str| weights::read(&out.join("checkpoints").join(file)).expect(file);
+        let (handed_on, last) = (read("pretrained.safetensors"), read("last.safetensors"));
+        let key = "blocks.0.mlp.fc1.weight";
+        assert_eq!(handed_on[key], last[&format!("{prefix}{key}")], "{name}");
+        assert_ne!(last[&format!("teacher.{key}")], last[&format!("param.{key}")], "{name}");
+    }
+}

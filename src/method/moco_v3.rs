@@ -142,3 +142,31 @@ impl Teacher for MoCoV3 {
         true
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::pretraining;
+    use crate::backbone::Spec;
+    use crate::config::{Layers, Source};
+    use crate::nn::{Init, Keys};
+
+    /// The original stops the gradient of its patch convolution; a norm behind it goes on learning.
+    #[test]
+    fn the_projection_of_patches_is_frozen_and_nothing_else() {
+        for (model, expected) in [
+            ("deit_tiny_patch16_224", &["patch_embed.proj.weight", "patch_embed.proj.bias"][..]),
+            ("pvt_v2_b0", &["patch_embed.proj.weight", "patch_embed.proj.bias"]),
+            ("t2t_vit_7", &[]),
+        ] {
+            let mut layers = Layers::new("moco-v3").expect("a recipe");
+            layers.put("model.name", model.into(), Source::Flag("--model")).expect("a key");
+            let config = layers.build().expect(model).config;
+            let method = pretraining(&config, 4, None).expect(model);
+            let spec = Spec::find(model).expect(model);
+            let keys = Keys::of(&spec.build(112, &mut Init::shapes()).expect(model));
+            let frozen = keys.iter().filter(|spec| method.frozen_epochs(&spec.key) > 0);
+            let frozen: Vec<&str> = frozen.map(|spec| spec.key.as_str()).collect();
+            assert_eq!(frozen, expected, "{model}");
+        }
+    }
+}
