@@ -30,6 +30,7 @@ const ENTRY: Entry = Entry {
     title: "Toy",
     kind: Kind::SelfSupervised,
     summary: "alignment and uniformity on the sphere (Wang & Isola 2020), counting its steps",
+    reads: &["options"],
     build: |setting| Ok(Arc::new(Toy::new(setting)?)),
 };
 
@@ -138,6 +139,7 @@ fn stage(config: &RunConfig, workers: usize) -> fewvit::Result<Stage<'_>> {
         mix: Arc::new(|_, _, rows, _| Mix::none(rows)),
         seed: 4,
         batch_size: pretrain.optim.batch_size,
+        drop_last: false,
         threads: 1,
     };
     Ok(Stage {
@@ -150,6 +152,7 @@ fn stage(config: &RunConfig, workers: usize) -> fewvit::Result<Stage<'_>> {
         workers,
         micro_batch: 3,
         precision: fewvit_kernels::Precision::F32,
+        dropout: true,
     })
 }
 

@@ -25,7 +25,8 @@ pub(super) fn finetune(args: &FinetuneArgs) -> Result<()> {
 }
 
 fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Result<()> {
-    let resolved = args.layers(job, std::env::vars_os().collect())?.build()?;
+    let layers = args.layers(job, std::env::vars_os().collect())?;
+    let resolved = run::settle(layers, job.stages())?;
     let chosen: Vec<StageName> = [StageName::Pretrain, StageName::Finetune]
         .into_iter()
         .filter(|stage| resolved.chosen(&format!("{}.optim.epochs", stage.as_str())))

@@ -87,6 +87,17 @@ struct Config {
     pretrained_cfg: Preprocessing,
 }
 
+/// The classes of the rows of a weights file's head, which `config.json` beside it names; none where
+/// there is no such file or it names none.
+pub fn label_names(weights: &Path) -> Option<Vec<String>> {
+    #[derive(Deserialize)]
+    struct Named {
+        label_names: Vec<String>,
+    }
+    let text = std::fs::read(weights.with_file_name("config.json")).ok()?;
+    serde_json::from_slice::<Named>(&text).ok().map(|named| named.label_names)
+}
+
 /// The folder that [`write()`] wrote or is to write into; `folder` may also be the run folder around it.
 pub fn inner(folder: &Path) -> PathBuf {
     let inner = folder.join("export");

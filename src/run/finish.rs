@@ -102,7 +102,7 @@ pub(super) fn finish(context: &Context, trained: &Trained, units: u64) -> Result
 /// The weights that are measured and exported: those after the last step (recipe section 3.6), or
 /// their average where the recipe keeps one.
 fn final_weights(trained: &Trained) -> &[f32] {
-    trained.state.result()
+    trained.state.representation()
 }
 
 fn final_net(trained: &Trained) -> Result<Net> {

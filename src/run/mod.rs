@@ -14,6 +14,7 @@ pub mod prepare;
 mod provenance;
 mod reopen;
 pub mod seen;
+mod settle;
 mod stages;
 
 use std::collections::BTreeMap;
@@ -27,6 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use environment::Environment;
 pub use finish::Summary;
 pub use folder::Folder;
+pub use settle::{Stages, settle};
 pub use stages::{pretraining, weights_of};
 
 use crate::backbone::Spec;

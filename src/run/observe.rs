@@ -93,7 +93,7 @@ impl<'a> Probe<'a> {
     /// apart two views of an image lie. Warns of features that have collapsed.
     fn neighbours(&self, record: &EpochRecord, state: &TrainState) -> Result<Found> {
         let data = self.context.data;
-        let net = Replace::values_of(self.net.clone(), state.result(), &Device::flex());
+        let net = Replace::values_of(self.net.clone(), state.representation(), &Device::flex());
         let image = |i: usize| data.images.get(i).map(|image| image.into_owned());
         let outputs = self.inference(&net).run(data.train.len(), &image)?;
         let dim = outputs.features.len() / data.train.len().max(1);
@@ -146,7 +146,7 @@ impl<'a> Probe<'a> {
     /// Accuracy on the images that are watched.
     fn accuracy(&self, state: &TrainState) -> Result<Found> {
         let data = self.context.data;
-        let net = Replace::values_of(self.net.clone(), state.result(), &Device::flex());
+        let net = Replace::values_of(self.net.clone(), state.representation(), &Device::flex());
         let image = |i: usize| data.decode(data.watched[i]);
         let outputs = self.inference(&net).run(data.watched.len(), &image)?;
         let labels = data.labels(&data.watched);
@@ -208,7 +208,7 @@ impl<'a> RunObserver<'a> {
             probe: Probe::new(context, stage)?,
             stage: stage.name,
             epochs: stage.optim.epochs,
-            images: stage.source.images.len(),
+            images: stage.source.images_per_epoch(),
             chance: (stage.method.chance())
                 .map_or(String::new(), |c| format!(" (chance {:.4})", c.loss)),
             steps_before,

@@ -47,6 +47,8 @@ pub struct Stage<'a> {
     pub micro_batch: usize,
     /// Of the backbone's products.
     pub precision: Precision,
+    /// Whether dropout that a model is built with acts.
+    pub dropout: bool,
 }
 
 /// What was seen in one step.
@@ -122,6 +124,7 @@ impl Stage<'_> {
             state.memory = loss.state(seed);
             state.teacher = loss.teacher().map(|_| state.values.clone());
         }
+        state.encoder = self.method.encoder();
         Ok(state)
     }
 
@@ -187,7 +190,8 @@ impl Stage<'_> {
         }
         let late = |key: &str| self.method.frozen_epochs(key).saturating_mul(steps_per_epoch);
         state.progress.epoch_grad_norm += gradient.squared.sqrt();
-        state.update(gradient, lr, self.optim, &late);
+        let weight_decay = schedule::weight_decay(self.optim, step, self.total_steps());
+        state.update(gradient, lr, &OptimConfig { weight_decay, ..*self.optim }, &late);
         if let Objective::Batch(loss) = self.method.objective() {
             self.follow(loss, state, false);
         }
@@ -220,7 +224,7 @@ impl Stage<'_> {
             seed: self.source.seed,
             step: step as u32,
             first_row: 0,
-            training: true,
+            training: self.dropout,
         };
         let (mean, std, precision) = (self.data.mean, self.data.std, self.precision);
         let input = StepInput { batch, drop_path, mean, std, precision };
