@@ -7,6 +7,7 @@ use super::data_args::{
     BadImage, CheckArgs, DataCommand, PreviewArgs, PreviewStage, SplitArgs, StatsArgs, SynthArgs,
 };
 use super::progress::Progress;
+use super::readable::unreadable_image;
 use crate::config::{Layers, OnBadImage, RunConfig, Source};
 use crate::data::data_report::DataReport;
 use crate::data::manifest::{Manifest, Origin, Split, SplitOrigin};
@@ -101,6 +102,9 @@ fn print_report(report: &DataReport) -> Result<()> {
 }
 
 fn preview(args: &PreviewArgs) -> Result<()> {
+    if args.output.exists() {
+        return Err(occupied(&args.output));
+    }
     let config = config(&args.recipe, &args.set)?;
     let manifest = source::open(&args.data, &config.data, config.seed)?;
     let views = match args.stage {
@@ -112,16 +116,25 @@ fn preview(args: &PreviewArgs) -> Result<()> {
     let step = (train.len() / args.count.max(1)).max(1);
     let mut crops = Vec::new();
     for (sample, &position) in train.iter().enumerate().step_by(step).take(args.count) {
-        let image = decode_sample(&manifest.samples[position], config.data.depth)?;
+        let image = match decode_sample(&manifest.samples[position], config.data.depth) {
+            Ok(image) => image,
+            Err(error) if args.on_bad_image == BadImage::Error => {
+                return Err(unreadable_image(error));
+            }
+            Err(error) => {
+                eprintln!("note: {error}; left out");
+                continue;
+            }
+        };
         crops.extend(
             (0..views.views())
                 .map(|view| views.crop(&image, config.seed, 0, sample as u64, view as u32)),
         );
     }
-    let columns = if views.views() > 1 { views.views() } else { 8 };
-    if args.output.exists() {
-        return Err(occupied(&args.output));
+    if crops.is_empty() {
+        return Err(Error::Data(format!("{}: no image can be read", args.data.display())));
     }
+    let columns = if views.views() > 1 { views.views() } else { 8 };
     pictures::save_jpeg(&args.output, &pictures::contact_sheet(&crops, columns))?;
     super::print(&args.output.display().to_string())
 }

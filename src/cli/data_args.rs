@@ -105,6 +105,9 @@ pub struct PreviewArgs {
     /// Images to draw
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub count: usize,
+    /// What an image that cannot be read does: error, or skip (named and left out)
+    #[arg(long, value_name = "POLICY", default_value = "skip")]
+    pub on_bad_image: BadImage,
     /// JPEG to write
     #[arg(long, value_name = "FILE", default_value = "preview.jpg")]
     pub output: PathBuf,

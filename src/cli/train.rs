@@ -25,7 +25,10 @@ pub(super) fn finetune(args: &FinetuneArgs) -> Result<()> {
 }
 
 fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Result<()> {
-    let layers = args.layers(job, std::env::vars_os().collect())?;
+    let mut layers = args.layers(job, std::env::vars_os().collect())?;
+    if let Some(init) = init {
+        layers.inherit(run::inherited(init)?, init)?;
+    }
     let resolved = run::settle(layers, job.stages())?;
     let chosen: Vec<StageName> = [StageName::Pretrain, StageName::Finetune]
         .into_iter()

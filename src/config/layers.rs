@@ -24,6 +24,8 @@ pub enum Source {
     Family(&'static str, String),
     /// The warm-up's share of the epochs, of which there were so many where it was set.
     Share(i64),
+    /// The run or export that `--init` names.
+    Init(PathBuf),
     /// A file given with `-c`.
     File(PathBuf),
     /// An environment variable.
@@ -38,6 +40,7 @@ impl fmt::Display for Source {
             Self::Recipe(name) => write!(f, "recipe `{name}`"),
             Self::Family(name, family) => write!(f, "recipe `{name}`, [for.{family}]"),
             Self::Share(epochs) => write!(f, "its share of the epochs, which were {epochs}"),
+            Self::Init(path) => write!(f, "--init {}", path.display()),
             Self::File(path) => write!(f, "file {}", path.display()),
             Self::Env(name) => write!(f, "environment variable {name}"),
             Self::Flag(name) => f.write_str(name),
@@ -222,6 +225,19 @@ impl Layers {
             return Err(unknown(known, key, &format!(" (from {source})")));
         }
         self.own.push((key.to_owned(), Setting { value, source }));
+        Ok(())
+    }
+
+    /// Lays what the weights at `init` were trained with over the recipes, under all that people set.
+    ///
+    /// # Errors
+    /// A key that there is none of.
+    pub fn inherit(&mut self, settings: Vec<(String, Value)>, init: &Path) -> Result<()> {
+        let over = std::mem::take(&mut self.own);
+        let source = Source::Init(init.to_path_buf());
+        let mut each = settings.into_iter();
+        each.try_for_each(|(key, value)| self.put(&key, value, source.clone()))?;
+        self.own.extend(over);
         Ok(())
     }
 

@@ -136,7 +136,7 @@ impl Spread {
 impl DataReport {
     /// Adds what opening the data set came across.
     pub fn add_notes(&mut self, opened: &Opened) {
-        self.layout = opened.layout.clone();
+        self.layout = opened.describe();
         self.ignored = opened.ignored.clone();
         let photos: usize = UNREAD_PHOTOS.iter().filter_map(|ext| opened.ignored.get(*ext)).sum();
         if photos > 0 {

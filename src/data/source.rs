@@ -67,7 +67,6 @@ pub fn open_noting(path: &Path, config: &DataConfig, seed: u64) -> Result<Opened
             opened.ignored = ignored;
         }
     }
-    opened.layout = sentence(&opened.layout, &opened.manifest);
     opened.warnings.extend(listing.left_out.notes());
     opened.warnings.extend(oddly_named(&listing));
     opened.warnings.extend(look_alikes(&opened.manifest));
@@ -270,7 +269,13 @@ fn recognise_inside(
     Ok(opened)
 }
 
-/// What was recognised, with numbers.
+impl Opened {
+    /// What was recognised, with the numbers of the manifest as it is now.
+    pub fn describe(&self) -> String {
+        sentence(&self.layout, &self.manifest)
+    }
+}
+
 fn sentence(layout: &str, manifest: &Manifest) -> String {
     let count = |split| manifest.indices(split).len();
     let splits: Vec<(&str, usize)> =

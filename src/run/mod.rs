@@ -28,7 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use environment::Environment;
 pub use finish::Summary;
 pub use folder::Folder;
-pub use settle::{Stages, settle};
+pub use settle::{Stages, inherited, settle};
 pub use stages::{pretraining, weights_of};
 
 use crate::backbone::Spec;

@@ -9,7 +9,7 @@ use crate::config::{Depth, RunConfig};
 use crate::data::cache::{ImageStore, StoreLimits};
 use crate::data::check::{self, Checked};
 use crate::data::data_report::DataReport;
-use crate::data::digest::Digest;
+use crate::data::digest::{Digest, digests};
 use crate::data::words::counted;
 use crate::data::{Manifest, Rgb8, Sample, Split, SplitOrigin, decode, source, split};
 use crate::error::{Error, Result};
@@ -41,19 +41,18 @@ pub struct Prepared {
 /// # Errors
 /// Data that cannot be used, with what to do about it.
 pub fn prepare(request: &Request, config: &RunConfig, ui: &dyn Ui) -> Result<Prepared> {
-    let opened = source::open_noting(&request.data, &config.data, config.seed)?;
-    ui.note(&format!("data: {}, {}", opened.manifest.name, opened.layout));
+    let mut opened = source::open_noting(&request.data, &config.data, config.seed)?;
+    let seen_before = match &request.init {
+        Some(init) => keep_splits(init, &mut opened.manifest, threads(config), ui)?,
+        None => 0,
+    };
+    ui.note(&format!("data: {}, {}", opened.manifest.name, opened.describe()));
     let Checked { mut report, digests } =
         check::check(&opened.manifest, config.data.depth, threads(config), &|_, _| ());
     report.add_notes(&opened);
-    let mut manifest =
-        check::apply_bad_policy(&opened.manifest, &report, config.data.on_bad_image)?;
+    let manifest = check::apply_bad_policy(&opened.manifest, &report, config.data.on_bad_image)?;
     // Those that cannot be read have no digest.
     let digests: Vec<_> = digests.into_iter().filter(Option::is_some).collect();
-    let seen_before = match &request.init {
-        Some(init) => keep_splits(init, &mut manifest, &digests, ui)?,
-        None => 0,
-    };
     for bad in report.bad.iter().take(10) {
         ui.note(&format!("  skipped: {} {}", bad.file, bad.reason));
     }
@@ -66,15 +65,10 @@ pub fn prepare(request: &Request, config: &RunConfig, ui: &dyn Ui) -> Result<Pre
 
 /// Splits drawn anew become those of the run that the weights `init` come from, so that what it
 /// trained on is not measured on. Returns the number of held-out images that it trained on.
-fn keep_splits(
-    init: &Path,
-    manifest: &mut Manifest,
-    digests: &[Option<Digest>],
-    ui: &dyn Ui,
-) -> Result<usize> {
+fn keep_splits(init: &Path, manifest: &mut Manifest, threads: usize, ui: &dyn Ui) -> Result<usize> {
     let Some(run) = Folder::around(init) else { return Ok(0) };
     let samples: Vec<&Sample> = manifest.samples.iter().collect();
-    let seen = Seen::read(&run)?.recognise(&samples, digests);
+    let seen = Seen::read(&run)?.recognise(&samples, &digests(&samples, threads));
     let name = run.root().display();
     let held_out = seen.count(Some(Split::Test)) + seen.count(Some(Split::Val));
     if manifest.split_origin == SplitOrigin::Made && held_out > 0 {

@@ -79,7 +79,7 @@ fn split_folders_take_their_classes_from_train() {
     assert_eq!(ids(manifest, Split::Val), ["dev/b/1.jpg"]);
     assert_eq!(ids(manifest, Split::Test), ["test/a/1.jpg"]);
     assert_eq!(
-        opened.layout,
+        opened.describe(),
         "train/val/test folders (dev, test, train), 2 classes, 4 + 1 + 1 images"
     );
     let expected = [
@@ -156,7 +156,7 @@ fn links_are_followed_and_do_not_go_round() {
 /// Classes, layout sentence and warnings of a folder with these files.
 fn recognised(files: &[&str]) -> (Vec<String>, String, Vec<String>) {
     let opened = opened(files);
-    (opened.manifest.classes, opened.layout, opened.warnings)
+    (opened.manifest.classes.clone(), opened.describe(), opened.warnings)
 }
 
 #[test]
@@ -267,7 +267,7 @@ fn a_class_is_never_lost_without_a_word() {
     let flat = folder(&["1.jpg", "2.jpg"]);
     fs::create_dir(flat.path().join("old")).unwrap();
     let opened = open_noting(flat.path(), &config(), 1).unwrap();
-    assert_eq!(opened.layout, "folder of images, no labels, 2 images");
+    assert_eq!(opened.describe(), "folder of images, no labels, 2 images");
     assert_eq!(opened.warnings, ["folders without images: old/ is empty"]);
 }
 
