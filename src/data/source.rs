@@ -85,7 +85,7 @@ enum Located {
 const MOST_HOPS: usize = 8;
 
 fn located(path: &Path, hops: usize) -> Result<Located> {
-    let fail = |what: &str| Err(Error::Data(format!("{}: {what}", path.display())));
+    let fail = |what: &str| Err(Error::Data(format!("{} {what}", path.display())));
     let Ok(kind) = std::fs::metadata(path) else {
         return match path.is_symlink() {
             true => fail("is a link to nowhere"),
@@ -128,7 +128,7 @@ fn located(path: &Path, hops: usize) -> Result<Located> {
     } else if is_image_name(&name) {
         fail("is a single image; give the folder of images")
     } else {
-        fail(LAYOUTS)
+        fail(&format!("is nothing that can be read as a data set; {LAYOUTS}"))
     }
 }
 

@@ -97,6 +97,8 @@ fn columns_go_by_many_names() {
         "image_path,class",
         "path,class_name",
         "file,category",
+        "ImageName,ClassName",
+        "IMG_PATH,LabelID",
         "FileName,Label",
         "Image Path,species",
         "image,target",

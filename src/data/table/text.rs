@@ -51,9 +51,9 @@ impl Table {
         Ok(table)
     }
 
-    /// Where a column is.
+    /// Where a column is, with or without `_` between its words.
     pub fn column(&self, name: &str) -> Option<usize> {
-        self.columns.iter().position(|column| column == name)
+        self.columns.iter().position(|column| is_called(column, name))
     }
 
     fn read_separated(&mut self, text: &str, is_one: &dyn Fn(&[String]) -> bool) -> Result<()> {
@@ -214,6 +214,12 @@ fn header_of(record: &csv::StringRecord) -> Vec<String> {
         columns.pop();
     }
     columns
+}
+
+/// Whether a column is called so, `_` aside.
+pub(super) fn is_called(column: &str, name: &str) -> bool {
+    let letters = |name: &str| name.replace('_', "");
+    letters(column) == letters(name)
 }
 
 /// A column's name as it is compared: `File Name` is `file_name`.
