@@ -220,7 +220,8 @@ fn settings_of_earlier_versions_are_read() {
     let (data, settings) = (flowers(folder.path(), 2), tiny_run(folder.path()));
     let out = folder.path().join("run");
     let text = |path: &Path| path.to_str().expect("UTF-8").to_owned();
-    let arguments = ["finetune", &text(&data), "-c", &text(&settings), "--output", &text(&out)];
+    let arguments =
+        ["train", &text(&data), "-c", &text(&settings), "--from-scratch", "--output", &text(&out)];
     assert!(run(arguments).status.success());
     let path = out.join("config.toml");
     let config = std::fs::read_to_string(&path).expect("settings");
@@ -231,7 +232,7 @@ fn settings_of_earlier_versions_are_read() {
     let output = run(["resume", &text(&out)]);
     assert!(output.status.success(), "{}", stderr(&output));
     // A new run is told that the key is gone.
-    let output = run(["finetune", &text(&data), "--set", "eval.batch_size=64", "--dry-run"]);
+    let output = run(["train", &text(&data), "--set", "eval.batch_size=64", "--dry-run"]);
     assert_eq!(output.status.code(), Some(2));
     assert!(stderr(&output).contains("there is no key eval.batch_size"), "{}", stderr(&output));
 }
