@@ -6,21 +6,31 @@ use std::f64::consts::PI;
 use crate::config::{LrSchedule, OptimConfig};
 
 /// Learning rate at optimiser step `step`, counted from 0: linear warm-up from exactly 0, then the
-/// configured curve over fractional epochs.
+/// configured curve over fractional epochs, down to `min_lr`. A warm-up of one step or less would
+/// only waste that step, which may be the only one, so there is none.
 pub fn lr(config: &OptimConfig, step: usize, steps_per_epoch: usize) -> f64 {
     let t = step as f64 / steps_per_epoch as f64;
     let (epochs, warmup) = (config.epochs as f64, config.warmup_epochs.min(config.epochs as f64));
-    if t < warmup {
+    if t < warmup && warmup * steps_per_epoch as f64 > 1.0 {
         return config.lr * t / warmup;
     }
     let span = (epochs - warmup).max(f64::MIN_POSITIVE);
     let phase = match config.lr_schedule {
-        LrSchedule::Cosine => PI * (t - warmup) / span,
+        LrSchedule::Cosine => PI * (t - warmup).max(0.0) / span,
         // The official code's bracket: a constant phase of w (pi - 1) / (E - w) ahead.
         LrSchedule::IdmmQuirk => (PI * t - warmup) / span,
         LrSchedule::Constant => 0.0,
     };
-    config.lr / 2.0 * (1.0 + phase.cos())
+    config.min_lr + (config.lr - config.min_lr) / 2.0 * (1.0 + phase.cos())
+}
+
+/// Weight decay at optimiser step `step` of `total_steps`: along half a cosine where it has an end of
+/// its own.
+pub fn weight_decay(config: &OptimConfig, step: usize, total_steps: usize) -> f64 {
+    match config.weight_decay_end {
+        0.0 => config.weight_decay,
+        end => cosine(config.weight_decay, end, step, total_steps),
+    }
 }
 
 /// Decay of the averaged weights at their n-th update (recipe section 2.1, "EMA").
@@ -59,9 +69,12 @@ mod tests {
             momentum: 0.0,
             epochs,
             batch_size: 256,
+            drop_last: false,
             micro_batch: 0,
             lr: 1.0,
+            min_lr: 0.0,
             weight_decay: 0.0,
+            weight_decay_end: 0.0,
             beta1: 0.9,
             beta2: 0.999,
             eps: 1e-8,
@@ -69,6 +82,7 @@ mod tests {
             lr_schedule,
             no_decay_1d: false,
             clip_grad: 0.0,
+            clip_mode: crate::config::ClipMode::Global,
             ema: Ema::Off,
             drop_path: 0.0,
             smoothing: 0.0,
@@ -96,6 +110,46 @@ mod tests {
             assert!((lr(&c, epochs * 8, 8) - end).abs() < 0.01 * end);
         }
     }
+
+    /// DINO's `cosine_scheduler(1, 0.1, ...)` ends there and is half way in the middle.
+    #[test]
+    fn the_curve_ends_at_the_least_rate() {
+        let c = OptimConfig { min_lr: 0.1, ..config(100, 0.0, LrSchedule::Cosine) };
+        for (step, expected) in [(0, 1.0), (400, 0.55), (800, 0.1)] {
+            assert!((lr(&c, step, 8) - expected).abs() < 1e-12, "{step}");
+        }
+        let c = OptimConfig { warmup_epochs: 2.0, ..c };
+        assert_eq!([lr(&c, 0, 8), lr(&c, 8, 8)], [0.0, 0.5]);
+    }
+
+    #[test]
+    fn no_run_is_so_short_that_its_rate_stays_zero() {
+        for epochs in 1..4 {
+            for steps_per_epoch in 1..4 {
+                for warmup in [0.0, 0.1, 0.3, 0.5, 1.0, epochs as f64] {
+                    let c = config(epochs, warmup, LrSchedule::Cosine);
+                    let rates = (0..epochs * steps_per_epoch).map(|s| lr(&c, s, steps_per_epoch));
+                    let highest = rates.fold(0.0, f64::max);
+                    assert!(highest >= 0.5, "{epochs} {steps_per_epoch} {warmup}: {highest}");
+                }
+            }
+        }
+        let c = config(1, 1.0, LrSchedule::Cosine);
+        assert_eq!(lr(&c, 0, 1), 1.0, "one step in all");
+    }
+
+    /// `0.4 + 0.5 * (0.04 - 0.4) * (1 + cos(pi * i / n))`, DINO's own.
+    #[test]
+    fn the_weight_decay_rises_where_it_has_an_end() {
+        let c = OptimConfig { weight_decay: 0.04, ..config(1, 0.0, LrSchedule::Cosine) };
+        assert_eq!([0, 50, 99].map(|step| weight_decay(&c, step, 100)), [0.04; 3]);
+        let c = OptimConfig { weight_decay_end: 0.4, ..c };
+        for (step, expected) in [(0, 0.04), (25, 0.092_720_779_386_421_42), (50, 0.22), (100, 0.4)]
+        {
+            assert!((weight_decay(&c, step, 100) - expected).abs() < 1e-12, "{step}");
+        }
+    }
+
     #[test]
     fn the_cosine_has_its_closed_form_at_quarters() {
         // MoCo v3: m_t = 1 - (1 - m0) (1 + cos(pi t / E)) / 2, E = 800 epochs of 7 steps.

@@ -9,7 +9,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("rng", &[]),
     ("ops", &["rng"]),
     ("graph", &["ops"]),
-    ("config", &["error"]),
+    ("config", &["backbone", "error"]),
     ("files", &["error"]),
     ("weights", &["backbone", "error", "files", "nn"]),
     ("loss", &["config", "ops", "rng"]),

@@ -11,7 +11,7 @@ use fewvit::backbone::pvt_v2::PvtV2Spec;
 use fewvit::backbone::t2t_vit::{T2tVitSpec, TokenAttention};
 use fewvit::backbone::{Family, NetSpec, Spec, resize_pos_embed};
 use fewvit::nn::{Gather, Keys, ParamSpec};
-use fewvit::weights::{self, Import, Named};
+use fewvit::weights::{self, Head, Import, Named, Take};
 
 // The sizes of tests/golden/{deit,backbones}.py.
 const DEIT: DeitSpec = DeitSpec { embed_dim: 16, depth: 3, num_heads: 2, patch_size: 8 };
@@ -161,16 +161,57 @@ fn a_position_embedding_is_resized_or_where_it_is_computed_left() {
     assert!(seen.notes.iter().any(|note| note.contains("from 3 x 3 to 5 x 5")), "{seen:?}");
 
     let tensors = expected("t2t_vit.safetensors");
-    let (specs, values, seen) = import(&tensors, &T2T, 80).expect("it fits");
-    let (_, fresh) = model(&T2T, 80);
-    for spec in specs {
-        let expected = match &*spec.key {
-            "pos_embed" => &fresh[spec.range.clone()],
-            key => &tensors[key].1[..],
-        };
-        assert_eq!(&values[spec.range], expected, "{}", spec.key);
+    let old = (tensors["pos_embed"].0[1] - 1).isqrt();
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = file(&folder, &tensors);
+    for regenerate in [false, true] {
+        let (specs, fresh) = model(&T2T, 80);
+        let mut values = fresh.clone();
+        let take = Take { head: Head::IfItFits, regenerate };
+        let seen = weights::import_taking(&path, &specs, &mut values, take).expect("it fits");
+        let resized = resize_pos_embed(&tensors["pos_embed"].1, old, 5, 16);
+        for spec in specs {
+            let expected = match &*spec.key {
+                "pos_embed" if regenerate => &fresh[spec.range.clone()],
+                "pos_embed" => &resized,
+                key => &tensors[key].1[..],
+            };
+            assert_eq!(&values[spec.range], expected, "{}", spec.key);
+        }
+        let note = if regenerate { "computed for this img-size" } else { "resized from" };
+        assert!(seen.notes.iter().any(|text| text.contains(note)), "{seen:?}");
     }
-    assert!(seen.notes.iter().any(|note| note.contains("computed for this img-size")), "{seen:?}");
+}
+
+#[test]
+fn a_head_is_taken_in_the_order_of_the_classes_or_left_for_a_reason() {
+    let tensors = expected("deit.safetensors");
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = file(&folder, &tensors);
+    let (specs, fresh) = model(&DEIT, 24);
+    let head = specs.iter().find(|spec| spec.key == "head.weight").expect("a head");
+    let bias = specs.iter().find(|spec| spec.key == "head.bias").expect("a bias");
+    let given = (&tensors["head.weight"].1, &tensors["head.bias"].1);
+    let rows = [3, 0, 4, 1, 2];
+    for head_taken in [Head::Rows(&rows), Head::Left("for a test")] {
+        let mut values = fresh.clone();
+        let take = Take { head: head_taken, regenerate: false };
+        let seen = weights::import_taking(&path, &specs, &mut values, take).expect("it fits");
+        let taken = matches!(head_taken, Head::Rows(_));
+        assert_eq!(seen.complete().is_ok(), taken);
+        for (i, row) in rows.into_iter().enumerate() {
+            let own = &values[head.range.clone()][i * 16..][..16];
+            let expected = match taken {
+                true => &given.0[row * 16..][..16],
+                false => &fresh[head.range.clone()][i * 16..][..16],
+            };
+            assert_eq!(own, expected);
+            let expected = if taken { given.1[row] } else { fresh[bias.range.start + i] };
+            assert_eq!(values[bias.range.start + i], expected);
+        }
+        let note = if taken { "in the order they have here" } else { "afresh: for a test" };
+        assert!(seen.notes.iter().any(|text| text.contains(note)), "{seen:?}");
+    }
 }
 
 #[test]
@@ -231,8 +272,97 @@ fn finetuning_starts_from_a_wrapped_checkpoint_and_says_what_became_of_it() {
     for note in [
         "the weights are `state_dict.module.` of",
         "pos_embed is resized from 6 x 6 to 4 x 4",
-        "the head starts afresh: head.weight is [1000, 128], the model's is [12, 128]",
+        "the head starts afresh: nothing says which classes its rows are for",
     ] {
         assert!(stderr.contains(note), "{note:?} is not in {stderr}");
+    }
+}
+
+/// Pre-training and fine-tuning with one epoch at a rate so small that weights stay where they start.
+#[test]
+fn finetuning_keeps_a_head_of_the_same_classes_and_never_one_of_pretraining() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (data, settings) = (flowers(folder.path(), 1), tiny_run(folder.path()));
+    let still = "--lr 1e-12 --weight-decay 0 --epochs 1 --model deit_micro_patch8_96";
+    let train = |command: &str, data: &Path, out: &str, more: &str| {
+        let out = folder.path().join(out);
+        let [data, settings, out_text] = [data, &settings, &out].map(|p| p.display());
+        let line = format!("{command} {data} -c {settings} --output {out_text} {still} {more}");
+        let output = run(line.split_whitespace());
+        assert!(output.status.success(), "{line}: {}", stderr(&output));
+        (out, stderr(&output))
+    };
+    let head = |run: &Path| {
+        let weights = weights::read(&run.join("export/model.safetensors")).expect("exported");
+        weights["head.weight"].1.clone()
+    };
+    let init = |run: &Path| format!("--init {}", run.display());
+    // Twelve images, twelve classes: the head of instances has the size of the classifier.
+    for method in ["idmm", "supervised"] {
+        let (pre, _) =
+            train("pretrain", &data, &format!("pre-{method}"), &format!("--method {method}"));
+        let (tuned, said) = train("finetune", &data, &format!("tuned-{method}"), &init(&pre));
+        assert!(said.contains("the head starts afresh: nothing says which classes"), "{said}");
+        let own = weights::read(&pre.join("checkpoints/pretrained.safetensors")).expect("weights");
+        assert_eq!(own["head.weight"].0, [12, 128], "{method}");
+        let apart =
+            own["head.weight"].1.iter().zip(head(&tuned)).any(|(a, b)| (a - b).abs() > 1e-3);
+        assert!(apart, "{method}");
+    }
+    let (tuned, _) = train("finetune", &data, "scratch", "--from-scratch");
+    let close = |a: &[f32], b: &[f32]| a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-6);
+    let (again, said) = train("finetune", &data, "again", &init(&tuned));
+    assert!(said.contains("the head is the file's, of 12 classes"), "{said}");
+    assert!(close(&head(&again), &head(&tuned)));
+    // The same weights say nothing of classes where no config.json lies beside them.
+    let alone = folder.path().join("alone.safetensors");
+    std::fs::copy(tuned.join("export/model.safetensors"), &alone).expect("copied");
+    let (afresh, said) = train("finetune", &data, "alone", &init(&alone));
+    assert!(said.contains("the head starts afresh"), "{said}");
+    assert!(!close(&head(&afresh), &head(&tuned)));
+    // The names in another order: rows move with them.
+    let export = folder.path().join("moved");
+    std::fs::create_dir(&export).expect("made");
+    std::fs::copy(&alone, export.join("model.safetensors")).expect("copied");
+    let config = std::fs::read_to_string(tuned.join("export/config.json")).expect("there");
+    let mut config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
+    config["label_names"].as_array_mut().expect("names").rotate_left(1);
+    std::fs::write(export.join("config.json"), config.to_string()).expect("written");
+    let (moved, said) = train("finetune", &data, "rotated", &init(&export));
+    assert!(said.contains("in the order they have here"), "{said}");
+    let mut expected = head(&tuned);
+    expected.rotate_right(128);
+    assert!(close(&head(&moved), &expected));
+    // Other classes.
+    config["label_names"][0] = "something else".into();
+    std::fs::write(export.join("config.json"), config.to_string()).expect("written");
+    let (_, said) = train("finetune", &data, "others", &init(&export));
+    assert!(said.contains("the head starts afresh: the classes here are others"), "{said}");
+}
+
+/// DINO hands on its teacher, MoCo the encoder of its queries, and the flag changes that.
+#[test]
+fn pretraining_ends_with_the_encoder_that_the_method_hands_on() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let (data, settings) = (flowers(folder.path(), 1), tiny_run(folder.path()));
+    let small = ["hidden=16", "bottleneck=16", "prototypes=16"];
+    let small: String = small.iter().map(|s| format!(" --set pretrain.options.{s}")).collect();
+    for (name, more, prefix) in [
+        ("dino", format!("--method dino{small}"), "teacher."),
+        ("dino-student", format!("--method dino --student{small}"), "param."),
+        ("moco-v2", "--method moco-v2 --set pretrain.options.queue=16".to_owned(), "param."),
+    ] {
+        let out = folder.path().join(name);
+        let [data, settings, out_text] = [&data, &settings, &out].map(|p| p.display());
+        let line = format!(
+            "pretrain {data} --model deit_micro_patch8_96 -c {settings} --output {out_text} {more}"
+        );
+        let output = run(line.split_whitespace());
+        assert!(output.status.success(), "{}", stderr(&output));
+        let read = |file: &str| weights::read(&out.join("checkpoints").join(file)).expect(file);
+        let (handed_on, last) = (read("pretrained.safetensors"), read("last.safetensors"));
+        let key = "blocks.0.mlp.fc1.weight";
+        assert_eq!(handed_on[key], last[&format!("{prefix}{key}")], "{name}");
+        assert_ne!(last[&format!("teacher.{key}")], last[&format!("param.{key}")], "{name}");
     }
 }

@@ -128,3 +128,49 @@ fn a_batch_that_does_not_fit_is_explained() {
     let heads = traced(path, &batch(path, 2, &labels), "--method supervised");
     assert_eq!(heads["init.head.bias"].0, [3]);
 }
+
+#[test]
+fn a_model_with_dropout_of_its_own_is_traced_without_it() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let batch = batch(folder.path(), 2, &[]);
+    let out = folder.path().join("t.safetensors");
+    let trace = |seed: usize, weights: Option<&Path>| {
+        let weights = weights.map_or(String::new(), |path| format!("--weights {}", path.display()));
+        let line = format!(
+            "trace --model t2t_vit_7 --method simclr --batch {} --out {} --seed {seed} {weights}",
+            batch.display(),
+            out.display()
+        );
+        let output = run(line.split_whitespace());
+        assert!(output.status.success(), "{}", stderr(&output));
+        weights::read(&out).expect("a trace")
+    };
+    let first = trace(1, None);
+    let (mut specs, mut values) = (Vec::new(), Vec::new());
+    for (key, (shape, tensor)) in &first {
+        let Some(key) = key.strip_prefix("init.") else { continue };
+        let range = values.len()..values.len() + tensor.len();
+        specs.push(ParamSpec { key: key.to_owned(), shape: shape.clone(), range, frozen: false });
+        values.extend(tensor);
+    }
+    let path = folder.path().join("weights.safetensors");
+    weights::write(&path, &specs, &values).expect("written");
+    // Another seed draws other dropout, were there any.
+    assert_eq!(trace(2, Some(&path))["loss"], first["loss"]);
+}
+
+#[test]
+fn settings_that_a_trace_makes_itself_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let batch = batch(folder.path(), 2, &[]);
+    for set in [
+        "pretrain.cutmix=0.5",
+        "pretrain.optim.epochs=3",
+        "pretrain.optim.drop_path=0.1",
+        "finetune.mixup=0",
+    ] {
+        let (output, _) = trace(folder.path(), &batch, &format!("--method idmm --set {set}"));
+        assert_eq!(output.status.code(), Some(2), "{set}: {}", stderr(&output));
+        assert!(stderr(&output).contains("does nothing"), "{}", stderr(&output));
+    }
+}

@@ -6,10 +6,10 @@ use burn::tensor::{Device, Tensor};
 use super::{Backbone, Spec};
 use crate::error::Result;
 use crate::graph::{Graph, Pixels};
-use crate::nn::{DropPath, Init, Keys, Linear, Mlp, MlpSpec};
+use crate::nn::{DropPath, Init, Keys, Linear, LinearStart, Mlp, MlpSpec};
 
 /// What is trained on top of a backbone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct HeadSpec {
     /// After the feature.
     pub projector: Option<MlpSpec>,
@@ -19,6 +19,16 @@ pub struct HeadSpec {
     pub num_classes: usize,
     /// Whether that layer has a bias.
     pub head_bias: bool,
+    /// How that layer starts.
+    pub head_start: LinearStart,
+}
+
+impl Default for HeadSpec {
+    /// Nothing.
+    fn default() -> Self {
+        let (projector, predictor, head_start) = (None, None, LinearStart::Normal);
+        Self { projector, predictor, num_classes: 0, head_bias: false, head_start }
+    }
 }
 
 impl HeadSpec {
@@ -61,11 +71,9 @@ impl NetSpec {
         };
         let projector = mlp(self.heads.projector, &mut init);
         let predictor = mlp(self.heads.predictor, &mut init);
-        let head = match (self.heads.num_classes, self.heads.head_bias) {
-            (0, _) => None,
-            (classes, true) => Some(Linear::new(width, classes, &mut init)),
-            (classes, false) => Some(Linear::without_bias(width, classes, &mut init)),
-        };
+        let HeadSpec { num_classes, head_bias: bias, head_start, .. } = self.heads;
+        let head = (num_classes > 0)
+            .then(|| Linear::starting(head_start, [width, num_classes], bias, &mut init));
         Ok(Net { backbone, projector, predictor, head, num_features })
     }
 }

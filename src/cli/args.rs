@@ -2,12 +2,12 @@
 
 use std::path::PathBuf;
 
-use clap::{Args, Parser, Subcommand, ValueEnum};
+use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
 use fewvit_kernels::Precision;
 
 use super::bench_args::BenchCommand;
 use super::data_args::{BadImage, DataCommand};
-use super::flags::{RunArgs, TrainArgs};
+use super::flags::{Job, OF_RUNS, RunArgs, TrainArgs};
 use super::frozen_args::{EmbedArgs, FrozenArgs, KnnArgs};
 use super::trace_args::TraceArgs;
 use crate::data::Split;
@@ -37,6 +37,14 @@ Exit codes: 0 done, 1 failed, 2 usage or settings, 3 data, 4 device or memory, 5
 130 interrupted after a checkpoint.
 Results go to standard output, progress to standard error.";
 
+/// Leaves the flags out of the help.
+pub(super) fn hiding(flags: &'static [&'static str]) -> impl Fn(Arg) -> Arg {
+    move |arg| match flags.contains(&arg.get_id().as_str()) {
+        true => arg.hide(true),
+        false => arg,
+    }
+}
+
 /// What to do.
 #[derive(Subcommand, Clone, Debug)]
 pub enum Command {
@@ -44,10 +52,10 @@ pub enum Command {
     #[command(after_help = TRAIN)]
     Train(DataArgs),
     /// Pre-train, without labels unless the method learns from them
-    #[command(after_help = PRETRAIN)]
+    #[command(after_help = PRETRAIN, mut_args = hiding(Job::Pretrain.hidden()))]
     Pretrain(DataArgs),
     /// Fine-tune with labels, evaluate, report and export
-    #[command(after_help = FINETUNE)]
+    #[command(after_help = FINETUNE, mut_args = hiding(Job::Finetune.hidden()))]
     Finetune(FinetuneArgs),
     /// Measure a trained model on labelled images
     #[command(after_help = EVAL)]
@@ -86,7 +94,7 @@ pub enum Command {
     #[command(subcommand, after_help = RECIPE)]
     Recipe(RecipeCommand),
     /// Print all settings of a run, or who set one of them
-    #[command(after_help = CONFIG)]
+    #[command(after_help = CONFIG, mut_args = hiding(&OF_RUNS))]
     Config(ConfigArgs),
     /// Check this machine and say what to do about it
     #[command(after_help = DOCTOR)]
@@ -140,6 +148,7 @@ Rows of the paper's ablation (Table 8):
 
 const FINETUNE: &str = "Examples:
   fewvit finetune photos/ --init runs/pre --epochs 100
+  fewvit finetune photos/ --init runs/photos-1 --recipe paper-448
   fewvit finetune photos/ --from-scratch --recipe quick";
 
 /// `finetune`.
@@ -147,7 +156,9 @@ const FINETUNE: &str = "Examples:
 pub struct FinetuneArgs {
     /// Images: DIR/CLASS/*, DIR/{train,test}/CLASS/*, a table or a .tar
     pub data: PathBuf,
-    /// Run folder or weights to start from: safetensors, or what torch.save wrote (.pth, .pt, .bin)
+    /// Run folder (its fine-tuned model, or else its pre-trained weights) or weights to start from:
+    /// safetensors, or what torch.save wrote (.pth, .pt, .bin). The head is kept where a config.json
+    /// beside the weights names the same classes
     #[arg(
         long,
         value_name = "RUN|FILE",
@@ -372,6 +383,7 @@ pub struct ListArgs {
 
 const CONFIG: &str = "Examples:
   fewvit config --recipe quick > mine.toml
+  fewvit config --model pvt_v2_b0 --explain finetune.optim --json
   fewvit config --recipe quick --lr 2e-4 --explain finetune.optim.lr";
 
 /// `config`.

@@ -10,6 +10,7 @@ use super::flags::Job;
 use super::progress::Progress;
 use super::train::absolute;
 use crate::bench::{self, PipelineSpeed, StepBench};
+use crate::config::Unread;
 use crate::error::{Error, Result};
 use crate::run::{self, Request};
 use crate::train::stage::Stage;
@@ -37,6 +38,9 @@ fn limits(args: &LimitsArgs) -> Result<()> {
 }
 
 fn step(args: &StepArgs) -> Result<()> {
+    if args.batch_size == 0 {
+        return Err(Error::Usage("--batch-size 0 leaves nothing to measure".to_owned()));
+    }
     if args.amp_dtype == Dtype::Bf16 && !has_bf16() {
         return Err(Error::Usage(format!(
             "--amp-dtype bf16: this processor ({}) does not multiply bf16, training would use f32",
@@ -46,7 +50,7 @@ fn step(args: &StepArgs) -> Result<()> {
     let speed = bench::step(&StepBench {
         model: args.model.clone(),
         img_size: args.img_size,
-        batch_size: args.batch_size.max(1),
+        batch_size: args.batch_size,
         threads: run::threads_or_all(args.threads),
         micro_batch: args.micro_batch,
         precision: args.amp_dtype.precision(),
@@ -70,13 +74,21 @@ fn pipeline(
     measure: fn(&Stage, Duration) -> Result<PipelineSpeed>,
 ) -> Result<()> {
     let train = &args.run.train;
-    let config = train.layers(Job::Pretrain, std::env::vars_os().collect())?.build()?.config;
+    train.run.refuse_of_runs()?;
+    let layers = train.layers(Job::Pretrain, std::env::vars_os().collect())?;
+    let resolved = run::settle(layers, Job::Pretrain.stages())?;
+    resolved.refuse_unread(&|key| {
+        let why = || "a measurement has a length of its own, --seconds".to_owned();
+        (key == "time_budget").then(|| Unread { why: why(), tolerated: true })
+    })?;
+    let config = resolved.config;
     let request = Request {
         data: absolute(&args.run.data),
         pretrain: true,
         finetune: false,
         init: None,
         command: Vec::new(),
+        sources: Default::default(),
     };
     let data = run::prepare::prepare(&request, &config, &Progress::new())?;
     let speed = measure(&run::pretraining(&config, &data)?, seconds(args.seconds)?)?;

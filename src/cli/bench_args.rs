@@ -2,7 +2,8 @@
 
 use clap::{Args, Subcommand};
 
-use super::args::{DataArgs, Dtype};
+use super::args::{DataArgs, Dtype, hiding};
+use super::flags::{Job, OF_RUNS};
 
 /// What to measure.
 #[derive(Subcommand, Clone, Debug)]
@@ -14,10 +15,10 @@ pub enum BenchCommand {
     #[command(after_help = STEP)]
     Step(StepArgs),
     /// Crops of a data set, without training
-    #[command(after_help = DATA)]
+    #[command(after_help = DATA, mut_args = hiding(Job::Pretrain.hidden()), mut_args = hiding(&OF_RUNS))]
     Data(PipelineArgs),
     /// Pre-training on a data set, from the decoded image to the update
-    #[command(after_help = EPOCH)]
+    #[command(after_help = EPOCH, mut_args = hiding(Job::Pretrain.hidden()), mut_args = hiding(&OF_RUNS))]
     Epoch(PipelineArgs),
 }
 

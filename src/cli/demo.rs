@@ -1,20 +1,22 @@
 //! `fewvit demo`: the paper's claim in miniature, on flowers that the program renders itself.
 
-use super::flags::RunArgs;
+use super::flags::{Job, RunArgs};
 use super::progress::Progress;
 use super::train::go;
 use crate::data::synth;
 use crate::error::Result;
 use crate::eval::metric::{difference_interval, mcnemar_p};
 use crate::report::words::interval;
-use crate::run::{Folder, Request, Summary, Ui as _};
+use crate::run::{self, Folder, Request, Summary, Ui as _};
 
 /// Images of each species in each split, and their side in pixels.
 const IMAGES: usize = 24;
 const SIDE: usize = 96;
 
 pub(super) fn demo(args: &RunArgs) -> Result<()> {
-    let config = args.layers("demo", std::env::vars_os().collect())?.build()?.config;
+    let layers = args.layers("demo", std::env::vars_os().collect())?;
+    let resolved = run::settle(layers, Job::Train.stages())?;
+    let (sources, config) = (resolved.sources(), resolved.config);
     let folder = Folder::create(args.output.as_deref(), "demo")?;
     let data = super::train::absolute(&folder.join("flowers"));
     let ui = Progress::new();
@@ -28,6 +30,7 @@ pub(super) fn demo(args: &RunArgs) -> Result<()> {
             finetune: true,
             init: None,
             command: std::env::args().collect(),
+            sources: sources.clone(),
         };
         let args = RunArgs { output: Some(folder.join(name)), ..args.clone() };
         ui.note(&format!("== {name}"));

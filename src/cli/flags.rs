@@ -9,6 +9,7 @@ use toml::Value;
 use super::values::{parse_crops, parse_minutes};
 use crate::config::{Layers, Source};
 use crate::error::{Error, Result};
+use crate::run::Stages;
 
 /// What is trained.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +21,40 @@ pub enum Job {
     /// Fine-tuning only.
     Finetune,
 }
+
+impl Job {
+    /// Its stages.
+    pub fn stages(self) -> Stages {
+        Stages { pretrain: self != Self::Finetune, finetune: self != Self::Pretrain }
+    }
+
+    /// Flags that are about another job: they are not in the help, and refused with the reason.
+    pub fn hidden(self) -> &'static [&'static str] {
+        match self {
+            Self::Train => &[],
+            Self::Pretrain => &[
+                "mixup",
+                "from_scratch",
+                "pretrain_epochs",
+                "pretrain_img_size",
+                "pretrain_smoothing",
+            ],
+            Self::Finetune => &[
+                "method",
+                "student",
+                "pretrain_epochs",
+                "pretrain_img_size",
+                "pretrain_smoothing",
+                "crops",
+                "projector",
+                "no_probe",
+            ],
+        }
+    }
+}
+
+/// Flags of a run that commands without one refuse, and leave out of their help.
+pub const OF_RUNS: [&str; 3] = ["output", "yes", "dry_run"];
 
 /// Flags of every command that trains.
 #[derive(Args, Clone, Debug, Default)]
@@ -85,7 +120,7 @@ pub struct TrainArgs {
     /// Decoupled weight decay
     #[arg(long, value_name = "WD", help_heading = "Optimiser", allow_negative_numbers = true)]
     pub weight_decay: Option<f64>,
-    /// Epochs of linear warm-up
+    /// Epochs of linear warm-up; if not given, fewer --epochs shorten the recipe's alike
     #[arg(long, value_name = "N", help_heading = "Optimiser", allow_negative_numbers = true)]
     pub warmup_epochs: Option<f64>,
     /// Stochastic depth at the last block; on `train` of both stages
@@ -115,9 +150,12 @@ pub struct TrainArgs {
         allow_negative_numbers = true
     )]
     pub mixup: Option<f64>,
-    /// Pre-training method: idmm
+    /// Pre-training method: idmm, simclr, supcon, moco-v2, moco-v3, dino or supervised
     #[arg(long, value_name = "NAME", help_heading = "Pre-training")]
     pub method: Option<String>,
+    /// Go on with the student of a method whose recipe takes the teacher (dino)
+    #[arg(long, help_heading = "Pre-training")]
+    pub student: bool,
     /// Epochs of pre-training, 0 = none
     #[arg(long, value_name = "N", help_heading = "Pre-training")]
     pub pretrain_epochs: Option<usize>,
@@ -210,14 +248,28 @@ impl RunArgs {
         ]
     }
 
-    /// Layers below the flags: recipe, that of the method, files, environment, `--set`.
-    fn base(&self, recipe: &str, method: Option<&str>, env: Variables) -> Result<Layers> {
+    /// Layers below the flags: recipe, files, environment, `--set`.
+    fn base(&self, recipe: &str, env: Variables) -> Result<Layers> {
         let mut layers = Layers::new(recipe)?;
-        method.map_or(Ok(()), |method| layers.method(method))?;
         self.config.iter().try_for_each(|path| layers.file(path))?;
         layers.env(env)?;
         self.set.iter().try_for_each(|set| layers.set(set, Source::Flag("--set")))?;
         Ok(layers)
+    }
+
+    /// Refuses flags of runs, for a command that makes none.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming one that was given.
+    pub fn refuse_of_runs(&self) -> Result<()> {
+        let given =
+            [("--output", self.output.is_some()), ("--yes", self.yes), ("--dry-run", self.dry_run)];
+        match given.iter().find(|(_, given)| *given) {
+            Some((flag, _)) => Err(Error::Usage(format!(
+                "{flag} does nothing here: this command begins no run\n  leave it out"
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// All layers of a command that has only these flags.
@@ -225,7 +277,7 @@ impl RunArgs {
     /// # Errors
     /// [`Error::Usage`] or an unreadable file.
     pub fn layers(&self, recipe: &str, env: Variables) -> Result<Layers> {
-        let mut layers = self.base(recipe, None, env)?;
+        let mut layers = self.base(recipe, env)?;
         apply(&mut layers, self.rows(), Job::Train)?;
         Ok(layers)
     }
@@ -236,7 +288,7 @@ pub type Variables = Vec<(OsString, OsString)>;
 
 impl TrainArgs {
     /// Every flag with its key: the table that the help texts describe.
-    fn rows(&self) -> [Row; 18] {
+    fn rows(&self) -> [Row; 19] {
         use Key::{Finetune, LastStage, Pretrain, Run, Stages};
         [
             ("--model", Run("model.name"), text(&self.model)),
@@ -256,6 +308,7 @@ impl TrainArgs {
             ("--cutmix", Stages("cutmix"), number(self.cutmix)),
             ("--mixup", Finetune("mixup"), number(self.mixup)),
             ("--method", Pretrain("method"), text(&self.method)),
+            ("--student", Pretrain("encoder"), self.student.then(|| "student".into())),
             ("--pretrain-epochs", Pretrain("optim.epochs"), whole(self.pretrain_epochs)),
             ("--pretrain-smoothing", Pretrain("optim.smoothing"), number(self.pretrain_smoothing)),
             ("--crops", Pretrain("crops"), self.crops.clone()),
@@ -269,7 +322,7 @@ impl TrainArgs {
     /// # Errors
     /// [`Error::Usage`] for unknown keys and flags of a stage that the job lacks; an unreadable file.
     pub fn layers(&self, job: Job, env: Variables) -> Result<Layers> {
-        let mut layers = self.run.base(&self.recipe, self.method.as_deref(), env)?;
+        let mut layers = self.run.base(&self.recipe, env)?;
         apply(&mut layers, self.run.rows(), job)?;
         apply(&mut layers, self.rows(), job)?;
         match job {
@@ -287,6 +340,9 @@ impl TrainArgs {
     /// Pre-training has a size in each crop group.
     fn sizes(&self, layers: &mut Layers, job: Job) -> Result<()> {
         if job == Job::Pretrain {
+            if self.img_size.is_some() && self.pretrain_img_size.is_some() {
+                return Err(twice("--img-size", "--pretrain-img-size"));
+            }
             resize_crops(layers, "--img-size", self.img_size)?;
         } else {
             let key = Key::Finetune("img_size");
@@ -307,10 +363,19 @@ fn apply(layers: &mut Layers, rows: impl IntoIterator<Item = Row>, job: Job) -> 
             return Err(not_of(flag, job));
         }
         for key in keys {
+            if let Some(Source::Flag(other)) = layers.setter(&key)
+                && *other != "--set"
+            {
+                return Err(twice(other, flag));
+            }
             layers.put(&key, value.clone(), Source::Flag(flag))?;
         }
     }
     Ok(())
+}
+
+fn twice(one: &str, other: &str) -> Error {
+    Error::Usage(format!("{one} and {other} set the same here; leave one of them out"))
 }
 
 fn not_of(flag: &str, job: Job) -> Error {
@@ -324,11 +389,8 @@ fn not_of(flag: &str, job: Job) -> Error {
 }
 
 fn resize_crops(layers: &mut Layers, flag: &'static str, size: Option<usize>) -> Result<()> {
-    let (Some(size), Some(Value::Array(groups))) = (whole(size), layers.get("pretrain.crops"))
-    else {
-        return Ok(());
-    };
-    let mut groups = groups.clone();
+    let Some(size) = whole(size) else { return Ok(()) };
+    let Some(Value::Array(mut groups)) = layers.get("pretrain.crops")? else { return Ok(()) };
     for group in groups.iter_mut().filter_map(Value::as_table_mut) {
         group.insert("img_size".to_owned(), size.clone());
     }

@@ -7,7 +7,7 @@ use serde_json::json;
 use super::args::SplitChoice;
 use super::frozen_args::{EmbedArgs, FrozenArgs, KnnArgs};
 use super::readable::Readable;
-use crate::config::{EvalConfig, Layers};
+use crate::config::{EvalConfig, Layers, Source};
 use crate::error::{Error, Result};
 use crate::eval::infer::Inference;
 use crate::eval::knn::knn;
@@ -35,8 +35,15 @@ struct Splits {
 }
 
 pub(super) fn nearest(args: &KnnArgs) -> Result<()> {
-    let eval = defaults()?;
-    let (k, t) = (args.k.unwrap_or(eval.knn_k), args.temperature.unwrap_or(eval.knn_temperature));
+    let mut layers = Layers::new("paper")?;
+    let k = args.k.map(|k| i64::try_from(k).unwrap_or(i64::MAX).into());
+    for (flag, key, value) in [
+        ("--k", "eval.knn_k", k),
+        ("--temperature", "eval.knn_temperature", args.temperature.map(Into::into)),
+    ] {
+        value.map_or(Ok(()), |value| layers.put(key, value, Source::Flag(flag)))?;
+    }
+    let EvalConfig { knn_k: k, knn_temperature: t, .. } = layers.build()?.config.eval;
     let Splits { train, test, classes } = splits(&args.frozen)?;
     let bank = (&train.features[..], &train.labels[..]);
     let top1 = knn(bank, (&test.features, &test.labels), classes, k, t);
@@ -68,9 +75,14 @@ pub(super) fn probe(args: &FrozenArgs) -> Result<()> {
         },
     )?;
     let metrics = Metrics::from_logits(&probe.logits(&test.features), &test.labels, classes);
+    if !probe.converged {
+        let most = "L-BFGS stopped at its most iterations, before it converged";
+        eprintln!("note: {most}: the accuracy may be a little off");
+    }
     if args.common.json {
         return super::print_json(&json!({
-            "penalty": probe.penalty, "cross_validated": probe.validated, "test": metrics,
+            "penalty": probe.penalty, "cross_validated": probe.validated,
+            "converged": probe.converged, "test": metrics,
         }));
     }
     super::print(&format!(
@@ -94,7 +106,14 @@ pub(super) fn embed(args: &EmbedArgs) -> Result<()> {
         extract(&open(&args.frozen)?, &args.frozen, &data, &data.positions(wanted)?)?;
     let files: Vec<&str> =
         positions.iter().map(|&i| data.manifest.samples[i].id.as_str()).collect();
-    features::write(&args.out, format, &Named { files: &files, values: &values })
+    features::write(&args.out, format, &Named { files: &files, values: &values })?;
+    if args.frozen.common.json {
+        let width = values.len() / files.len().max(1);
+        return super::print_json(
+            &json!({ "file": args.out, "images": files.len(), "num_features": width }),
+        );
+    }
+    Ok(())
 }
 
 /// The recipe's settings of measurements.
@@ -151,7 +170,7 @@ fn extract(
         view: frozen.view,
         threads: crate::run::threads_or_all(args.common.threads),
     };
-    let image = |i: usize| decode_sample(&data.manifest.samples[positions[i]]);
+    let image = |i: usize| decode_sample(&data.manifest.samples[positions[i]], frozen.view.depth);
     let mut readable = Readable::new(args.on_bad_image);
     inference.each(positions.len(), &image, |i, outputs| {
         readable.take(positions[i], outputs.map(|outputs| outputs.features))

@@ -3,10 +3,13 @@
 use std::io::Write;
 use std::path::Path;
 
+use serde_json::json;
+
 use super::args::{ConfigArgs, RecipeCommand};
 use super::flags::{Job, Variables};
-use crate::config::{recipe, to_toml};
+use crate::config::{Resolved, Setting, recipe, to_toml};
 use crate::error::{Error, Result};
+use crate::run;
 
 /// Lists the recipes or prints one with its comments.
 ///
@@ -18,8 +21,7 @@ pub fn recipe(command: &RecipeCommand, out: &mut impl Write) -> Result<()> {
         RecipeCommand::List(args) => recipe::TABLE.iter().try_for_each(|recipe| {
             let about = recipe.about()?;
             let line = match args.json {
-                true => serde_json::to_string(&about)
-                    .map_err(|e| Error::Failed(format!("cannot print the recipe: {e}")))?,
+                true => return print_json(out, &about),
                 false => {
                     format!("{:<7} {}\n        cost: {}", about.name, about.summary, about.cost)
                 }
@@ -34,11 +36,33 @@ pub fn recipe(command: &RecipeCommand, out: &mut impl Write) -> Result<()> {
 /// # Errors
 /// Settings that cannot be used; `out` cannot be written.
 pub fn config(args: &ConfigArgs, env: Variables, out: &mut impl Write) -> Result<()> {
-    let resolved = args.train.layers(Job::Train, env)?.build()?;
-    match &args.explain {
-        Some(key) => print(out, &resolved.explain(key)?),
-        None => print(out, &to_toml(&resolved.config)?),
+    args.train.run.refuse_of_runs()?;
+    let resolved = run::settle(args.train.layers(Job::Train, env)?, Job::Train.stages())?;
+    match (&args.explain, args.train.run.json) {
+        (Some(key), false) => print(out, &resolved.explain(key)?),
+        (Some(key), true) => explain_json(&resolved, key, out),
+        (None, false) => print(out, &to_toml(&resolved.config)?),
+        (None, true) => print_json(out, &resolved.config),
     }
+}
+
+/// An object a key.
+fn explain_json(resolved: &Resolved, key: &str, out: &mut impl Write) -> Result<()> {
+    let said =
+        |setting: &Setting| json!({ "value": setting.value, "set_by": setting.source.to_string() });
+    resolved.history(key)?.into_iter().try_for_each(|(key, history)| {
+        let mut newest_first = history.iter().rev().map(said);
+        let mut line = newest_first.next().unwrap_or_default();
+        line["key"] = key.into();
+        line["instead_of"] = newest_first.collect();
+        print_json(out, &line)
+    })
+}
+
+fn print_json(out: &mut impl Write, value: &impl serde::Serialize) -> Result<()> {
+    let text = serde_json::to_string(value)
+        .map_err(|e| Error::Failed(format!("cannot print the result: {e}")))?;
+    print(out, &format!("{text}\n"))
 }
 
 /// Prints results.
@@ -88,5 +112,29 @@ mod tests {
                         instead of 0.001 from recipe `quick`\n  \
                         instead of 0.0005 from recipe `paper`\n";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn settings_are_printed_as_json_and_flags_of_runs_are_refused() {
+        let text = output("fewvit config --recipe quick --json");
+        let config: crate::config::RunConfig = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(config.about.name, "quick");
+        let text = output("fewvit config --lr 2e-4 --explain finetune.optim.lr --json");
+        let line: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!((&line["key"], &line["value"]), (&"finetune.optim.lr".into(), &2e-4.into()));
+        assert_eq!(line["set_by"], "--lr");
+        assert_eq!(line["instead_of"][0]["set_by"], "recipe `paper`");
+        for flag in ["--output runs/a", "--yes", "--dry-run"] {
+            let line = format!("fewvit config {flag}");
+            let cli = Cli::try_parse_from(line.split_whitespace()).expect(&line);
+            let Command::Config(args) = &cli.command else { panic!("{line}") };
+            let error = config_error(args);
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains("begins no run"), "{error}");
+        }
+    }
+
+    fn config_error(args: &ConfigArgs) -> Error {
+        super::config(args, Vec::new(), &mut Vec::new()).expect_err("a flag of runs")
     }
 }

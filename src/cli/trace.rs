@@ -3,9 +3,9 @@
 use toml::Value;
 
 use super::trace_args::TraceArgs;
-use crate::config::{Layers, RunConfig, Source, recipe};
+use crate::config::{Layers, RunConfig, Source, Unread, recipe};
 use crate::error::{Error, Result};
-use crate::run;
+use crate::run::{self, Stages};
 use crate::train::trace::method::{self, MethodTrace};
 use crate::train::trace::supervised::{self, TraceOptions};
 
@@ -45,15 +45,34 @@ pub(super) fn trace(args: &TraceArgs) -> Result<()> {
     }
 }
 
-/// The recipe, its method's over it, a constant rate, files, `--set`, flags.
+/// Settings that a trace has no use for, or makes itself.
+const UNREAD: [&str; 11] = [
+    "time_budget",
+    "data.",
+    "eval.",
+    "checkpoint.",
+    "pretrain.probe_every",
+    "pretrain.encoder",
+    "pretrain.augment.",
+    "pretrain.cutmix",
+    "pretrain.optim.drop_path",
+    "pretrain.optim.epochs",
+    "pretrain.optim.batch_size",
+];
+
+/// The recipe, a constant rate, files, `--set`, flags. `--method` may be a recipe of its own.
 fn settings(args: &TraceArgs, method: &str) -> Result<RunConfig> {
     let own = &args.of_method;
-    let (base, trace) = (own.recipe.as_deref().unwrap_or("paper"), Source::Flag("trace"));
-    let mut layers = Layers::new(base)?;
-    layers.method(method)?;
-    if !recipe::TABLE.iter().any(|recipe| recipe.name == method) {
-        layers.put("pretrain.method", method.into(), Source::Flag("--method"))?;
-    }
+    let trace = Source::Flag("trace");
+    let is_recipe = recipe::TABLE.iter().any(|recipe| recipe.name == method);
+    let mut layers = match &own.recipe {
+        None if is_recipe => Layers::new(method)?,
+        base => {
+            let mut layers = Layers::new(base.as_deref().unwrap_or("paper"))?;
+            layers.put("pretrain.method", method.into(), Source::Flag("--method"))?;
+            layers
+        }
+    };
     layers.put("pretrain.optim.lr_schedule", "constant".into(), trace.clone())?;
     layers.put("pretrain.optim.warmup_epochs", 0.0.into(), trace.clone())?;
     layers.put("threads", 1.into(), trace)?;
@@ -71,7 +90,13 @@ fn settings(args: &TraceArgs, method: &str) -> Result<RunConfig> {
     ] {
         value.map_or(Ok(()), |value| layers.put(key, value, Source::Flag(flag)))?;
     }
-    let mut config = layers.build()?.config;
+    let resolved = run::settle(layers, Stages { pretrain: true, finetune: false })?;
+    resolved.refuse_unread(&|key| {
+        let why = || "every step of a trace is an epoch on the views that it is given".to_owned();
+        let unread = UNREAD.iter().any(|own| key.starts_with(own));
+        unread.then(|| Unread { why: why(), tolerated: true })
+    })?;
+    let mut config = resolved.config;
     config.threads = run::threads(&config);
     Ok(config)
 }

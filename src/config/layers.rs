@@ -1,14 +1,18 @@
-//! Layers of settings, each over the one before: default recipe, `--recipe`, `-c FILE`, the
-//! environment (`FEWVIT_*`), `--set`, flags. Every key remembers who set it.
+//! Layers of settings, each over the one before: default recipe, `--recipe`, the recipe of the
+//! method, `-c FILE`, the environment (`FEWVIT_*`), `--set`, flags. Every key remembers who set it.
+//!
+//! Recipes are laid last but lie at the bottom: which method and which model they are for is only
+//! known when all the other layers are there.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsString;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
 use toml::{Table, Value};
 
-use super::{RunConfig, recipe, validate};
+use super::recipe::Recipe;
+use super::{Resolved, RunConfig, recipe, validate};
 use crate::error::{Error, Result};
 
 /// Who set a value.
@@ -16,6 +20,12 @@ use crate::error::{Error, Result};
 pub enum Source {
     /// An embedded recipe.
     Recipe(&'static str),
+    /// An embedded recipe's table for one family of models.
+    Family(&'static str, String),
+    /// The warm-up's share of the epochs, of which there were so many where it was set.
+    Share(i64),
+    /// The run or export that `--init` names.
+    Init(PathBuf),
     /// A file given with `-c`.
     File(PathBuf),
     /// An environment variable.
@@ -28,10 +38,20 @@ impl fmt::Display for Source {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         match self {
             Self::Recipe(name) => write!(f, "recipe `{name}`"),
+            Self::Family(name, family) => write!(f, "recipe `{name}`, [for.{family}]"),
+            Self::Share(epochs) => write!(f, "its share of the epochs, which were {epochs}"),
+            Self::Init(path) => write!(f, "--init {}", path.display()),
             Self::File(path) => write!(f, "file {}", path.display()),
             Self::Env(name) => write!(f, "environment variable {name}"),
             Self::Flag(name) => f.write_str(name),
         }
+    }
+}
+
+impl Source {
+    /// Whether this is no person's choice.
+    pub fn is_recipe(&self) -> bool {
+        matches!(self, Self::Recipe(_) | Self::Family(..) | Self::Share(_))
     }
 }
 
@@ -45,20 +65,15 @@ pub struct Setting {
 }
 
 /// Settings by dotted key, the weakest first; the last one counts.
-type Settings = BTreeMap<String, Vec<Setting>>;
+pub(super) type Settings = BTreeMap<String, Vec<Setting>>;
 
 /// Layers in the making; see the module's description.
 #[derive(Clone, Debug)]
 pub struct Layers {
-    settings: Settings,
-}
-
-/// The outcome of all layers.
-#[derive(Clone, Debug)]
-pub struct Resolved {
-    /// A valid configuration.
-    pub config: RunConfig,
-    settings: Settings,
+    recipe: &'static Recipe,
+    known: BTreeSet<String>,
+    /// What people set, in order.
+    own: Vec<(String, Setting)>,
 }
 
 /// Variables that are no keys: the kernels' instruction set and the tests' data.
@@ -70,40 +85,82 @@ const FREE_TABLE: &str = "about.expected";
 /// Settings of the chosen method, which checks itself that they are its own.
 const OPTIONS: &str = "pretrain.options.";
 
+const METHOD: &str = "pretrain.method";
+const MODEL: &str = "model.name";
+
 impl Layers {
     /// The default recipe with the recipe `name` over it.
     ///
     /// # Errors
     /// [`Error::Usage`] if there is no such recipe.
     pub fn new(name: &str) -> Result<Self> {
+        let recipe = recipe::get(name)?;
+        let keys = |recipe: &Recipe| Ok(flatten(recipe.table()?).into_iter().map(|(key, _)| key));
+        let known = keys(&recipe::TABLE[0])?.chain(keys(recipe)?).collect();
+        Ok(Self { recipe, known, own: Vec::new() })
+    }
+
+    /// The recipes, the weakest first. A method has its own recipe's crops, optimiser and options,
+    /// whichever way it was chosen; they are what the other layers change.
+    fn recipes(&self) -> Result<Vec<&'static Recipe>> {
         let base = &recipe::TABLE[0];
-        let mut layers = Self { settings: Settings::new() };
-        for (key, value) in flatten(base.table()?) {
-            let setting = Setting { value, source: Source::Recipe(base.name) };
-            layers.settings.insert(key, vec![setting]);
+        let given = (self.recipe.name != base.name).then_some(self.recipe);
+        let mut recipes: Vec<_> = std::iter::once(base).chain(given).collect();
+        let Some(Setting { value: Value::String(method), source }) = self.last(METHOD) else {
+            return Ok(recipes);
+        };
+        let of_given = given.map(Recipe::method).transpose()?.flatten();
+        match of_given {
+            Some(other) if other == *method => {}
+            Some(other) => {
+                return Err(Error::Usage(format!(
+                    "the recipe `{}` is one of {other}, and {source} asks for {method}\n  \
+                     leave one of the two out",
+                    self.recipe.name
+                )));
+            }
+            None => recipes.extend(recipe::TABLE.iter().find(|recipe| recipe.name == method)),
         }
-        layers.recipe(recipe::get(name)?)?;
-        Ok(layers)
+        Ok(recipes)
     }
 
-    /// Lays the recipe of the pre-training method `method` over, unless that method is chosen
-    /// already: its own crops, optimiser and options are what the flags then change.
-    ///
-    /// # Errors
-    /// An embedded recipe that cannot be read; an unknown method is found out later.
-    pub fn method(&mut self, method: &str) -> Result<()> {
-        let chosen = self.get("pretrain.method").and_then(Value::as_str) == Some(method);
-        match recipe::TABLE.iter().find(|recipe| recipe.name == method) {
-            Some(recipe) if !chosen => self.recipe(recipe),
-            _ => Ok(()),
+    /// All settings, those of the recipes first.
+    fn resolve(&self) -> Result<Settings> {
+        let mut settings = Settings::new();
+        let mut lay = |table: Table, source: Source| {
+            for (key, value) in flatten(table) {
+                let source = source.clone();
+                settings.entry(key).or_default().push(Setting { value, source });
+            }
+        };
+        let recipes = self.recipes()?;
+        let model = self.model(&recipes)?;
+        for recipe in recipes {
+            lay(recipe.table()?, Source::Recipe(recipe.name));
+            for (family, table) in recipe.families_of(&model)? {
+                lay(table, Source::Family(recipe.name, family));
+            }
         }
+        for (key, setting) in &self.own {
+            settings.entry(key.clone()).or_default().push(setting.clone());
+        }
+        Ok(settings)
     }
 
-    fn recipe(&mut self, recipe: &recipe::Recipe) -> Result<()> {
-        if recipe.name == recipe::TABLE[0].name {
-            return Ok(());
+    /// The model's name that counts in the end.
+    fn model(&self, recipes: &[&'static Recipe]) -> Result<String> {
+        let own = self.last(MODEL).and_then(|setting| setting.value.as_str());
+        let mut name = String::new();
+        for recipe in recipes {
+            let said = flatten(recipe.table()?).into_iter().find(|(key, _)| key == MODEL);
+            name = said.and_then(|(_, value)| Some(value.as_str()?.to_owned())).unwrap_or(name);
         }
-        self.table(recipe.table()?, &Source::Recipe(recipe.name))
+        Ok(own.map_or(name, str::to_owned))
+    }
+
+    /// What people set of a key last.
+    fn last(&self, key: &str) -> Option<&Setting> {
+        self.own.iter().rev().find(|(own, _)| own == key).map(|(_, setting)| setting)
     }
 
     /// Lays a TOML file over.
@@ -163,19 +220,45 @@ impl Layers {
             let inner = flatten_below(key, table.clone());
             return inner.into_iter().try_for_each(|(k, v)| self.put(&k, v, source.clone()));
         }
-        if key.starts_with(OPTIONS) {
-            self.settings.entry(key.to_owned()).or_default();
+        if !self.known.contains(key) && !key.starts_with(OPTIONS) {
+            let known = self.known.iter().map(String::as_str);
+            return Err(unknown(known, key, &format!(" (from {source})")));
         }
-        match self.settings.get_mut(key) {
-            Some(history) => history.push(Setting { value, source }),
-            None => return Err(unknown(&self.settings, key, &format!(" (from {source})"))),
-        }
+        self.own.push((key.to_owned(), Setting { value, source }));
         Ok(())
     }
 
+    /// Lays what the weights at `init` were trained with over the recipes, under all that people set.
+    ///
+    /// # Errors
+    /// A key that there is none of.
+    pub fn inherit(&mut self, settings: Vec<(String, Value)>, init: &Path) -> Result<()> {
+        let over = std::mem::take(&mut self.own);
+        let source = Source::Init(init.to_path_buf());
+        let mut each = settings.into_iter();
+        each.try_for_each(|(key, value)| self.put(&key, value, source.clone()))?;
+        self.own.extend(over);
+        Ok(())
+    }
+
+    /// Takes back what flags set of the keys.
+    pub fn withdraw(&mut self, keys: &[String]) {
+        let by_flag = |setting: &Setting| matches!(setting.source, Source::Flag(_));
+        self.own.retain(|(key, setting)| !(keys.contains(key) && by_flag(setting)));
+    }
+
     /// The value of a key so far.
-    pub fn get(&self, key: &str) -> Option<&Value> {
-        self.settings.get(key).and_then(|history| history.last()).map(|setting| &setting.value)
+    ///
+    /// # Errors
+    /// A recipe and a method that do not go together.
+    pub fn get(&self, key: &str) -> Result<Option<Value>> {
+        let mut settings = self.resolve()?;
+        Ok(settings.remove(key).and_then(|mut all| all.pop()).map(|setting| setting.value))
+    }
+
+    /// Who set a key last, if it was a person.
+    pub fn setter(&self, key: &str) -> Option<&Source> {
+        self.last(key).map(|setting| &setting.source)
     }
 
     /// The configuration, checked.
@@ -183,13 +266,17 @@ impl Layers {
     /// # Errors
     /// [`Error::Usage`] naming each value of the wrong type or out of range and who set it.
     pub fn build(self) -> Result<Resolved> {
-        let winners = self.settings.iter().filter_map(|(key, all)| Some((key, all.last()?)));
-        let config: RunConfig = match nest(winners.map(|(key, s)| (key, &s.value))).try_into() {
+        let mut settings = self.resolve()?;
+        ["pretrain", "finetune"].iter().for_each(|stage| share_warmup(&mut settings, stage));
+        let winners = settings.iter().filter_map(|(key, all)| Some((key, &all.last()?.value)));
+        let config: RunConfig = match nest(winners).try_into() {
             Ok(config) => config,
-            Err(e) => return Err(self.misfit().unwrap_or_else(|| Error::Usage(e.to_string()))),
+            Err(e) => {
+                return Err(misfit(&settings).unwrap_or_else(|| Error::Usage(e.to_string())));
+            }
         };
-        let resolved = Resolved { config, settings: self.settings };
-        let problems = validate::problems(&resolved.config);
+        let problems = validate::problems(&config);
+        let resolved = Resolved { config, settings };
         match problems.is_empty() {
             true => Ok(resolved),
             false => Err(Error::Usage(resolved.blame(&problems))),
@@ -201,65 +288,57 @@ impl Layers {
             .into_iter()
             .try_for_each(|(key, value)| self.put(&key, value, source.clone()))
     }
+}
 
-    /// The first setting that, alone over the default recipe, is of the wrong type.
-    fn misfit(&self) -> Option<Error> {
-        self.settings.iter().find_map(|(key, history)| {
-            let (base, wrong) = (history.first()?, history.last()?);
-            let alone = self.settings.iter().filter_map(|(k, all)| {
-                Some((k, if k == key { &wrong.value } else { &all.first()?.value }))
-            });
-            let error = nest(alone).try_into::<RunConfig>().err()?;
-            Some(Error::Usage(format!(
-                "{key} = {} (from {}): {}",
-                wrong.value,
-                wrong.source,
-                expectation(&base.value, &wrong.value, &error)
-            )))
-        })
+/// Where the epochs of a stage were lowered and its warm-up was not touched, the warm-up keeps its
+/// share of them. A recipe or file that has both means them together.
+fn share_warmup(settings: &mut Settings, stage: &str) {
+    let number = |value: &Value| value.as_float().or(value.as_integer().map(|n| n as f64));
+    let warmup_key = format!("{stage}.optim.warmup_epochs");
+    let last = |key: &str| settings.get(key).and_then(|all| all.last());
+    let (Some(warmup), Some(epochs)) =
+        (last(&warmup_key), settings.get(&format!("{stage}.optim.epochs")))
+    else {
+        return;
+    };
+    let meant = epochs.iter().rev().find(|setting| match &warmup.source {
+        Source::File(_) => setting.source == warmup.source,
+        source => source.is_recipe() && setting.source.is_recipe(),
+    });
+    let meant = meant.and_then(|setting| setting.value.as_integer());
+    let now = epochs.last().and_then(|setting| setting.value.as_integer());
+    let (Some(meant), Some(now), Some(long)) = (meant, now, number(&warmup.value)) else { return };
+    if (1..meant).contains(&now) && long > 0.0 {
+        let value = Value::Float(long * now as f64 / meant as f64);
+        let setting = Setting { value, source: Source::Share(meant) };
+        settings.entry(warmup_key).or_default().push(setting);
     }
 }
 
-impl Resolved {
-    /// Who set the key; none for an unknown key.
-    pub fn origin(&self, key: &str) -> Option<&Source> {
-        self.settings.get(key).and_then(|history| history.last()).map(|setting| &setting.source)
-    }
+/// The first setting that, alone over the default recipe, is of the wrong type.
+fn misfit(settings: &Settings) -> Option<Error> {
+    settings.iter().find_map(|(key, history)| {
+        let (base, wrong) = (history.first()?, history.last()?);
+        let alone = settings.iter().filter_map(|(k, all)| {
+            Some((k, if k == key { &wrong.value } else { &all.first()?.value }))
+        });
+        let error = nest(alone).try_into::<RunConfig>().err()?;
+        Some(Error::Usage(format!(
+            "{key} = {} (from {}): {}",
+            wrong.value,
+            wrong.source,
+            expectation(&base.value, &wrong.value, &error)
+        )))
+    })
+}
 
-    /// Whether somebody, not a recipe, has chosen the key's value.
-    pub fn chosen(&self, key: &str) -> bool {
-        self.origin(key).is_some_and(|source| !matches!(source, Source::Recipe(_)))
-    }
-
-    /// Value of the key, who set it and what that replaced; of every key below if it is a section.
-    ///
-    /// # Errors
-    /// [`Error::Usage`] if there is no such key.
-    pub fn explain(&self, key: &str) -> Result<String> {
-        let below = format!("{key}.");
-        let of = |k: &str| k == key || k.starts_with(&below);
-        let mut text = String::new();
-        for (key, history) in self.settings.iter().filter(|(k, _)| of(k)) {
-            let mut newest_first = history.iter().rev();
-            if let Some(Setting { value, source }) = newest_first.next() {
-                text += &format!("{key} = {value}\n  set by {source}\n");
-            }
-            for Setting { value, source } in newest_first {
-                text += &format!("  instead of {value} from {source}\n");
-            }
+/// Renames the source of values that differ between two configurations.
+pub fn mark_fitted(sources: &mut BTreeMap<String, String>, chosen: &RunConfig, fitted: &RunConfig) {
+    let flat = |config| Table::try_from(config).map(flatten).unwrap_or_default();
+    for ((key, before), (_, after)) in flat(chosen).into_iter().zip(flat(fitted)) {
+        if before != after {
+            sources.insert(key, "fitted by fewvit".to_owned());
         }
-        match text.is_empty() {
-            true => Err(unknown(&self.settings, key, "")),
-            false => Ok(text),
-        }
-    }
-
-    fn blame(&self, problems: &[(String, String)]) -> String {
-        let line = |(key, text): &(String, String)| match self.origin(key) {
-            Some(source) => format!("{key} {text} (set by {source})"),
-            None => format!("{key} {text}"),
-        };
-        problems.iter().map(line).collect::<Vec<_>>().join("\n")
     }
 }
 
@@ -312,9 +391,14 @@ fn nest<'a>(leaves: impl Iterator<Item = (&'a String, &'a Value)>) -> Table {
     root
 }
 
-fn unknown(settings: &Settings, key: &str, from: &str) -> Error {
+/// The error for a key that is not among the `known` ones.
+pub(super) fn unknown<'a>(
+    known: impl Iterator<Item = &'a str> + Clone,
+    key: &str,
+    from: &str,
+) -> Error {
     let below = format!("{key}.");
-    let inner: Vec<_> = settings.keys().filter_map(|k| k.strip_prefix(&below)).collect();
+    let inner: Vec<_> = known.clone().filter_map(|k| k.strip_prefix(&below)).collect();
     if !inner.is_empty() {
         let keys = inner.join(", ");
         return Error::Usage(format!("{key}{from} is a section, not a value; in it: {keys}"));
@@ -324,9 +408,8 @@ fn unknown(settings: &Settings, key: &str, from: &str) -> Error {
         let same_name = if last(k) == last(key) { 1.0 } else { 0.0 };
         same_name + strsim::normalized_damerau_levenshtein(k, key)
     };
-    let best = settings.keys().map(|k| likeness(k)).fold(0.0, f64::max);
-    let near: Vec<_> =
-        settings.keys().filter(|k| likeness(k) >= best).map(String::as_str).collect();
+    let best = known.clone().map(likeness).fold(0.0, f64::max);
+    let near: Vec<_> = known.filter(|k| likeness(k) >= best).collect();
     Error::Usage(format!(
         "there is no key {key}{from}; did you mean {}?\n  all keys: fewvit config",
         near.join(" or ")

@@ -5,10 +5,12 @@
 
 mod layers;
 pub mod recipe;
+mod resolved;
 mod validate;
 
 pub(crate) use layers::flatten;
-pub use layers::{Layers, Resolved, Setting, Source, to_toml};
+pub use layers::{Layers, Setting, Source, mark_fitted, to_toml};
+pub use resolved::{Resolved, Unread};
 pub use validate::validate;
 
 use serde::{Deserialize, Serialize};
@@ -78,6 +80,20 @@ pub struct About {
 pub struct ModelConfig {
     /// timm's name, for example `deit_tiny_patch16_224`.
     pub name: String,
+    /// Sinusoidal position tables (T2T-ViT) when weights go on at another img-size.
+    #[serde(default)] // absent in runs of earlier versions
+    pub pos_embed: PosEmbed,
+}
+
+/// What becomes of a sinusoidal position table at another img-size.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PosEmbed {
+    /// It is resized like a learned one (recipe section 3.7).
+    #[default]
+    Interpolate,
+    /// It is computed for the new size.
+    Regenerate,
 }
 
 /// Reading images.
@@ -95,10 +111,25 @@ pub struct DataConfig {
     pub cache_short_side: usize,
     /// Decoded images are kept in memory up to this many GB, in a file of the run folder above it.
     pub cache_ram_gb: f64,
+    /// What becomes of 16-bit samples; runs of earlier versions do not say.
+    #[serde(default)]
+    pub depth: Depth,
     /// Channel means of the input normalisation, RGB in 0..1.
     pub mean: [f32; 3],
     /// Channel standard deviations of the input normalisation.
     pub std: [f32; 3],
+}
+
+/// How 16-bit samples of PNG and TIFF files become 8-bit levels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Depth {
+    /// The upper byte, as PIL has it.
+    #[default]
+    Pil,
+    /// The 8 bits from the highest one down that the file uses: for scans of 10 to 14 bits. Each
+    /// file decides for itself, so that a picture gives the same levels in any company.
+    Auto,
 }
 
 /// What a file that does not decode does.
@@ -112,7 +143,7 @@ pub enum OnBadImage {
 }
 
 /// Optimiser and schedule of one stage.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OptimConfig {
     /// The rule of the update.
@@ -125,8 +156,14 @@ pub struct OptimConfig {
     pub micro_batch: usize,
     /// Peak learning rate; never scaled by the batch size.
     pub lr: f64,
+    /// Learning rate at the end of the curve.
+    #[serde(default)] // absent in runs of earlier versions, as the other three below
+    pub min_lr: f64,
     /// Weight decay: decoupled in AdamW, added to the gradient in SGD.
     pub weight_decay: f64,
+    /// Weight decay at the end, reached along half a cosine; 0 = `weight_decay` throughout.
+    #[serde(default)]
+    pub weight_decay_end: f64,
     /// SGD's momentum.
     pub momentum: f64,
     /// AdamW's decay of the first moment.
@@ -141,8 +178,14 @@ pub struct OptimConfig {
     pub lr_schedule: LrSchedule,
     /// Leave biases, norms and other one-dimensional parameters undecayed.
     pub no_decay_1d: bool,
-    /// Bound on the global gradient norm, 0 = none.
+    /// Bound on the gradient norm, 0 = none.
     pub clip_grad: f64,
+    /// Whose norm is bounded.
+    #[serde(default)]
+    pub clip_mode: ClipMode,
+    /// Leave out the last batch of an epoch if it is not full, unless it is the only one.
+    #[serde(default)]
+    pub drop_last: bool,
     /// Average of the weights.
     pub ema: Ema,
     /// Stochastic depth at the last block, growing linearly from 0.
@@ -163,11 +206,22 @@ pub enum OptimKind {
     Sgd,
 }
 
+/// Whose gradient norm `clip_grad` bounds.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClipMode {
+    /// That of all parameters together.
+    #[default]
+    Global,
+    /// That of each parameter by itself (DINO).
+    Parameter,
+}
+
 /// Learning rate after the warm-up (recipe section 2.5).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LrSchedule {
-    /// Half a cosine to 0, per iteration.
+    /// Half a cosine to `min_lr`, per iteration.
     Cosine,
     /// The official code's cosine with its misplaced bracket.
     IdmmQuirk,
@@ -267,6 +321,9 @@ pub enum Interpolation {
 pub struct PretrainConfig {
     /// A name of the table of methods, such as `idmm`.
     pub method: String,
+    /// Which encoder is the model that comes out, for methods that have two.
+    #[serde(default)] // absent in runs of earlier versions
+    pub encoder: Encoder,
     /// The method's own settings, as its recipe lists them; IDMM's are below.
     #[serde(default, skip_serializing_if = "toml::Table::is_empty")]
     pub options: toml::Table,
@@ -286,6 +343,17 @@ pub struct PretrainConfig {
     pub classifier_bias: bool,
     /// Epochs between two k-NN probes, 0 = none.
     pub probe_every: usize,
+}
+
+/// The encoder that k-NN, probe, export and fine-tuning take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Encoder {
+    /// The one that gradients train.
+    #[default]
+    Student,
+    /// Its momentum average.
+    Teacher,
 }
 
 /// Stage 2: supervised training from the pre-trained weights.
@@ -318,8 +386,9 @@ pub struct EvalConfig {
     pub crop_pct: f64,
     /// Filter of the resize.
     pub interpolation: Interpolation,
-    /// Images a batch.
-    pub batch_size: usize,
+    /// Of runs of earlier versions, which wrote it down and never read it.
+    #[serde(default, skip_serializing)]
+    batch_size: serde::de::IgnoredAny,
     /// Neighbours of the k-NN probe.
     pub knn_k: usize,
     /// Temperature of its votes.

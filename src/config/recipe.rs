@@ -14,9 +14,13 @@ pub struct Recipe {
     pub text: &'static str,
 }
 
+/// The section whose tables are for one family of models each.
+const FAMILIES: &str = "for";
+
 /// The recipes. The first is the default and complete; the others list what they change in it.
 pub const TABLE: &[Recipe] = &[
     Recipe { name: "paper", text: include_str!("../../recipes/paper.toml") },
+    Recipe { name: "paper-448", text: include_str!("../../recipes/paper-448.toml") },
     Recipe { name: "quick", text: include_str!("../../recipes/quick.toml") },
     Recipe { name: "demo", text: include_str!("../../recipes/demo.toml") },
     Recipe { name: "insdis", text: include_str!("../../recipes/insdis.toml") },
@@ -53,11 +57,38 @@ pub fn get(name: &str) -> Result<&'static Recipe> {
 }
 
 impl Recipe {
-    /// The file as a table.
+    /// The file as a table, without what is for some families of models only.
     ///
     /// # Errors
     /// [`Error::Failed`] if the embedded file is no TOML, which the tests rule out.
     pub fn table(&self) -> Result<Table> {
+        let mut table = self.file()?;
+        table.remove(FAMILIES);
+        Ok(table)
+    }
+
+    /// What `[for.FAMILY]` says for the families that `model` is of: those its name begins with.
+    ///
+    /// # Errors
+    /// As [`Recipe::table`].
+    pub fn families_of(&self, model: &str) -> Result<Vec<(String, Table)>> {
+        let families = self.file()?.remove(FAMILIES).and_then(|value| value.try_into().ok());
+        let families: Table = families.unwrap_or_default();
+        let own = families.into_iter().filter(|(family, _)| model.starts_with(&**family));
+        Ok(own.filter_map(|(family, table)| Some((family, table.try_into().ok()?))).collect())
+    }
+
+    /// The method that the recipe is for, if it names one.
+    ///
+    /// # Errors
+    /// As [`Recipe::table`].
+    pub fn method(&self) -> Result<Option<String>> {
+        let table = self.table()?;
+        let method = table.get("pretrain").and_then(|pretrain| pretrain.get("method"));
+        Ok(method.and_then(toml::Value::as_str).map(str::to_owned))
+    }
+
+    fn file(&self) -> Result<Table> {
         let misfit = |e| Error::Failed(format!("the recipe `{}` cannot be read: {e}", self.name));
         self.text.parse().map_err(misfit)
     }

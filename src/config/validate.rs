@@ -1,10 +1,13 @@
 //! Ranges of the settings, in words.
 
-use super::{AugmentConfig, CropGroup, OptimConfig, RunConfig};
+use std::collections::BTreeSet;
+
+use super::{AugmentConfig, CropGroup, OptimConfig, ProbeConfig, RunConfig};
+use crate::backbone::Spec;
 use crate::error::{Error, Result};
 
-/// Patch size of every backbone; sides of images are multiples of it.
-const PATCH: usize = 16;
+/// The largest side of an image in pixels.
+const LARGEST_SIDE: usize = 2048;
 
 /// Checks that every value is in its range.
 ///
@@ -23,6 +26,7 @@ pub fn validate(config: &RunConfig) -> Result<()> {
 pub(super) fn problems(config: &RunConfig) -> Vec<(String, String)> {
     let mut checks = Checks { section: "", problems: Vec::new() };
     checks.run(config);
+    checks.model(config);
     checks.data(config);
     checks.pretrain(config);
     checks.finetune(config);
@@ -72,9 +76,14 @@ impl Checks {
         self.require((low..=high).contains(&value), key, &value, &format!("{low} to {high}"));
     }
 
+    /// Which sides the model takes, it says itself.
     fn side(&mut self, key: &str, value: usize) {
-        let ok = value.is_multiple_of(PATCH) && (PATCH..=2048).contains(&value);
-        self.require(ok, key, &value, "a multiple of 16 (the patch size) from 16 to 2048");
+        self.count(key, value, 1, LARGEST_SIDE);
+    }
+
+    /// A problem in other words than `must be`.
+    fn refuse(&mut self, key: &str, error: &Error) {
+        self.problems.push((key.to_owned(), format!("cannot be: {error}")));
     }
 
     fn range(&mut self, key: &str, [low, high]: [f64; 2], least: f64, most: f64) {
@@ -90,12 +99,27 @@ impl Checks {
         self.at_least_0("checkpoint.every_minutes", config.checkpoint.every_minutes, 1e6);
     }
 
+    fn model(&mut self, config: &RunConfig) {
+        let spec = match Spec::find(&config.model.name) {
+            Ok(spec) => spec,
+            Err(error) => return self.refuse("model.name", &error),
+        };
+        let crops = config.pretrain.crops.iter().map(|group| ("pretrain.crops", group.img_size));
+        let sides: BTreeSet<_> =
+            crops.chain([("finetune.img_size", config.finetune.img_size)]).collect();
+        for (key, side) in sides {
+            if let Err(error) = spec.check_img_size(side) {
+                self.refuse(key, &error);
+            }
+        }
+    }
+
     fn data(&mut self, config: &RunConfig) {
         self.section = "data";
         let data = &config.data;
         let inside = data.test_fraction > 0.0 && data.test_fraction < 1.0;
         self.require(inside, "test_fraction", &data.test_fraction, "more than 0 and less than 1");
-        self.count("cache_short_side", data.cache_short_side, PATCH, 8192);
+        self.count("cache_short_side", data.cache_short_side, 16, 8192);
         self.at_least_0("cache_ram_gb", data.cache_ram_gb, 1e6);
         let means = data.mean.iter().all(|m| (0.0..=1.0).contains(m));
         self.require(means, "mean", &data.mean, "three numbers of 0 to 1");
@@ -121,6 +145,9 @@ impl Checks {
             self.count("crops", group.count, 1, 64);
             self.side("crops", group.img_size);
             self.range("crops", group.scale, 0.0, 1.0);
+            for probability in [group.blur, group.solarize].into_iter().flatten() {
+                self.within("crops", probability, 0.0, 1.0);
+            }
         }
         let sides: Vec<_> = crops.iter().map(|group| group.img_size).collect();
         let same = sides.windows(2).all(|pair| pair[0] == pair[1]);
@@ -146,11 +173,19 @@ impl Checks {
         self.count("batch_size", optim.batch_size, 1, 65_536);
         self.count("micro_batch", optim.micro_batch, 0, 4096);
         self.positive("lr", optim.lr, 1.0);
+        let must = format!("0 or more and at most lr, {:?}", optim.lr);
+        let inside = (0.0..=optim.lr).contains(&optim.min_lr);
+        self.require(inside, "min_lr", &optim.min_lr, &must);
         self.at_least_0("weight_decay", optim.weight_decay, 1.0);
+        self.at_least_0("weight_decay_end", optim.weight_decay_end, 1.0);
+        self.below_1("momentum", optim.momentum);
         self.below_1("beta1", optim.beta1);
         self.below_1("beta2", optim.beta2);
         self.positive("eps", optim.eps, 1.0);
         self.at_least_0("warmup_epochs", optim.warmup_epochs, 1e6);
+        let too_long = optim.epochs > 0 && optim.warmup_epochs > optim.epochs as f64;
+        let must = format!("at most the stage's {} epochs", optim.epochs);
+        self.require(!too_long, "warmup_epochs", &optim.warmup_epochs, &must);
         self.at_least_0("clip_grad", optim.clip_grad, 1e6);
         self.below_1("drop_path", optim.drop_path);
         self.below_1("smoothing", optim.smoothing);
@@ -163,6 +198,7 @@ impl Checks {
             ("color_jitter_prob", augment.color_jitter_prob),
             ("grayscale", augment.grayscale),
             ("blur", augment.blur),
+            ("solarize", augment.solarize),
         ] {
             self.within(key, probability, 0.0, 1.0);
         }
@@ -176,8 +212,19 @@ impl Checks {
     fn eval(&mut self, config: &RunConfig) {
         self.section = "eval";
         self.positive("crop_pct", config.eval.crop_pct, 1.0);
-        self.count("batch_size", config.eval.batch_size, 1, 65_536);
         self.count("knn_k", config.eval.knn_k, 1, 65_536);
         self.positive("knn_temperature", config.eval.knn_temperature, 1000.0);
+        self.probe(&config.eval.probe);
+    }
+
+    fn probe(&mut self, probe: &ProbeConfig) {
+        self.section = "eval.probe";
+        let strongest_first = probe.penalties.windows(2).all(|pair| pair[0] > pair[1]);
+        let in_range = probe.penalties.iter().all(|p| (0.0..=1e6).contains(p));
+        let ok = !probe.penalties.is_empty() && strongest_first && in_range;
+        let must = "one or more numbers of 0 to 1000000, the strongest first";
+        self.require(ok, "penalties", &probe.penalties, must);
+        self.count("folds", probe.folds, 2, 1000);
+        self.count("iterations", probe.iterations, 1, 1_000_000);
     }
 }

@@ -72,6 +72,8 @@ pub struct BatchSource {
     pub seed: u64,
     /// Images a step; the last step of an epoch takes what is left.
     pub batch_size: usize,
+    /// Whether there is no such last step, unless it is the only one.
+    pub drop_last: bool,
     /// Threads that cut crops.
     pub threads: usize,
 }
@@ -79,7 +81,15 @@ pub struct BatchSource {
 impl BatchSource {
     /// Steps of one epoch.
     pub fn steps_per_epoch(&self) -> usize {
-        self.images.len().div_ceil(self.batch_size)
+        match self.drop_last {
+            true => (self.images.len() / self.batch_size).max(1),
+            false => self.images.len().div_ceil(self.batch_size),
+        }
+    }
+
+    /// Images of one epoch, which leaves out others each time where it drops a last batch.
+    pub fn images_per_epoch(&self) -> usize {
+        self.images.len().min(self.steps_per_epoch() * self.batch_size)
     }
 
     /// The batch of optimiser step `step`, counted from 0 over all epochs.
@@ -166,6 +176,52 @@ impl Drop for Prefetch {
         if let Some(thread) = self.thread.take() {
             // A panic of the maker has already closed the channel; there is nothing to add here.
             let _ = thread.join();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::views::ViewGroup;
+    use super::*;
+    use crate::config::Layers;
+
+    fn source(images: usize, batch_size: usize, drop_last: bool) -> BatchSource {
+        let config = Layers::new("insdis").and_then(Layers::build).expect("a recipe").config;
+        let views = ViewPlan::pretrain(&config.pretrain);
+        let groups = views.groups.into_iter().map(|group| ViewGroup { count: 1, ..group });
+        BatchSource {
+            images: Arc::new(ImageStore::of(vec![Rgb8::new(4, 4); images])),
+            views: Arc::new(ViewPlan { groups: groups.collect() }),
+            mix: Arc::new(|_, _, rows, _| Mix::none(rows)),
+            seed: 1,
+            batch_size,
+            drop_last,
+            threads: 1,
+        }
+    }
+
+    #[test]
+    fn a_last_batch_that_is_not_full_is_kept_or_dropped_but_never_the_only_one() {
+        for (images, batch, drop_last, sizes) in [
+            (10, 4, false, &[4, 4, 2][..]),
+            (10, 4, true, &[4, 4]),
+            (8, 4, true, &[4, 4]),
+            (3, 4, true, &[3]),
+            (3, 4, false, &[3]),
+        ] {
+            let source = source(images, batch, drop_last);
+            assert_eq!(source.steps_per_epoch(), sizes.len(), "{images} {batch} {drop_last}");
+            assert_eq!(source.images_per_epoch(), sizes.iter().sum::<usize>());
+            let mut seen = Vec::new();
+            for epoch in 0..2 {
+                let steps = (0..sizes.len()).map(|i| epoch * sizes.len() + i);
+                let batches = steps.map(|step| source.batch(step).expect("crops"));
+                let samples: Vec<_> = batches.map(|b| b.groups[0].samples.clone()).collect();
+                assert_eq!(samples.iter().map(Vec::len).collect::<Vec<_>>(), sizes);
+                seen.push(samples.concat());
+            }
+            assert!(images < 5 || seen[0] != seen[1], "another order, other images left out");
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Linear probe: multinomial logistic regression on frozen features, fitted by L-BFGS, with the
 //! strength of its L2 penalty chosen by cross-validation on the training images.
 
-use argmin::core::{CostFunction, Error as Unsolved, Executor, Gradient};
+use argmin::core::{
+    CostFunction, Error as Unsolved, Executor, Gradient, TerminationReason, TerminationStatus,
+};
 use argmin::solver::linesearch::MoreThuenteLineSearch;
 use argmin::solver::quasinewton::LBFGS;
 
@@ -27,6 +29,8 @@ pub struct Probe {
     pub penalty: f64,
     /// Share of the training images that the cross-validation named right at that penalty.
     pub validated: f64,
+    /// Whether the search for the weights ended at a minimum and not at its most iterations.
+    pub converged: bool,
     scaling: Scaling,
     model: Linear,
 }
@@ -77,7 +81,7 @@ impl Probe {
                 if y_in.is_empty() {
                     return Ok(0);
                 }
-                let model = fit(&x_in, &y_in, classes, penalty, options.iterations)?;
+                let (model, _) = fit(&x_in, &y_in, classes, penalty, options.iterations)?;
                 let logits = model.logits(&x_out);
                 let right = logits.chunks_exact(classes).zip(&y_out);
                 Ok(right.filter(|(row, label)| largest(row) == **label).count())
@@ -89,8 +93,9 @@ impl Probe {
         });
         let (penalty, hits) =
             best.ok_or_else(|| Error::Usage("a probe needs at least one penalty".to_owned()))?;
-        let model = fit(&x, labels, classes, penalty, options.iterations)?;
-        Ok(Self { penalty, validated: hits as f64 / labels.len() as f64, scaling, model })
+        let (model, converged) = fit(&x, labels, classes, penalty, options.iterations)?;
+        let validated = hits as f64 / labels.len() as f64;
+        Ok(Self { penalty, validated, converged, scaling, model })
     }
 
     /// Logits `[n, classes]` of `features` `[n, dim]`.
@@ -238,13 +243,14 @@ const HISTORY: usize = 10;
 /// A gradient of this length ends the search.
 const TOLERANCE: f64 = 1e-5;
 
+/// The weights of least loss, and whether they were found within the iterations.
 fn fit(
     x: &Matrix,
     labels: &[usize],
     classes: usize,
     penalty: f64,
     iterations: u64,
-) -> Result<Linear> {
+) -> Result<(Linear, bool)> {
     let start = vec![0.0; x.columns * classes];
     let problem = Regression { x, labels, classes, penalty };
     let unsolved = |e: Unsolved| Error::Failed(format!("the linear probe found no fit: {e}"));
@@ -255,7 +261,11 @@ fn fit(
         .configure(|state| state.param(start.clone()).max_iters(iterations))
         .run()
         .map_err(unsolved)?;
-    Ok(Linear { weights: found.state.best_param.unwrap_or(start), classes })
+    let converged = matches!(
+        found.state.termination_status,
+        TerminationStatus::Terminated(TerminationReason::SolverConverged)
+    );
+    Ok((Linear { weights: found.state.best_param.unwrap_or(start), classes }, converged))
 }
 
 #[cfg(test)]
@@ -284,6 +294,18 @@ mod tests {
         assert!(logits.chunks(3).zip(&labels).all(|(row, label)| largest(row) == *label));
     }
 
+    /// Points that no plane parts exactly, so that there is a minimum to be found.
+    #[test]
+    fn a_search_that_was_cut_short_is_called_one() {
+        let (features, mut labels) = data(90);
+        labels.swap(0, 1);
+        for (iterations, converged) in [(1, false), (3, false), (500, true)] {
+            let options = ProbeOptions { penalties: vec![0.1], iterations, ..options() };
+            let probe = Probe::fit(&features, &labels, 3, &options).expect("a fit");
+            assert_eq!(probe.converged, converged, "{iterations}");
+        }
+    }
+
     #[test]
     fn the_gradient_is_the_slope() {
         let (features, labels) = data(7);
@@ -309,7 +331,7 @@ mod tests {
         let (features, mut labels) = data(60);
         labels.iter_mut().for_each(|label| *label = usize::from(*label == 2));
         let x = Scaling::of(&features, 2).apply(&features);
-        let model = fit(&x, &labels, 2, 1e6, 200).expect("a fit");
+        let (model, _) = fit(&x, &labels, 2, 1e6, 200).expect("a fit");
         let [a, b] = [model.weights[4], model.weights[5]];
         assert!((a - b - 2f64.ln()).abs() < 1e-3, "{a} {b}");
     }

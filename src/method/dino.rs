@@ -15,11 +15,12 @@ use super::{
     positive, shares, values,
 };
 use crate::backbone::{HeadSpec, Net};
+use crate::config::Encoder;
 use crate::data::views::ViewPlan;
 use crate::error::{Error, Result};
 use crate::loss::dino::{TEACHER_VIEWS, dino, updated_centre};
 use crate::loss::{Chance, normalize};
-use crate::nn::{Activation, BatchNorms, MlpSpec};
+use crate::nn::{Activation, BatchNorms, LinearStart, MlpSpec};
 use crate::schedule::{cosine, teacher_temp};
 
 /// This method in the table.
@@ -28,6 +29,7 @@ pub const ENTRY: Entry = Entry {
     title: "DINO",
     kind: Kind::SelfSupervised,
     summary: "self-distillation with multi-crop and a momentum teacher (ICCV 2021)",
+    reads: &["encoder", "options"],
     build: |setting| Ok(Arc::new(Dino::new(setting)?)),
 };
 
@@ -58,6 +60,7 @@ struct Options {
 
 struct Dino {
     views: ViewPlan,
+    encoder: Encoder,
     options: Options,
 }
 
@@ -70,7 +73,11 @@ impl Dino {
                  --crops 2x112@0.4-1,4x112@0.05-0.4"
                     .to_owned(),
             )),
-            _ => Ok(Self { views, options: Self::checked(setting.options()?)? }),
+            _ => Ok(Self {
+                views,
+                encoder: setting.config.encoder,
+                options: Self::checked(setting.options()?)?,
+            }),
         }
     }
 
@@ -102,8 +109,16 @@ impl Method for Dino {
             activation: Activation::Gelu,
             norm: BatchNorms::Off,
             bias: true,
+            start: LinearStart::Normal,
         };
-        HeadSpec { projector: Some(projector), ..HeadSpec::classifier(o.prototypes, false) }
+        // The original sets the layers of the head, and adds the prototypes after that.
+        let prototypes = HeadSpec::classifier(o.prototypes, false);
+        let head_start = LinearStart::Uniform;
+        HeadSpec { projector: Some(projector), head_start, ..prototypes }
+    }
+
+    fn encoder(&self) -> Encoder {
+        self.encoder
     }
 
     fn objective(&self) -> Objective<'_> {

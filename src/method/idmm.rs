@@ -27,6 +27,14 @@ pub const ENTRY: Entry = Entry {
     title: "IDMM",
     kind: Kind::SelfSupervised,
     summary: "instance discrimination with multi-crop and CutMix (ECCV 2022)",
+    reads: &[
+        "cutmix",
+        "cutmix_lambda",
+        "projector",
+        "classifier_bias",
+        "optim.smoothing",
+        "optim.smoothing_kind",
+    ],
     build: |setting| Ok(Arc::new(Idmm::new(setting.config, setting.samples))),
 };
 

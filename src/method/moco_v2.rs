@@ -17,6 +17,7 @@ use super::{
     positive, shares, values,
 };
 use crate::backbone::HeadSpec;
+use crate::config::Encoder;
 use crate::data::views::ViewPlan;
 use crate::error::Result;
 use crate::loss::{Chance, info_nce::info_nce_with_queue, normalize};
@@ -28,6 +29,7 @@ pub const ENTRY: Entry = Entry {
     title: "MoCo v2",
     kind: Kind::SelfSupervised,
     summary: "contrast against a queue of keys from a momentum encoder (2020)",
+    reads: &["encoder", "options"],
     build: |setting| Ok(Arc::new(MoCoV2::new(setting)?)),
 };
 
@@ -46,6 +48,7 @@ struct Options {
 
 struct MoCoV2 {
     views: ViewPlan,
+    encoder: Encoder,
     options: Options,
 }
 
@@ -55,7 +58,7 @@ impl MoCoV2 {
         let Options { temperature, dim, queue, momentum } = options;
         positive(&[("temperature", temperature), ("dim", dim as f64), ("queue", queue as f64)])?;
         shares(&[("momentum", momentum)])?;
-        Ok(Self { views, options })
+        Ok(Self { views, encoder: setting.config.encoder, options })
     }
 }
 
@@ -66,6 +69,10 @@ impl Method for MoCoV2 {
 
     fn heads(&self) -> HeadSpec {
         projection(self.options.dim)
+    }
+
+    fn encoder(&self) -> Encoder {
+        self.encoder
     }
 
     fn objective(&self) -> Objective<'_> {

@@ -17,10 +17,11 @@ use super::{
     shares,
 };
 use crate::backbone::HeadSpec;
+use crate::config::Encoder;
 use crate::data::views::ViewPlan;
 use crate::error::Result;
 use crate::loss::{Chance, info_nce::ctr, normalize};
-use crate::nn::{Activation, BatchNorms, MlpSpec};
+use crate::nn::{Activation, BatchNorms, LinearStart, MlpSpec};
 use crate::schedule::cosine;
 
 /// This method in the table.
@@ -29,6 +30,7 @@ pub const ENTRY: Entry = Entry {
     title: "MoCo v3",
     kind: Kind::SelfSupervised,
     summary: "contrast of two views with a predictor and a momentum encoder (ICCV 2021)",
+    reads: &["encoder", "options"],
     build: |setting| Ok(Arc::new(MoCoV3::new(setting)?)),
 };
 
@@ -43,12 +45,13 @@ struct Options {
     hidden: usize,
     /// Of the momentum encoder at the start; it ends at 1.
     momentum: f64,
-    /// Keep the patch embedding as it was drawn.
+    /// Keep the projection of the patch embedding as it was drawn.
     freeze_patch_embed: bool,
 }
 
 struct MoCoV3 {
     views: ViewPlan,
+    encoder: Encoder,
     options: Options,
     batch_size: usize,
 }
@@ -59,7 +62,7 @@ impl MoCoV3 {
         positive(&[("temperature", options.temperature), ("dim", options.dim as f64)])?;
         shares(&[("momentum", options.momentum)])?;
         let batch_size = setting.config.optim.batch_size.min(setting.samples);
-        Ok(Self { views, options, batch_size })
+        Ok(Self { views, encoder: setting.config.encoder, options, batch_size })
     }
 
     fn mlp(&self, layers: usize) -> MlpSpec {
@@ -70,6 +73,7 @@ impl MoCoV3 {
             activation: Activation::Relu,
             norm: BatchNorms::LastPlain,
             bias: false,
+            start: LinearStart::Uniform,
         }
     }
 }
@@ -84,6 +88,10 @@ impl Method for MoCoV3 {
         HeadSpec { projector, predictor, ..HeadSpec::default() }
     }
 
+    fn encoder(&self) -> Encoder {
+        self.encoder
+    }
+
     fn objective(&self) -> Objective<'_> {
         Objective::Batch(self)
     }
@@ -94,7 +102,8 @@ impl Method for MoCoV3 {
     }
 
     fn frozen_epochs(&self, key: &str) -> usize {
-        let frozen = self.options.freeze_patch_embed && key.starts_with("patch_embed");
+        // PVTv2 has a norm behind it, which is trained.
+        let frozen = self.options.freeze_patch_embed && key.starts_with("patch_embed.proj.");
         if frozen { usize::MAX } else { 0 }
     }
 }
@@ -131,5 +140,33 @@ impl Teacher for MoCoV3 {
 
     fn follows_before(&self) -> bool {
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::pretraining;
+    use crate::backbone::Spec;
+    use crate::config::{Layers, Source};
+    use crate::nn::{Init, Keys};
+
+    /// The original stops the gradient of its patch convolution; a norm behind it goes on learning.
+    #[test]
+    fn the_projection_of_patches_is_frozen_and_nothing_else() {
+        for (model, expected) in [
+            ("deit_tiny_patch16_224", &["patch_embed.proj.weight", "patch_embed.proj.bias"][..]),
+            ("pvt_v2_b0", &["patch_embed.proj.weight", "patch_embed.proj.bias"]),
+            ("t2t_vit_7", &[]),
+        ] {
+            let mut layers = Layers::new("moco-v3").expect("a recipe");
+            layers.put("model.name", model.into(), Source::Flag("--model")).expect("a key");
+            let config = layers.build().expect(model).config;
+            let method = pretraining(&config, 4, None).expect(model);
+            let spec = Spec::find(model).expect(model);
+            let keys = Keys::of(&spec.build(112, &mut Init::shapes()).expect(model));
+            let frozen = keys.iter().filter(|spec| method.frozen_epochs(&spec.key) > 0);
+            let frozen: Vec<&str> = frozen.map(|spec| spec.key.as_str()).collect();
+            assert_eq!(frozen, expected, "{model}");
+        }
     }
 }

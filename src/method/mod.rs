@@ -17,7 +17,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::de::DeserializeOwned;
 
 use crate::backbone::{HeadSpec, Net};
-use crate::config::{PretrainConfig, RunConfig};
+use crate::config::{Encoder, PretrainConfig, RunConfig};
 use crate::data::mixing::Mix;
 use crate::data::views::ViewPlan;
 use crate::error::{Error, Result};
@@ -41,6 +41,11 @@ pub trait Method: Send + Sync {
     /// How the `rows` crops of one group of one step are mixed.
     fn mix(&self, _rng: &mut ChaCha8Rng, _epoch: usize, rows: usize, _img_size: usize) -> Mix {
         Mix::none(rows)
+    }
+
+    /// Which encoder is the model that comes out.
+    fn encoder(&self) -> Encoder {
+        Encoder::Student
     }
 
     /// First epochs in which the parameter `key` keeps its value; [`usize::MAX`] = always.
@@ -262,6 +267,9 @@ pub struct Entry {
     pub kind: Kind,
     /// For `--help` and lists.
     pub summary: &'static str,
+    /// Keys of `[pretrain]` that not every method reads and this one does; a section stands for all
+    /// keys in it.
+    pub reads: &'static [&'static str],
     /// Makes it, or says what it lacks.
     pub build: fn(&Setting) -> Result<Arc<dyn Method>>,
 }
@@ -304,4 +312,27 @@ pub fn pretraining(
     let num_features = crate::backbone::Spec::find(&config.model.name)?.num_features();
     let setting = Setting { config: &config.pretrain, samples, labels, num_features };
     (entry.build)(&setting)
+}
+
+/// Checks the method that `config` names and its options before there is any data.
+///
+/// # Errors
+/// An unknown name, or settings that do not fit it.
+pub fn check_settings(config: &RunConfig) -> Result<()> {
+    let labels = Labels { of_samples: vec![0, 1], classes: 2 };
+    pretraining(config, labels.of_samples.len(), Some(labels)).map(|_| ())
+}
+
+/// Why the pre-training method `name` does not read `key`, a dotted key of the run; none if it does,
+/// or if all methods do.
+pub fn unread(name: &str, key: &str) -> Option<String> {
+    let key = key.strip_prefix("pretrain.")?;
+    let reads = |entry: &&Entry| {
+        let within = |rest: &str| rest.is_empty() || rest.starts_with('.');
+        entry.reads.iter().any(|own| key.strip_prefix(own).is_some_and(within))
+    };
+    let readers: Vec<_> = TABLE.iter().filter(reads).map(|entry| entry.name).collect();
+    let all_do = readers.is_empty() || readers.contains(&name);
+    (!all_do)
+        .then(|| format!("{name} does not read pretrain.{key}; these do: {}", readers.join(", ")))
 }

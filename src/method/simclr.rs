@@ -21,6 +21,7 @@ pub const ENTRY: Entry = Entry {
     title: "SimCLR",
     kind: Kind::SelfSupervised,
     summary: "contrast of two views against all others of the batch (ICML 2020)",
+    reads: &["options"],
     build: |setting| Ok(Arc::new(SimClr::new(setting)?)),
 };
 

@@ -21,6 +21,7 @@ pub const ENTRY: Entry = Entry {
     title: "SupCon",
     kind: Kind::Contrastive,
     summary: "contrast of each class against the rest of the batch; uses labels (NeurIPS 2020)",
+    reads: &["options"],
     build: |setting| Ok(Arc::new(SupCon::new(setting)?)),
 };
 

@@ -20,6 +20,7 @@ pub const ENTRY: Entry = Entry {
     title: "supervised",
     kind: Kind::Supervised,
     summary: "cross-entropy on the labels, with the crops of pre-training",
+    reads: &["cutmix", "cutmix_lambda", "optim.smoothing", "optim.smoothing_kind"],
     build: |setting| {
         let Labels { of_samples: labels, classes } = setting.labels()?;
         let optim = &setting.config.optim;

@@ -7,6 +7,16 @@ use super::Init;
 use crate::graph::{Graph, Value};
 use crate::ops::{self, Windows};
 
+/// First values of a linear layer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinearStart {
+    /// As in a transformer: weights from a normal of standard deviation 0.02, biases 0.
+    Normal,
+    /// As PyTorch starts a `Linear` that is left alone: weights and biases uniform within
+    /// 1 / sqrt(inputs).
+    Uniform,
+}
+
 /// `x W^T + b`.
 #[derive(Module, Debug)]
 pub struct Linear {
@@ -26,7 +36,25 @@ impl Linear {
         }
     }
 
-    /// The same without a bias.
+    /// With a start of its own, and with or without a bias.
+    pub fn starting(
+        start: LinearStart,
+        [input, output]: [usize; 2],
+        bias: bool,
+        init: &mut Init,
+    ) -> Self {
+        let bound = (input as f32).sqrt().recip();
+        match (start, bias) {
+            (LinearStart::Normal, true) => Self::new(input, output, init),
+            (LinearStart::Normal, false) => Self::without_bias(input, output, init),
+            (LinearStart::Uniform, _) => Self {
+                weight: init.uniform([output, input], bound),
+                bias: bias.then(|| init.uniform([output], bound)),
+            },
+        }
+    }
+
+    /// [`Linear::new`] without a bias.
     pub fn without_bias(input: usize, output: usize, init: &mut Init) -> Self {
         Self { weight: init.normal([output, input], 0.02), bias: None }
     }

@@ -5,7 +5,7 @@ use burn::module::{Module, Param};
 use burn::tensor::Tensor;
 use burn::tensor::activation::{gelu, relu};
 
-use super::{Init, Linear};
+use super::{Init, Linear, LinearStart};
 
 /// PyTorch's default.
 const NORM_EPS: f64 = 1e-5;
@@ -25,6 +25,8 @@ pub struct MlpSpec {
     pub norm: BatchNorms,
     /// Whether the linear layers have a bias.
     pub bias: bool,
+    /// How the linear layers start.
+    pub start: LinearStart,
 }
 
 /// Between the layers of an [`Mlp`].
@@ -50,7 +52,8 @@ impl MlpSpec {
     /// 4.7).
     pub const fn two_layers(out: usize) -> Self {
         let (activation, norm) = (Activation::Relu, BatchNorms::Off);
-        Self { layers: 2, hidden: 0, out, activation, norm, bias: true }
+        let start = LinearStart::Uniform;
+        Self { layers: 2, hidden: 0, out, activation, norm, bias: true, start }
     }
 }
 
@@ -71,10 +74,7 @@ impl Mlp {
         let width = |layer: usize| if layer + 1 == spec.layers { spec.out } else { hidden };
         let layer = |i: usize, init: &mut Init| {
             let from = if i == 0 { input } else { hidden };
-            match spec.bias {
-                true => Linear::new(from, width(i), init),
-                false => Linear::without_bias(from, width(i), init),
-            }
+            Linear::starting(spec.start, [from, width(i)], spec.bias, init)
         };
         let layers = (0..spec.layers).map(|i| layer(i, init)).collect();
         let normed = spec.norm != BatchNorms::Off;
@@ -123,4 +123,41 @@ fn normalised(x: Tensor<2>) -> Tensor<2> {
     let centred = x.clone() - x.mean_dim(0);
     let variance = centred.clone().square().mean_dim(0);
     centred / (variance + NORM_EPS).sqrt()
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::Device;
+
+    use super::*;
+
+    /// `torch.nn.Linear(192, 512)`: weight and bias uniform within 1 / sqrt(192) = 0.0721688, so with a
+    /// deviation of that over sqrt(3), 0.0416667.
+    #[test]
+    fn heads_start_as_their_originals_do() {
+        let spec = MlpSpec { hidden: 512, ..MlpSpec::two_layers(256) };
+        let start = |spec: &MlpSpec| Mlp::new(spec, 192, &mut Init::new(3, &Device::flex()));
+        let values = |t: Tensor<2>| t.into_data().try_to_vec::<f32>().expect("f32");
+        let moments = |v: &[f32]| {
+            let n = v.len() as f64;
+            let mean = v.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
+            let squares = v.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / n;
+            let largest = v.iter().fold(0f32, |m, x| m.max(x.abs()));
+            (mean, squares.sqrt(), f64::from(largest))
+        };
+        let mlp = start(&spec);
+        let (mean, deviation, largest) = moments(&values(mlp.layers[0].weight.val()));
+        assert!(mean.abs() < 5e-4 && (deviation - 0.041_666_7).abs() < 2e-4, "{mean} {deviation}");
+        assert!((0.0721..=0.072_168_8).contains(&largest), "{largest}");
+        let bias = mlp.layers[1].bias.as_ref().expect("a bias").val().unsqueeze();
+        let (_, deviation, largest) = moments(&values(bias));
+        // 1 / sqrt(512) = 0.0441942; 256 values.
+        assert!((deviation - 0.025_515_5).abs() < 2e-3, "{deviation}");
+        assert!((0.043..=0.044_194_2).contains(&largest), "{largest}");
+        let mlp = start(&MlpSpec { start: LinearStart::Normal, ..spec });
+        let (_, deviation, largest) = moments(&values(mlp.layers[0].weight.val()));
+        assert!((deviation - 0.02).abs() < 2e-4 && largest > 0.07, "{deviation} {largest}");
+        let bias = mlp.layers[0].bias.as_ref().expect("a bias").val();
+        assert_eq!(bias.into_data().try_to_vec::<f32>().expect("f32"), [0.0; 512]);
+    }
 }

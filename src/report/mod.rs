@@ -51,7 +51,7 @@ pub struct ReportData {
     pub test_use: TestUse,
     /// The worst mistakes, worst first; may be empty.
     pub mistakes: Vec<Mistake>,
-    /// What the data check found, one finding an entry.
+    /// What the checks of data and training found, one finding an entry.
     pub warnings: Vec<String>,
     /// Hyper-parameters: `(key, value, where the value comes from)`.
     pub config: Vec<(String, String, String)>,
@@ -207,17 +207,21 @@ pub(crate) mod tests {
                 epoch,
                 step: epoch as u64,
                 seconds: epoch as f64,
-                images_per_second: 100.0,
-                loss: if pretrain {
+                images_per_second: Some(100.0),
+                loss: Some(if pretrain {
                     4.1 + 3.5 * (-4.0 * done).exp()
                 } else {
                     1.2 + 0.5 * (-3.0 * done).exp()
-                },
-                lr: 5e-4 * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+                }),
+                lr: Some(5e-4 * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())),
                 grad_norm: None,
                 knn_top1: (pretrain && probed).then(|| 0.2 + 0.3 * done.sqrt()),
                 top1: (!pretrain && probed).then(|| 0.3 + 0.38 * done.sqrt()),
                 top5: None,
+                top1_low: None,
+                top1_high: None,
+                alignment: None,
+                warning: None,
             }
         };
         let pairs = |list: &[(&str, &str)]| {

@@ -6,12 +6,12 @@ use burn::tensor::Device;
 
 use super::{Folder, weights_of};
 use crate::backbone::{HeadSpec, Net, NetSpec, Spec};
-use crate::config::{Layers, RunConfig};
+use crate::config::{Layers, PosEmbed, RunConfig};
 use crate::error::{Error, Result};
 use crate::eval::infer::EvalView;
 use crate::export::timm;
 use crate::nn::{Gather, Keys, Replace};
-use crate::weights::{self, Import};
+use crate::weights::{self, Head, Import, Take};
 
 /// A backbone without heads, and how its inputs are made.
 pub struct Frozen {
@@ -39,6 +39,12 @@ pub struct Hints<'a> {
 /// # Errors
 /// Weights that cannot be read or do not fit, a file without `hints.model`.
 pub fn open(path: &Path, hints: &Hints) -> Result<Frozen> {
+    if path.is_dir() && hints.model.is_some() {
+        return Err(Error::Usage(format!(
+            "--model does nothing: {} says itself which model it holds\n  leave it out",
+            path.display()
+        )));
+    }
     if let Ok(folder) = Folder::open(path)
         && folder.pretrained().is_file()
     {
@@ -70,7 +76,9 @@ fn build(model: &str, img_size: usize, weights: &Path, config: &RunConfig) -> Re
     let spec = NetSpec { spec: Spec::find(model)?, img_size, heads: HeadSpec::default() };
     let net = spec.build(0, &Device::flex())?;
     let (specs, mut values) = (Keys::of(&net), Gather::of(&net));
-    let Import { notes, .. } = weights::import(weights, &specs, &mut values)?;
+    let regenerate = config.model.pos_embed == PosEmbed::Regenerate;
+    let take = Take { head: Head::IfItFits, regenerate };
+    let Import { notes, .. } = weights::import_taking(weights, &specs, &mut values, take)?;
     let net = Replace::values_of(net, &values, &Device::flex());
     Ok(Frozen { net, img_size, view: EvalView::of(config), notes })
 }

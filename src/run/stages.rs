@@ -1,21 +1,23 @@
 //! The two training stages of a run, from wherever its checkpoint is.
 
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use super::observe::RunObserver;
 use super::{Context, Folder, provenance};
 use crate::backbone::{NetSpec, Spec};
-use crate::config::{OptimConfig, RunConfig};
+use crate::config::{OptimConfig, PosEmbed, RunConfig};
 use crate::data::loader::BatchSource;
 use crate::error::{Error, Result};
+use crate::export::timm;
 use crate::method::{self, Labels, Method, supervised::Supervised};
 use crate::run::prepare::Prepared;
 use crate::train::checkpoint::StageName;
 use crate::train::optim::TrainState;
 use crate::train::parallel;
 use crate::train::stage::{Checkpoints, Stage};
-use crate::weights;
+use crate::weights::{self, Head, Take};
 
 /// A trained model: which stage it comes from, its architecture and weights.
 pub struct Trained {
@@ -72,11 +74,13 @@ fn stage<'a>(
         mix: Arc::new(move |rng, epoch, rows, size| mixing.mix(rng, epoch, rows, size)),
         seed: seed(config, name),
         batch_size: optim.batch_size,
+        drop_last: optim.drop_last,
         threads: workers,
     };
     let micro_batch = parallel::micro_batch(optim.micro_batch, &net.spec, net.img_size);
     let precision = parallel::precision(config.amp_dtype);
-    Stage { name, net, method, source, optim, data: &config.data, workers, micro_batch, precision }
+    let (data, dropout) = (&config.data, true);
+    Stage { name, net, method, source, optim, data, workers, micro_batch, precision, dropout }
 }
 
 /// Each stage has streams of its own.
@@ -106,7 +110,7 @@ pub fn train(
         let stage = pretraining(context.config, context.data)?;
         let start = in_pretraining.map_or_else(|| stage.fresh(stage.source.seed), Ok)?;
         let state = run(context, &stage, start, 0, units)?;
-        weights::write(&context.folder.pretrained(), &state.specs, &state.values)?;
+        weights::write(&context.folder.pretrained(), &state.specs, state.representation())?;
         last = Some(Trained { stage: StageName::Pretrain, net: stage.net, state });
     }
     if context.request.finetune {
@@ -130,10 +134,25 @@ pub fn train(
 fn initial(context: &Context, stage: &Stage) -> Result<TrainState> {
     let mut state = stage.fresh(stage.source.seed)?;
     let (specs, values) = (&state.specs, &mut state.values);
+    let regenerate = context.config.model.pos_embed == PosEmbed::Regenerate;
     if context.request.pretrain {
-        weights::import_backbone(&context.folder.pretrained(), specs, values)?;
+        let head = Head::Left("it is that of pre-training");
+        let take = Take { head, regenerate };
+        weights::import_taking(&context.folder.pretrained(), specs, values, take)?;
     } else if let Some(path) = &context.request.init {
-        let seen = weights::import(&weights_of(path)?, specs, values)?;
+        let file = weights_of(path)?;
+        note_pretrained(context, &file);
+        let rows = timm::label_names(&file).map(|names| {
+            let row = |class| names.iter().position(|name| name == class);
+            let rows: Option<Vec<usize>> = context.data.manifest.classes.iter().map(row).collect();
+            rows.filter(|rows| rows.len() == names.len())
+        });
+        let head = match &rows {
+            Some(Some(rows)) => Head::Rows(rows),
+            Some(None) => Head::Left("the classes here are others"),
+            None => Head::Left("nothing says which classes its rows are for"),
+        };
+        let seen = weights::import_taking(&file, specs, values, Take { head, regenerate })?;
         provenance::record(context.folder, path, seen.taken)?;
         seen.notes.iter().for_each(|note| context.ui.note(&format!("  note: {note}")));
     } else {
@@ -143,17 +162,27 @@ fn initial(context: &Context, stage: &Stage) -> Result<TrainState> {
     Ok(TrainState::new(state.specs, state.values, stage.optim.ema))
 }
 
-/// The weights file that `--init` means: the file itself, or the pre-trained or exported weights of
-/// a run folder.
+/// Says where the pre-trained weights are of a run whose fine-tuned model is gone on with.
+fn note_pretrained(context: &Context, weights: &Path) {
+    let run = weights.ancestors().nth(2).filter(|_| weights.ends_with("export/model.safetensors"));
+    let pretrained = run.map(|run| run.join("checkpoints/pretrained.safetensors"));
+    if let Some(path) = pretrained.filter(|path| path.is_file()) {
+        let what = "it goes on from the fine-tuned model of that run; --init takes the pre-trained";
+        context.ui.note(&format!("  note: {what} weights from {}", path.display()));
+    }
+}
+
+/// The weights file that `--init` means: the file itself, or what the run of a folder ended with, its
+/// exported model or its pre-trained weights.
 ///
 /// # Errors
 /// A folder without either.
-pub fn weights_of(path: &std::path::Path) -> Result<std::path::PathBuf> {
+pub fn weights_of(path: &Path) -> Result<PathBuf> {
     if !path.is_dir() {
         return Ok(path.to_path_buf());
     }
     let candidates =
-        ["checkpoints/pretrained.safetensors", "export/model.safetensors", "model.safetensors"];
+        ["export/model.safetensors", "model.safetensors", "checkpoints/pretrained.safetensors"];
     let found = candidates.iter().map(|name| path.join(name)).find(|file| file.is_file());
     found.ok_or_else(|| {
         Error::Usage(format!(

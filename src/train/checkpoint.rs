@@ -90,6 +90,7 @@ fn to_bytes(stage: StageName, state: &TrainState) -> Result<Vec<u8>> {
         ("progress".to_owned(), json(&state.progress)?),
         ("keys".to_owned(), json(&keys)?),
         ("frozen".to_owned(), json(&frozen)?),
+        ("encoder".to_owned(), json(&state.encoder)?),
     ]);
     serialize_f32(&tensors, Some(header))
 }
@@ -126,6 +127,9 @@ fn read(path: &Path) -> Result<(StageName, TrainState)> {
     let keys: Vec<String> = serde_json::from_str(field("keys")?).map_err(parse)?;
     let frozen: Vec<bool> = serde_json::from_str(field("frozen")?).map_err(parse)?;
     let progress: Progress = serde_json::from_str(field("progress")?).map_err(parse)?;
+    // Absent in checkpoints of earlier versions, which knew the student only.
+    let encoder = field("encoder").ok().map(|text| serde_json::from_str(text)).transpose();
+    let encoder = encoder.map_err(parse)?.unwrap_or_default();
     let stage = match field("stage")?.as_str() {
         "pretrain" => StageName::Pretrain,
         "finetune" => StageName::Finetune,
@@ -158,7 +162,7 @@ fn read(path: &Path) -> Result<(StageName, TrainState)> {
         Some((name.strip_prefix(MEMORY)?.to_owned(), StateTensor { shape, values }))
     });
     let memory = remembered.collect();
-    Ok((stage, TrainState { specs, values, m, v, ema, teacher, memory, progress }))
+    Ok((stage, TrainState { specs, values, m, v, ema, teacher, encoder, memory, progress }))
 }
 
 fn json(value: &impl Serialize) -> Result<String> {
@@ -178,6 +182,7 @@ mod tests {
         let values = vec![1.0, f32::MIN_POSITIVE, -0.0, 3.5, 1e30, step as f32];
         let mut state = TrainState::new(specs, values, Ema::PerStep);
         state.teacher = Some(vec![0.25; 6]);
+        state.encoder = crate::config::Encoder::Teacher;
         let queue = StateTensor { shape: vec![3, 1], values: vec![1.0, 2.0, 3.0] };
         state.memory.insert("queue".to_owned(), queue);
         state.progress = Progress { step, epoch_loss: 0.1, ..Progress::default() };

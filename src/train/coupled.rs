@@ -149,7 +149,7 @@ mod tests {
         }
         let wide = ["hidden", "bottleneck", "dim", "prototypes"];
         for key in wide.map(|option| format!("pretrain.options.{option}")) {
-            if layers.get(&key).is_some() {
+            if layers.get(&key).expect("a recipe").is_some() {
                 layers.set(&format!("{key}=16"), Source::Flag("--set")).expect(&key);
             }
         }

@@ -4,7 +4,7 @@ use fewvit_kernels::{AdamW, Sgd, adamw_step, average_step, sgd_step};
 use serde::{Deserialize, Serialize};
 
 use super::passes::{CHUNK, Gradient, average, for_each};
-use crate::config::{Ema, OptimConfig, OptimKind};
+use crate::config::{Ema, Encoder, OptimConfig, OptimKind};
 use crate::method::State;
 use crate::nn::ParamSpec;
 use crate::schedule;
@@ -24,6 +24,8 @@ pub struct TrainState {
     pub ema: Option<Vec<f32>>,
     /// Weights of the method's momentum encoder, if it has one.
     pub teacher: Option<Vec<f32>>,
+    /// Which encoder is the model that comes out.
+    pub encoder: Encoder,
     /// What else the method remembers.
     pub memory: State,
     /// Scalars.
@@ -39,7 +41,10 @@ pub struct Progress {
     pub ema_updates: usize,
     /// Sum of the losses of the unfinished epoch's steps.
     pub epoch_loss: f64,
-    /// Seconds trained, over all sittings.
+    /// Sum of the gradient norms of the unfinished epoch's steps, before clipping.
+    #[serde(default)]
+    pub epoch_grad_norm: f64,
+    /// Seconds of this stage over all sittings: what passes between two steps included.
     pub seconds: f64,
 }
 
@@ -54,8 +59,18 @@ impl TrainState {
             ema: (ema != Ema::Off).then(|| values.clone()),
             values,
             teacher: None,
+            encoder: Encoder::Student,
             memory: State::new(),
             progress: Progress::default(),
+        }
+    }
+
+    /// The weights that are the model: those that are measured, exported and gone on with. They are the
+    /// teacher's where the recipe takes it, else the averaged ones where it keeps an average.
+    pub fn representation(&self) -> &[f32] {
+        match (self.encoder, &self.teacher) {
+            (Encoder::Teacher, Some(teacher)) => teacher,
+            _ => self.ema.as_ref().unwrap_or(&self.values),
         }
     }
 
@@ -66,20 +81,22 @@ impl TrainState {
     /// One pass on the gradient's threads, the same on any number of them.
     pub fn update(
         &mut self,
-        gradient: Gradient,
+        mut gradient: Gradient,
         lr: f64,
         config: &OptimConfig,
         late: &dyn Fn(&str) -> usize,
     ) {
         self.progress.step += 1;
         let decay = (config.ema == Ema::PerStep).then(|| self.count_average()).flatten();
-        let (clipping, threads) = (gradient.clipping(config.clip_grad), gradient.threads);
+        let (clipping, threads) = (gradient.clipping(config, &self.specs), gradient.threads);
         let pieces = self.pieces(gradient.values, |spec, step| {
             let step = step.saturating_sub(late(&spec.key));
             // Neither moved nor decayed.
             if spec.frozen || step == 0 { Rule::Rest } else { Rule::of(spec, step, lr, config) }
         });
-        for_each(threads, pieces.into_iter(), |piece| piece.step(clipping, decay));
+        for_each(threads, pieces.into_iter(), |(parameter, piece)| {
+            piece.step(clipping.of(parameter), decay);
+        });
     }
 
     /// Moves the averaged weights towards the weights.
@@ -97,12 +114,12 @@ impl TrainState {
         Some(schedule::ema_decay(self.progress.ema_updates - 1) as f32)
     }
 
-    /// All vectors in pieces of one parameter each, with the parameter's rule in this step.
+    /// All vectors in pieces of one parameter each, with its number and its rule in this step.
     fn pieces<'a>(
         &'a mut self,
         gradient: &'a mut [f32],
         rule: impl Fn(&ParamSpec, usize) -> Rule,
-    ) -> Vec<Piece<'a>> {
+    ) -> Vec<(usize, Piece<'a>)> {
         let mut rest = Piece {
             rule: Rule::Rest,
             gradient,
@@ -112,11 +129,11 @@ impl TrainState {
             ema: self.ema.as_deref_mut(),
         };
         let mut pieces = Vec::new();
-        for spec in &self.specs {
+        for (parameter, spec) in self.specs.iter().enumerate() {
             let rule = rule(spec, self.progress.step);
             let lens =
                 (0..spec.range.len()).step_by(CHUNK).map(|i| CHUNK.min(spec.range.len() - i));
-            pieces.extend(lens.map(|len| Piece { rule, ..rest.split_off(len) }));
+            pieces.extend(lens.map(|len| (parameter, Piece { rule, ..rest.split_off(len) })));
         }
         pieces
     }

@@ -47,6 +47,8 @@ pub struct Stage<'a> {
     pub micro_batch: usize,
     /// Of the backbone's products.
     pub precision: Precision,
+    /// Whether dropout that a model is built with acts.
+    pub dropout: bool,
 }
 
 /// What was seen in one step.
@@ -75,6 +77,8 @@ pub struct EpochRecord {
     pub loss: f64,
     /// Learning rate of its last step.
     pub lr: f64,
+    /// Mean norm of its steps' gradients, before clipping.
+    pub grad_norm: f64,
 }
 
 /// Who hears of a stage's progress.
@@ -120,6 +124,7 @@ impl Stage<'_> {
             state.memory = loss.state(seed);
             state.teacher = loss.teacher().map(|_| state.values.clone());
         }
+        state.encoder = self.method.encoder();
         Ok(state)
     }
 
@@ -135,10 +140,12 @@ impl Stage<'_> {
     ) -> Result<TrainState> {
         let template = self.net.build(0, &Device::flex())?;
         let mut engine = Engine::new(self.workers, self.micro_batch, state.values.len())?;
-        let mut saved = Instant::now();
+        let (mut saved, mut counted) = (Instant::now(), Instant::now());
         let batches = self.source.prefetch(state.progress.step, self.total_steps());
         for batch in batches {
             let record = self.step(&template, &mut engine, &mut state, &batch?)?;
+            state.progress.seconds += counted.elapsed().as_secs_f64();
+            counted = Instant::now();
             observer.step(&record)?;
             if state.progress.step.is_multiple_of(self.source.steps_per_epoch()) {
                 self.end_epoch(&mut state, &record, observer)?;
@@ -182,13 +189,14 @@ impl Stage<'_> {
             return Err(self.diverged(step, lr, loss));
         }
         let late = |key: &str| self.method.frozen_epochs(key).saturating_mul(steps_per_epoch);
-        state.update(gradient, lr, self.optim, &late);
+        state.progress.epoch_grad_norm += gradient.squared.sqrt();
+        let weight_decay = schedule::weight_decay(self.optim, step, self.total_steps());
+        state.update(gradient, lr, &OptimConfig { weight_decay, ..*self.optim }, &late);
         if let Objective::Batch(loss) = self.method.objective() {
             self.follow(loss, state, false);
         }
         let seconds = started.elapsed().as_secs_f64();
         state.progress.epoch_loss += loss;
-        state.progress.seconds += seconds;
         let crops = batch.groups.iter().map(|group| group.samples.len()).sum();
         Ok(StepRecord { step, epoch, loss, lr, crops, seconds })
     }
@@ -216,7 +224,7 @@ impl Stage<'_> {
             seed: self.source.seed,
             step: step as u32,
             first_row: 0,
-            training: true,
+            training: self.dropout,
         };
         let (mean, std, precision) = (self.data.mean, self.data.std, self.precision);
         let input = StepInput { batch, drop_path, mean, std, precision };
@@ -260,8 +268,9 @@ impl Stage<'_> {
         if self.optim.ema == Ema::PerEpoch {
             state.average(self.workers);
         }
-        let loss = state.progress.epoch_loss / self.source.steps_per_epoch() as f64;
-        state.progress.epoch_loss = 0.0;
+        let mean = |sum: &mut f64| std::mem::take(sum) / self.source.steps_per_epoch() as f64;
+        let loss = mean(&mut state.progress.epoch_loss);
+        let grad_norm = mean(&mut state.progress.epoch_grad_norm);
         if let Some(Chance { loss: chance, .. }) = self.method.chance()
             && loss > HOPELESS * chance
         {
@@ -273,7 +282,7 @@ impl Stage<'_> {
                 last.epoch + 1
             )));
         }
-        observer.epoch(&EpochRecord { epoch: last.epoch, loss, lr: last.lr }, state)
+        observer.epoch(&EpochRecord { epoch: last.epoch, loss, lr: last.lr, grad_norm }, state)
     }
 
     fn diverged(&self, step: usize, lr: f64, loss: f64) -> Error {

@@ -50,8 +50,36 @@ impl Import {
     }
 }
 
+/// What of a file is taken, besides the backbone.
+#[derive(Clone, Copy, Debug)]
+pub struct Take<'a> {
+    /// The head.
+    pub head: Head<'a>,
+    /// Whether a position table that can be computed is, where the file's is of another img-size.
+    pub regenerate: bool,
+}
+
+/// The head of a file.
+#[derive(Clone, Copy, Debug)]
+pub enum Head<'a> {
+    /// Taken as it is if it fits.
+    IfItFits,
+    /// Left, for the given reason.
+    Left(&'a str),
+    /// Taken if it fits, row `rows[i]` as the model's row `i`.
+    Rows(&'a [usize]),
+}
+
+/// [`import_taking`] with the head if the file's is for as many classes.
+///
+/// # Errors
+/// As [`import_taking`].
+pub fn import(path: &Path, specs: &[ParamSpec], values: &mut [f32]) -> Result<Import> {
+    import_taking(path, specs, values, Take { head: Head::IfItFits, regenerate: false })
+}
+
 /// Fills `values` from a file of any kind: the whole backbone, its position embedding resized to the
-/// model's img-size (recipe section 3.7), and the head if the file's is for as many classes.
+/// model's img-size (recipe section 3.7), and the head as `take` says.
 ///
 /// The weights may lie anywhere in the file (`model`, `state_dict_ema`, `teacher.backbone`, ...), in
 /// half or double precision, under timm's or the official keys.
@@ -59,7 +87,12 @@ impl Import {
 /// # Errors
 /// A file that holds no tensors or asks to run a program; missing, unused or mis-shaped keys of the
 /// backbone, each by name: a run would start from half of it.
-pub fn import(path: &Path, specs: &[ParamSpec], values: &mut [f32]) -> Result<Import> {
+pub fn import_taking(
+    path: &Path,
+    specs: &[ParamSpec],
+    values: &mut [f32],
+    take: Take,
+) -> Result<Import> {
     let file = Checkpoint::open(path)?;
     let Place { inside, others } = Place::of(specs, &file, path)?;
     let found = keys_in(&file, &inside);
@@ -85,7 +118,7 @@ pub fn import(path: &Path, specs: &[ParamSpec], values: &mut [f32]) -> Result<Im
             problems.push(format!("missing: {}", spec.key));
             continue;
         };
-        match fit(spec, file.shape(key)) {
+        match fit(spec, file.shape(key), take.regenerate) {
             Fit::Same => {
                 values[spec.range.clone()].copy_from_slice(&file.values(key)?);
                 taken += 1;
@@ -103,18 +136,9 @@ pub fn import(path: &Path, specs: &[ParamSpec], values: &mut [f32]) -> Result<Im
     if !problems.is_empty() {
         return Err(misfit(path, &problems));
     }
-    let fresh = fill_head(&head, &file, &found, values, &mut notes)?;
+    let fresh = fill_head(&head, &file, &found, values, take.head, &mut notes)?;
     taken += head.len() - fresh.len();
     Ok(Import { notes, taken: (taken, file.keys().count()), path: path.to_path_buf(), fresh })
-}
-
-/// [`import`] without the head, whatever its size: that of pre-training is for something else.
-///
-/// # Errors
-/// As [`import`].
-pub fn import_backbone(path: &Path, specs: &[ParamSpec], values: &mut [f32]) -> Result<Import> {
-    let own: Vec<_> = specs.iter().filter(|spec| !on_top(&spec.key)).cloned().collect();
-    import(path, &own, values)
 }
 
 fn on_top(key: &str) -> bool {
@@ -226,12 +250,12 @@ enum Fit {
         sides: [usize; 2],
         dim: usize,
     },
-    /// A position embedding that follows from the img-size stays the model's own.
+    /// A position embedding that follows from the img-size is the model's own.
     Computed,
     Not,
 }
 
-fn fit(spec: &ParamSpec, shape: &[usize]) -> Fit {
+fn fit(spec: &ParamSpec, shape: &[usize], regenerate: bool) -> Fit {
     if shape == spec.shape {
         return Fit::Same;
     }
@@ -242,7 +266,7 @@ fn fit(spec: &ParamSpec, shape: &[usize]) -> Fit {
     // One position is the class token's.
     let sides = [old, new].map(|tokens| tokens.saturating_sub(1).isqrt());
     let square = sides[0] > 0 && sides[0].pow(2) + 1 == old && sides[1].pow(2) + 1 == new;
-    match (square, spec.frozen) {
+    match (square, spec.frozen && regenerate) {
         (false, _) => Fit::Not,
         (true, true) => Fit::Computed,
         (true, false) => Fit::Resized { sides, dim },
@@ -255,8 +279,15 @@ fn fill_head(
     file: &Checkpoint,
     found: &BTreeMap<String, &str>,
     values: &mut [f32],
+    take: Head,
     notes: &mut Vec<String>,
 ) -> Result<Vec<String>> {
+    let afresh = || Ok(head.iter().map(|spec| spec.key.clone()).collect());
+    let there = head.iter().any(|spec| found.contains_key(&spec.key));
+    if let (Head::Left(why), true) = (take, there) {
+        notes.push(format!("the head starts afresh: {why}"));
+        return afresh();
+    }
     let misfit = |spec: &&&ParamSpec| match found.get(&spec.key) {
         Some(key) => file.shape(key) != spec.shape,
         None => true,
@@ -266,13 +297,21 @@ fn fill_head(
             Some(key) => format!("the head starts afresh: {}", misshapen(spec, file.shape(key))),
             None => "the head starts afresh: the file has none".to_owned(),
         });
-        return Ok(head.iter().map(|spec| spec.key.clone()).collect());
+        return afresh();
     }
     for spec in head {
-        values[spec.range.clone()].copy_from_slice(&file.values(found[&spec.key])?);
+        let given = file.values(found[&spec.key])?;
+        let own = &mut values[spec.range.clone()];
+        let width = own.len() / spec.shape[0].max(1);
+        for (i, row) in own.chunks_exact_mut(width.max(1)).enumerate() {
+            let from = if let Head::Rows(rows) = take { rows[i] } else { i };
+            row.copy_from_slice(&given[from * width..][..width]);
+        }
     }
     if let Some(spec) = head.first() {
-        notes.push(format!("the head is the file's, of {} classes", spec.shape[0]));
+        let moved = matches!(take, Head::Rows(rows) if !rows.is_sorted());
+        let order = if moved { ", in the order they have here" } else { "" };
+        notes.push(format!("the head is the file's, of {} classes{order}", spec.shape[0]));
     }
     Ok(Vec::new())
 }

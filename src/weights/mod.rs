@@ -12,7 +12,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::nn::ParamSpec;
-pub use import::{Import, import, import_backbone};
+pub use import::{Head, Import, Take, import, import_taking};
 
 /// Shape and values of a named tensor.
 pub type Named = BTreeMap<String, (Vec<usize>, Vec<f32>)>;

@@ -44,7 +44,7 @@ class Model(nn.Module):
     def __init__(self, backbone, config, classes):
         super().__init__()
         self.backbone = backbone
-        method, options, d = config["method"], config.get("options", {}), backbone.embed_dim
+        method, options, d = config["method"], config.get("options", {}), backbone.num_features
         width = d
         if method in ("simclr", "supcon", "moco-v2") and options["dim"] > 0:
             self.projector = Mlp([d, d, options["dim"]], F.relu)
@@ -179,7 +179,7 @@ class MoCoV2(Method):
 
 
 class MoCoV3(Method):
-    """Chen, Xie & He 2021, Algorithm 1; patch embedding frozen, momentum rising to 1 along a cosine."""
+    """Chen, Xie & He 2021, Algorithm 1; projection of the patches frozen, momentum rising to 1 along a cosine."""
 
     def __init__(self, *args):
         super().__init__(*args)
@@ -200,7 +200,7 @@ class MoCoV3(Method):
         return ctr(q1, k2) + ctr(q2, k1)
 
     def frozen(self, key, step):
-        return self.options["freeze_patch_embed"] and key.startswith("patch_embed.")
+        return self.options["freeze_patch_embed"] and key.startswith("patch_embed.proj.")
 
 
 class Dino(Method):
@@ -256,6 +256,20 @@ def optimiser(params, optim):
     return torch.optim.AdamW(groups, lr=optim["lr"], betas=(optim["beta1"], optim["beta2"]), eps=optim["eps"])
 
 
+def clip(params, optim):
+    """By the norm of all gradients together, or as DINO each parameter's by its own."""
+    bound = optim["clip_grad"]
+    if bound == 0:
+        return
+    if optim["clip_mode"] == "global":
+        nn.utils.clip_grad_norm_(params, bound)
+        return
+    for p in params:
+        factor = bound / (p.grad.norm(2) + 1e-6)
+        if factor < 1:
+            p.grad.mul_(factor)
+
+
 def replay(backbone, config, init, views, targets, steps, classes):
     """`steps` steps at a constant rate from `init.KEY` with the `[pretrain]` settings in `config`, each step an
     epoch. Returns loss, grad.KEY of the first step, and param.KEY, teacher.KEY, state.KEY after the last."""
@@ -277,9 +291,12 @@ def replay(backbone, config, init, views, targets, steps, classes):
         loss.backward()
         losses.append(loss.item())
         if step == 0:
-            out |= {f"grad.{k}": p.grad.clone() for k, p in params.items()}
-        if config["optim"]["clip_grad"] > 0:
-            nn.utils.clip_grad_norm_(params.values(), config["optim"]["clip_grad"])
+            out |= {f"grad.{k}": p.grad.clone() for k, p in params.items() if p.grad is not None}
+        clip([p for p in params.values() if p.grad is not None], config["optim"])
+        if end := config["optim"]["weight_decay_end"]:
+            start = config["optim"]["weight_decay"]
+            decay = end + 0.5 * (start - end) * (1 + math.cos(math.pi * step / steps))
+            optim.param_groups[0]["weight_decay"] = decay
         for key, p in params.items():
             if method.frozen(key, step):
                 p.grad = None
@@ -315,6 +332,17 @@ CASES = {
         2,
         ["pretrain.options.dim=8", "pretrain.options.hidden=12", "pretrain.optim.lr=0.0005"],
     ),
+    "dino-global": (
+        "dino",
+        4,
+        [
+            "pretrain.options.hidden=12",
+            "pretrain.options.bottleneck=8",
+            "pretrain.options.prototypes=20",
+            "pretrain.optim.clip_mode=global",
+            "pretrain.optim.clip_grad=0.5",
+        ],
+    ),
     "dino": (
         "dino",
         4,
@@ -324,7 +352,7 @@ CASES = {
             "pretrain.options.prototypes=20",
             "pretrain.options.teacher_temperature=0.07",
             "pretrain.options.teacher_warmup_epochs=3",
-            "pretrain.optim.clip_grad=0.5",
+            "pretrain.optim.clip_grad=0.05",
         ],
     ),
 }

@@ -76,3 +76,35 @@ fn mistakes_are_usage_errors() {
     assert_eq!(parse("fewvit --help").expect_err("help").exit_code(), 0);
     assert_eq!(parse("fewvit --version").expect_err("version").exit_code(), 0);
 }
+
+/// What a command's help offers.
+fn offered(path: &[&str]) -> Vec<String> {
+    let mut command = Cli::command();
+    for name in path {
+        command = command.find_subcommand(name).expect(name).clone();
+    }
+    let shown = command.get_arguments().filter(|arg| !arg.is_hide_set());
+    shown.filter_map(|arg| Some(arg.get_long()?.to_owned())).collect()
+}
+
+#[test]
+fn no_help_offers_what_its_command_refuses() {
+    for (path, without, with) in [
+        (&["pretrain"][..], &["mixup", "from-scratch", "pretrain-epochs"][..], "method"),
+        (
+            &["finetune"],
+            &["method", "crops", "projector", "no-probe", "pretrain-smoothing"],
+            "mixup",
+        ),
+        (&["config"], &["output", "yes", "dry-run"], "json"),
+        (&["bench", "data"], &["output", "yes", "dry-run", "mixup"], "json"),
+        (&["bench", "epoch"], &["output", "yes", "dry-run", "mixup"], "seconds"),
+        (&["train"], &[], "mixup"),
+    ] {
+        let offered = offered(path);
+        assert!(offered.contains(&with.to_owned()), "{path:?} --{with}");
+        for flag in without {
+            assert!(!offered.contains(&(*flag).to_owned()), "{path:?} --{flag}");
+        }
+    }
+}

@@ -56,6 +56,8 @@ fn other_flags_reach_every_stage_that_has_the_setting() {
     assert_eq!((c.pretrain.cutmix, c.finetune.cutmix, c.finetune.mixup), (1.0, 1.0, 0.0));
     assert_eq!((c.seed, c.threads, c.time_budget), (7, 2, 120.0));
     assert_eq!((c.model.name.as_str(), c.pretrain.projector), ("deit_small_patch16_224", 64));
+    assert!(!c.data.allow_empty_class);
+    assert!(config("--allow-empty-class", Job::Finetune).data.allow_empty_class);
     let c = config("-b 8 --cutmix 0", Job::Pretrain);
     assert_eq!((c.pretrain.optim.batch_size, c.finetune.optim.batch_size), (8, 256));
     assert_eq!((c.pretrain.cutmix, c.finetune.cutmix), (0.0, 0.5));
@@ -111,4 +113,86 @@ fn what_cannot_be_is_said() {
     assert!(
         refused("--amp-dtype f64", Job::Train).contains("expected one of `auto`, `f32`, `bf16`")
     );
+}
+
+#[test]
+fn flags_of_the_other_stage_are_hidden_and_refused_and_no_others() {
+    use clap::{CommandFactory, FromArgMatches};
+    let values = [
+        ("model", "pvt_v2_b0"),
+        ("method", "dino"),
+        ("crops", "2x112@0.2-1"),
+        ("amp-dtype", "f32"),
+        ("on-bad-image", "skip"),
+        ("device", "cpu"),
+        ("recipe", "quick"),
+        ("img-size", "128"),
+        ("pretrain-img-size", "96"),
+        ("set", "seed=3"),
+    ];
+    for job in [Job::Train, Job::Pretrain, Job::Finetune] {
+        for arg in Line::command().get_arguments() {
+            let Some(long) = arg.get_long().filter(|long| *long != "config") else { continue };
+            let given =
+                values.iter().find(|(name, _)| *name == long).map_or("1", |(_, value)| value);
+            let mut words = vec!["fewvit".to_owned(), format!("--{long}")];
+            words.extend(arg.get_action().takes_values().then(|| given.to_owned()));
+            let matches = Line::command().get_matches_from(words);
+            let args = Line::from_arg_matches(&matches).expect(long).args;
+            let done = args.layers(job, Vec::new()).map(|_| ());
+            let offered = !job.hidden().contains(&arg.get_id().as_str());
+            // --pretrain-* of `pretrain` are only second names.
+            let allowed = offered || (job == Job::Pretrain && long.starts_with("pretrain-"));
+            // Fine-tuning never pre-trains.
+            let allowed = allowed || long == "from-scratch" && job == Job::Finetune;
+            assert_eq!(done.is_ok(), allowed, "{job:?} --{long}: {done:?}");
+        }
+    }
+}
+
+#[test]
+fn two_flags_for_one_setting_are_refused() {
+    for line in [
+        "--epochs 5 --pretrain-epochs 7",
+        "--smoothing 0 --pretrain-smoothing 0.1",
+        "--img-size 112 --pretrain-img-size 96",
+    ] {
+        assert!(refused(line, Job::Pretrain).contains("set the same here"), "{line}");
+    }
+}
+
+fn settled(line: &str, job: Job) -> Result<RunConfig> {
+    Ok(crate::run::settle(layers(line, job, &[])?, job.stages())?.config)
+}
+
+#[test]
+fn a_flag_that_does_nothing_is_an_error() {
+    for (line, job, text) in [
+        (
+            "--method simclr --cutmix 0.5",
+            Job::Pretrain,
+            "--cutmix does nothing: simclr does not read",
+        ),
+        ("--method moco-v2 --projector 64", Job::Train, "--projector does nothing: moco-v2"),
+        ("--method dino --smoothing 0.2", Job::Pretrain, "--smoothing does nothing: dino"),
+        ("--method dino --pretrain-smoothing 0", Job::Train, "--pretrain-smoothing does nothing"),
+        ("--recipe supcon --pretrain-ls 0.1", Job::Train, "--pretrain-smoothing does nothing"),
+        ("--student", Job::Train, "--student does nothing: idmm does not read pretrain.encoder"),
+        ("--from-scratch --crops 2x96@0.1-1", Job::Train, "--crops does nothing"),
+        ("--from-scratch --no-probe", Job::Train, "--no-probe does nothing"),
+        ("--pretrain-epochs 0 --method dino", Job::Train, "--method does nothing"),
+        ("--set pretrain.optim.epochs=0 --projector 8", Job::Train, "--projector does nothing"),
+        ("--set finetune.mixup=1", Job::Pretrain, "--set finetune.mixup does nothing"),
+    ] {
+        let error = settled(line, job).expect_err(line);
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains(text), "{line}: {error}");
+    }
+    for line in
+        ["--method simclr --cutmix 0.5", "--from-scratch --lr 1e-3", "--method dino --student"]
+    {
+        settled(line, Job::Train).unwrap_or_else(|e| panic!("{line}: {e}"));
+    }
+    let dino = settled("--method dino --student", Job::Train).expect("valid");
+    assert_eq!(dino.pretrain.encoder, crate::config::Encoder::Student);
 }

@@ -1,5 +1,5 @@
 use super::*;
-use crate::config::OnBadImage;
+use crate::config::{OnBadImage, Resolved};
 
 fn paper() -> Layers {
     Layers::new("paper").expect("the default recipe")
@@ -98,8 +98,28 @@ fn a_value_out_of_range_is_named_with_its_setter() {
         ("pretrain.optim.lr=-0.1", "is -0.1, must be more than 0"),
         ("finetune.optim.epochs=0", "finetune.optim.epochs is 0, must be 1 to"),
         ("pretrain.optim.batch_size=0", "must be 1 to"),
-        ("finetune.img_size=100", "must be a multiple of 16"),
-        ("finetune.img_size=0", "must be a multiple of 16"),
+        ("finetune.img_size=100", "whose side is a multiple of 16; 100 is not"),
+        ("finetune.img_size=0", "is 0, must be 1 to 2048"),
+        ("model.name=deit_tiny", "did you mean `deit_tiny_patch16_224`"),
+        ("pretrain.augment.solarize=1.1", "must be 0 to 1"),
+        ("pretrain.augment.solarize=nan", "must be 0 to 1"),
+        ("pretrain.crops=[{count=2,img_size=112,scale=[0.1,1],blur=2}]", "must be 0 to 1"),
+        ("pretrain.crops=[{count=2,img_size=112,scale=[0.1,1],solarize=-1}]", "must be 0 to 1"),
+        ("pretrain.crops=[{count=2,img_size=100,scale=[0.1,1]}]", "a multiple of 16; 100 is not"),
+        ("pretrain.augment.ratio=[1.3,0.7]", "LOW <= HIGH"),
+        ("pretrain.augment.blur_sigma=[2.0,nan]", "LOW <= HIGH"),
+        ("finetune.optim.momentum=1", "must be 0 or more and less than 1"),
+        ("finetune.optim.beta2=1", "must be 0 or more and less than 1"),
+        ("finetune.optim.eps=0", "more than 0"),
+        ("finetune.optim.min_lr=0.1", "must be 0 or more and at most lr"),
+        ("finetune.optim.weight_decay_end=nan", "must be 0 or more"),
+        ("finetune.optim.warmup_epochs=201", "is 201.0, must be at most the stage's 200 epochs"),
+        ("eval.knn_k=0", "must be 1 to"),
+        ("eval.probe.folds=1", "must be 2 to"),
+        ("eval.probe.iterations=0", "must be 1 to"),
+        ("eval.probe.penalties=[]", "one or more numbers"),
+        ("eval.probe.penalties=[0.1,1.0]", "the strongest first"),
+        ("eval.probe.penalties=[nan]", "one or more numbers"),
         ("finetune.optim.smoothing=1", "must be 0 or more and less than 1"),
         ("pretrain.cutmix=-1", "must be 0 or more"),
         ("pretrain.augment.blur=1.1", "must be 0 to 1"),
@@ -150,4 +170,124 @@ fn a_dump_laid_over_another_recipe_is_that_run_again() {
     let text = usage(paper().file(&path).expect_err("no TOML"));
     assert!(text.contains("config.toml is no TOML") && text.contains("line 1"), "{text}");
     assert_eq!(paper().file(&folder.path().join("no")).expect_err("no file").exit_code(), 1);
+}
+
+fn built(recipe: &str, assignments: &[&str]) -> Resolved {
+    let mut layers = Layers::new(recipe).expect(recipe);
+    for assignment in assignments {
+        layers.set(assignment, Source::Flag("--set")).expect(assignment);
+    }
+    layers.build().unwrap_or_else(|e| panic!("{recipe} {assignments:?}: {e}"))
+}
+
+#[test]
+fn the_recipe_of_a_method_lies_below_whichever_layer_chose_it() {
+    let expected = Layers::new("dino").and_then(Layers::build).expect("a recipe").config;
+    assert_eq!(expected.pretrain.optim.lr, 1e-3);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("mine.toml");
+    std::fs::write(&path, "[pretrain]\nmethod = \"dino\"\n").expect("a file");
+    let mut by_file = paper();
+    by_file.file(&path).expect("the file");
+    let mut by_env = paper();
+    by_env.env([variable("FEWVIT_PRETRAIN__METHOD", "dino")]).expect("the variable");
+    let mut by_set = paper();
+    by_set.set("pretrain.method=dino", Source::Flag("--set")).expect("a key");
+    for layers in [by_file, by_env, by_set] {
+        let resolved = layers.build().expect("valid");
+        assert_eq!(resolved.config, expected);
+        assert_eq!(resolved.origin("pretrain.optim.lr"), Some(&Source::Recipe("dino")));
+    }
+    // What people set lies above it, set before or after.
+    for order in [
+        ["pretrain.optim.lr=1e-5", "pretrain.method=dino"],
+        ["pretrain.method=dino", "pretrain.optim.lr=1e-5"],
+    ] {
+        let optim = built("quick", &order).config.pretrain.optim;
+        assert_eq!((optim.lr, optim.clip_grad, optim.epochs), (1e-5, 3.0, 170));
+    }
+    // A recipe that is one of the method stays, one of another method is not mixed with it.
+    let config = built("paper-dino", &["pretrain.method=dino"]).config;
+    assert_eq!(config.about.name, "paper-dino");
+    for (recipe, method) in [("simclr", "dino"), ("dino", "idmm"), ("insdis", "simclr")] {
+        let mut layers = Layers::new(recipe).expect(recipe);
+        let set = format!("pretrain.method={method}");
+        layers.set(&set, Source::Flag("--set")).expect("a key");
+        let text = usage(layers.build().expect_err("two methods"));
+        assert!(text.contains(recipe) && text.contains(method) && text.contains("--set"), "{text}");
+    }
+}
+
+/// Recipe section 3.2.
+#[test]
+fn families_have_the_values_of_their_run_scripts() {
+    for (model, lr, warmup, batch, last_lr) in [
+        ("deit_tiny_patch16_224", 5e-4, 2.0, 128, 5e-5),
+        ("pvt_v2_b0", 1e-3, 10.0, 128, 5e-5),
+        ("t2t_vit_7", 1e-3, 10.0, 32, 1.25e-5),
+        ("t2t_vit_t_14", 1e-3, 10.0, 32, 1.25e-5),
+    ] {
+        let model = format!("model.name={model}");
+        let config = built("paper", &[&model]).config;
+        for optim in [config.pretrain.optim, config.finetune.optim] {
+            assert_eq!((optim.lr, optim.warmup_epochs, optim.batch_size), (lr, warmup, 256));
+        }
+        let finetune = built("paper-448", &[&model]).config.finetune;
+        let optim = finetune.optim;
+        assert_eq!((finetune.img_size, optim.epochs, optim.batch_size), (448, 100, batch));
+        assert_eq!((optim.lr, optim.warmup_epochs, optim.drop_path), (last_lr, warmup, 0.1));
+        // Recipes with values of their own keep them.
+        let optim = built("quick", &[&model]).config.pretrain.optim;
+        assert_eq!((optim.lr, optim.warmup_epochs), (1e-3, 8.5));
+    }
+    let resolved = built("paper", &["model.name=pvt_v2_b3"]);
+    let expected = "finetune.optim.lr = 0.001\n  set by recipe `paper`, [for.pvt_v2]\n  \
+                    instead of 0.0005 from recipe `paper`\n";
+    assert_eq!(resolved.explain("finetune.optim.lr").expect("a key"), expected);
+    assert!(!resolved.chosen("finetune.optim.lr"));
+    let set = built("paper", &["model.name=pvt_v2_b0", "finetune.optim.lr=2e-4"]);
+    assert_eq!(set.config.finetune.optim.lr, 2e-4);
+    for recipe in recipe::TABLE {
+        for family in ["pvt_v2", "t2t_vit", "deit"] {
+            let rows = recipe.families_of(family).expect(recipe.name);
+            assert!(rows.iter().all(|(name, _)| name == family), "{}", recipe.name);
+        }
+        let file: Table = recipe.text.parse().expect("TOML");
+        let families = file.get("for").and_then(Value::as_table).into_iter().flat_map(Table::keys);
+        for family in families {
+            let of_family = |spec: &crate::backbone::Spec| spec.name.starts_with(family.as_str());
+            assert!(crate::backbone::Spec::all().any(|spec| of_family(&spec)), "{family}");
+        }
+    }
+}
+
+#[test]
+fn a_warm_up_keeps_its_share_of_fewer_epochs_unless_somebody_set_it() {
+    let warmup = |recipe: &str, assignments: &[&str]| {
+        built(recipe, assignments).config.finetune.optim.warmup_epochs
+    };
+    let pvt = "model.name=pvt_v2_b0";
+    assert_eq!(warmup("paper", &[pvt, "finetune.optim.epochs=20"]), 1.0);
+    assert_eq!(warmup("paper", &[pvt, "finetune.optim.epochs=800"]), 10.0);
+    assert_eq!(warmup("quick", &["finetune.optim.epochs=17"]), 0.85);
+    assert_eq!(
+        warmup("paper", &["finetune.optim.epochs=20", "finetune.optim.warmup_epochs=5"]),
+        5.0
+    );
+    let resolved = built("paper", &[pvt, "finetune.optim.epochs=20"]);
+    let text = resolved.explain("finetune.optim.warmup_epochs").expect("a key");
+    let first = "finetune.optim.warmup_epochs = 1.0\n  set by its share of the epochs, which were 200\n  \
+                 instead of 10.0 from recipe `paper`, [for.pvt_v2]\n";
+    assert!(text.starts_with(first), "{text}");
+    // A file with both means them together, one with the warm-up alone means that.
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("mine.toml");
+    for (text, expected) in [("epochs = 40\nwarmup_epochs = 4", 1.0), ("warmup_epochs = 4", 4.0)] {
+        std::fs::write(&path, format!("[finetune.optim]\n{text}\n")).expect("a file");
+        let mut layers = paper();
+        layers.file(&path).expect("the file");
+        layers.put("finetune.optim.epochs", 10.into(), Source::Flag("--epochs")).expect("a key");
+        let config = layers.build().expect("valid").config;
+        assert_eq!(config.finetune.optim.warmup_epochs, expected, "{text}");
+    }
 }

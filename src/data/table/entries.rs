@@ -52,7 +52,7 @@ const LABEL: [&str; 11] = [
     "class_idx",
 ];
 /// Columns that hold the label where none of those is there.
-const MAYBE_LABEL: [&str; 13] = [
+const MAYBE_LABEL: [&str; 12] = [
     "category",
     "category_name",
     "species",
@@ -64,7 +64,6 @@ const MAYBE_LABEL: [&str; 13] = [
     "target",
     "category_id",
     "species_name",
-    "y",
     "name",
 ];
 const SPLIT: [&str; 4] = ["split", "data_split", "dataset_split", "split_name"];
@@ -126,12 +125,7 @@ pub(super) fn entries(table: &Table, split: Option<Split>) -> Result<(Vec<Entry>
     let (class, index) = columns.label()?;
     if class.is_none() {
         columns.refuse_one_hot()?;
-        let others: Vec<String> =
-            table.columns.iter().filter(|c| !FILE.contains(&c.as_str())).cloned().collect();
-        if !others.is_empty() {
-            let what = "no column is called label or class, so its images have no labels";
-            notes.push(format!("{}: {what}; columns: {}", table.name, shortened(&others)));
-        }
+        notes.extend(columns.unlabelled_note());
     }
     let (split_column, unused) = columns.split();
     notes.extend(unused);
@@ -248,6 +242,21 @@ impl Columns<'_> {
             }
         }
         None
+    }
+
+    /// What to say of a table without a column of labels that has others.
+    fn unlabelled_note(&self) -> Option<String> {
+        let columns = || self.table.columns.iter().map(String::as_str);
+        let mut known = columns().filter(|c| LABEL.contains(c) || MAYBE_LABEL.contains(c));
+        let others = columns().enumerate().filter(|(at, _)| *at != self.file);
+        let others: Vec<String> = others.map(|(_, name)| name.to_owned()).collect();
+        (known.next().is_none() && !others.is_empty()).then(|| {
+            format!(
+                "{}: no column is called label or class, so its images have no labels; columns: {}",
+                self.table.name,
+                shortened(&others)
+            )
+        })
     }
 
     /// The column of the split, and what to say of one that is not used.

@@ -126,7 +126,7 @@ impl Trial<'_> {
             false => 0.0,
         };
         let costs = Costs {
-            epoch: (samples * crops_per_image) as f64 / crops_per_second,
+            epoch: (stage.source.images_per_epoch() * crops_per_image) as f64 / crops_per_second,
             steps_per_epoch: stage.source.steps_per_epoch(),
             measurement: measured as f64 * an_image + compared,
             every,

@@ -1,16 +1,19 @@
 //! The one pass against one pass for each thing that it does.
 
 use super::*;
-use crate::config::{LrSchedule, SmoothingKind};
+use crate::config::{ClipMode, LrSchedule, SmoothingKind};
 
 fn config(kind: OptimKind, clip_grad: f64, ema: Ema) -> OptimConfig {
     OptimConfig {
         kind,
         epochs: 1,
         batch_size: 1,
+        drop_last: false,
         micro_batch: 0,
         lr: 0.0,
+        min_lr: 0.0,
         weight_decay: 0.05,
+        weight_decay_end: 0.0,
         momentum: 0.9,
         beta1: 0.9,
         beta2: 0.999,
@@ -19,6 +22,7 @@ fn config(kind: OptimKind, clip_grad: f64, ema: Ema) -> OptimConfig {
         lr_schedule: LrSchedule::Constant,
         no_decay_1d: true,
         clip_grad,
+        clip_mode: ClipMode::Global,
         ema,
         drop_path: 0.0,
         smoothing: 0.0,
@@ -101,6 +105,43 @@ fn one_pass_on_any_number_of_threads_is_bit_for_bit_the_plain_passes() {
     }
 }
 
+/// DINO: `torch.nn.utils.clip_grad_norm_([p], bound)` for each parameter by itself.
+#[test]
+fn parameters_are_clipped_by_themselves_where_the_recipe_says_so() {
+    let specs = specs();
+    let len = specs.last().map_or(0, |spec| spec.range.end);
+    let config =
+        OptimConfig { clip_mode: ClipMode::Parameter, ..config(OptimKind::Sgd, 3.0, Ema::Off) };
+    let config = OptimConfig { momentum: 0.0, weight_decay: 0.0, ..config };
+    // Norms of 3 sqrt(7) 4 ..., the bias' below the bound.
+    let mut gradient = vec![0.0f32; len];
+    gradient[specs[0].range.clone()].fill(0.5);
+    gradient[specs[1].range.clone()][..2].copy_from_slice(&[1.0, -2.0]);
+    gradient[specs[3].range.clone()][..2].copy_from_slice(&[30.0, 40.0]);
+    for threads in [1, 3] {
+        let mut state = TrainState::new(specs.clone(), vec![0.0; len], Ema::Off);
+        let mut gradient = gradient.clone();
+        state.update(Gradient::total(&mut gradient, &[], threads), 1.0, &config, &|_| 0);
+        let first = |i: usize| -state.values[state.specs[i].range.start];
+        let long = (specs[0].range.len() as f32).sqrt();
+        assert!((first(0) - 3.0 / long).abs() < 1e-6, "{}", first(0));
+        assert_eq!(first(1), 1.0, "sqrt 5 is below 3");
+        assert_eq!(first(3), 30.0 * (3.0 / 50.0));
+    }
+}
+
+#[test]
+fn the_model_is_the_teacher_where_the_recipe_takes_it_else_the_average_if_there_is_one() {
+    let mut state = TrainState::new(specs(), vec![1.0; 4], Ema::Off);
+    assert_eq!(state.representation(), [1.0; 4]);
+    state.teacher = Some(vec![2.0; 4]);
+    assert_eq!(state.representation(), [1.0; 4]);
+    state.ema = Some(vec![3.0; 4]);
+    assert_eq!(state.representation(), [3.0; 4]);
+    state.encoder = Encoder::Teacher;
+    assert_eq!(state.representation(), [2.0; 4]);
+}
+
 #[test]
 fn what_does_not_decay_or_waits_is_told_by_its_shape_and_key() {
     let config = config(OptimKind::Sgd, 0.0, Ema::Off);
@@ -114,4 +155,13 @@ fn what_does_not_decay_or_waits_is_told_by_its_shape_and_key() {
         assert_eq!([of(1), of(2)], [1.0; 2]);
         assert_eq!(of(3) < 1.0, step > 2, "late, step {step}");
     }
+}
+
+#[test]
+fn a_stage_hands_on_the_average_where_it_keeps_one() {
+    let values = vec![1.0; 17];
+    let mut state = TrainState::new(Vec::new(), values.clone(), Ema::Off);
+    assert_eq!(state.representation(), values);
+    state.ema = Some(vec![0.5; 17]);
+    assert_eq!(state.representation(), [0.5; 17]);
 }

@@ -2,7 +2,8 @@
 //! through [`Stage::step`], on views from a file.
 //!
 //! The batch stands for the whole training set, so every step is an epoch and the schedules of the
-//! recipe span the traced steps. Views come as they are: no CutMix, no drop path.
+//! recipe span the traced steps. Views come as they are: no CutMix, no drop path,
+//! no dropout.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -130,6 +131,10 @@ impl Given {
         let method = method::pretraining(config, images, labels)?;
         let rows = method.heads().num_classes;
         match (method.objective(), num_classes) {
+            (Objective::Batch(_), Some(_)) => Err(Error::Usage(format!(
+                "--num-classes does nothing: {} has no classifier",
+                config.pretrain.method
+            ))),
             (Objective::Rows(_), Some(wanted)) if rows > wanted => Err(Error::Usage(format!(
                 "--num-classes is {wanted}, but the batch names class {} of {}",
                 rows - 1,
@@ -184,6 +189,7 @@ fn stage(
         mix: Arc::new(|_, _, rows, _| Mix::none(rows)),
         seed: config.seed,
         batch_size,
+        drop_last: false,
         threads: 1,
     };
     let micro_batch =
@@ -195,7 +201,9 @@ fn stage(
         AmpDtype::Bf16 => Precision::Bf16,
         AmpDtype::Auto | AmpDtype::F32 => Precision::F32,
     };
-    Stage { name, net, method, source, optim, data, workers, micro_batch, precision }
+    // Other programs draw other dropout.
+    let dropout = false;
+    Stage { name, net, method, source, optim, data, workers, micro_batch, precision, dropout }
 }
 
 /// Puts the weights in a file into a fresh `state`: the whole backbone, heads as far as they are

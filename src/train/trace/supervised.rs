@@ -12,7 +12,7 @@ use safetensors::tensor::Dtype;
 use super::batch::BatchFile;
 use super::{insert_all, is_trace, matrix};
 use crate::backbone::{Net, NetSpec, Spec};
-use crate::config::{Ema, LrSchedule, OptimConfig, OptimKind, SmoothingKind};
+use crate::config::{ClipMode, Ema, LrSchedule, OptimConfig, OptimKind, SmoothingKind};
 use crate::error::{Error, Result};
 use crate::files::refuse_to_replace;
 use crate::loss::{MixedTarget, Smoothing, mixed_cross_entropy, soft_cross_entropy};
@@ -129,8 +129,11 @@ fn optim(options: &TraceOptions) -> OptimConfig {
         kind: OptimKind::AdamW,
         epochs: 1,
         batch_size: 1,
+        drop_last: false,
         micro_batch: 0,
         lr: options.lr,
+        min_lr: 0.0,
+        weight_decay_end: 0.0,
         weight_decay: options.weight_decay,
         momentum: 0.0,
         beta1: 0.9,
@@ -140,6 +143,7 @@ fn optim(options: &TraceOptions) -> OptimConfig {
         lr_schedule: LrSchedule::Constant,
         no_decay_1d: false,
         clip_grad: 0.0,
+        clip_mode: ClipMode::Global,
         ema: Ema::Off,
         drop_path: 0.0,
         smoothing: options.smoothing,

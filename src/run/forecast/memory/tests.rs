@@ -35,7 +35,7 @@ fn prepared() -> Prepared {
         samples: Vec::new(),
         split_origin: SplitOrigin::Unlabelled,
     };
-    let mut report = check::check(&manifest, 1, &|_, _| ()).report;
+    let mut report = check::check(&manifest, crate::config::Depth::Pil, 1, &|_, _| ()).report;
     (report.width.median, report.width.max) = (100, 400);
     (report.height.median, report.height.max) = (50, 300);
     Prepared {
@@ -47,6 +47,7 @@ fn prepared() -> Prepared {
         watched: Vec::new(),
         seen_before: 0,
         images: Arc::new(ImageStore::of(vec![Rgb8::new(10, 8); IMAGES])),
+        depth: crate::config::Depth::Pil,
     }
 }
 

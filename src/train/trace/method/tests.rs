@@ -28,8 +28,11 @@ fn given(views: usize) -> Given {
 
 /// The settings of `fewvit trace` for a recipe.
 fn config(recipe: &str, settings: &[String]) -> RunConfig {
-    let mut layers = Layers::new("paper").expect("a recipe");
-    layers.method(recipe).expect(recipe);
+    let base = if Layers::new(recipe).is_ok() { recipe } else { "paper" };
+    let mut layers = Layers::new(base).expect("a recipe");
+    if base != recipe {
+        layers.put("pretrain.method", recipe.into(), Source::Flag("--method")).expect("a key");
+    }
     let trace = ["pretrain.optim.lr_schedule=constant", "pretrain.optim.warmup_epochs=0"];
     for setting in trace.iter().copied().chain(settings.iter().map(String::as_str)) {
         layers.set(setting, Source::Flag("--set")).expect(setting);

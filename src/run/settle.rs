@@ -1,0 +1,174 @@
+//! Settings of a run, checked as far as they can be before any image is read.
+
+use std::path::Path;
+
+use toml::Value;
+
+use super::Folder;
+use crate::config::{
+    Layers, LrSchedule, OptimConfig, OptimKind, Resolved, RunConfig, Unread, flatten,
+};
+use crate::error::{Error, Result};
+use crate::eval::infer::EvalView;
+use crate::export::{Description, timm};
+use crate::method;
+
+/// The stages that a command has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stages {
+    /// Pre-training.
+    pub pretrain: bool,
+    /// Fine-tuning.
+    pub finetune: bool,
+}
+
+/// The configuration of a run with these stages: in range, its method with options that fit, and
+/// nothing set that would do nothing.
+///
+/// # Errors
+/// [`crate::error::Error::Usage`], naming who set what.
+pub fn settle(mut layers: Layers, stages: Stages) -> Result<Resolved> {
+    let resolved = layers.clone().build()?;
+    let config = &resolved.config;
+    if stages.pretrain && config.pretrain.optim.epochs > 0 {
+        method::check_settings(config)?;
+    }
+    let idle = resolved.refuse_unread(&|key| unread(config, stages, key))?;
+    if idle.is_empty() {
+        return Ok(resolved);
+    }
+    // A flag is about all stages; where nothing reads it, the run has what its recipe says.
+    layers.withdraw(&idle);
+    settle(layers, stages)
+}
+
+/// Settings that go with weights: the model, and how an image becomes its input.
+const OF_WEIGHTS: [&str; 6] =
+    ["model.name", "data.depth", "data.mean", "data.std", "eval.crop_pct", "eval.interpolation"];
+
+/// Settings that the weights at `init` bring along: those of their run, or what their export says;
+/// none for a bare file.
+///
+/// # Errors
+/// The run or export cannot be read.
+pub fn inherited(init: &Path) -> Result<Vec<(String, Value)>> {
+    if let Some(run) = Folder::around(init) {
+        let mut settings = flatten(run.read_settings()?);
+        settings.retain(|(key, _)| OF_WEIGHTS.contains(&key.as_str()));
+        return Ok(settings);
+    }
+    if !init.is_dir() {
+        return Ok(Vec::new());
+    }
+    let Description { model, view, .. } = timm::describe(init)?;
+    let EvalView { crop_pct, interpolation, depth, mean, std } = view;
+    let settings = [
+        ("model.name", Value::try_from(model)),
+        ("data.depth", Value::try_from(depth)),
+        ("data.mean", Value::try_from(mean)),
+        ("data.std", Value::try_from(std)),
+        ("eval.crop_pct", Value::try_from(crop_pct)),
+        ("eval.interpolation", Value::try_from(interpolation)),
+    ];
+    let settings = settings.into_iter().map(|(key, value)| Ok((key.to_owned(), value?)));
+    let settings: std::result::Result<_, toml::ser::Error> = settings.collect();
+    settings.map_err(|e| Error::Failed(format!("{} cannot be used: {e}", init.display())))
+}
+
+/// Why nothing reads a key of the configuration.
+fn unread(config: &RunConfig, stages: Stages, key: &str) -> Option<Unread> {
+    let of_stage = outside_stages(config, stages, key);
+    if of_stage.is_some() {
+        return of_stage.map(|why| Unread { why, tolerated: true });
+    }
+    let (pretrain, finetune) = (&config.pretrain, &config.finetune);
+    let by_method = method::unread(&pretrain.method, key);
+    let by_kind = of_optim(key, "pretrain.optim.", &pretrain.optim, unread_by_kind).or(of_optim(
+        key,
+        "finetune.optim.",
+        &finetune.optim,
+        unread_by_kind,
+    ));
+    if let Some(why) = by_method.or(by_kind) {
+        return Some(Unread { why, tolerated: false });
+    }
+    switched_off(config, key).map(|why| Unread { why, tolerated: true })
+}
+
+/// Keys of a stage that does not take place.
+fn outside_stages(config: &RunConfig, stages: Stages, key: &str) -> Option<String> {
+    match key.split_once('.')?.0 {
+        "pretrain" if !stages.pretrain => Some("this command does not pre-train".to_owned()),
+        "pretrain" if config.pretrain.optim.epochs == 0 && key != "pretrain.optim.epochs" => {
+            Some("there is no pre-training, its epochs are 0".to_owned())
+        }
+        "finetune" if !stages.finetune => Some("this command does not fine-tune".to_owned()),
+        _ => None,
+    }
+}
+
+type OfOptim = fn(&str, &OptimConfig) -> Option<&'static str>;
+
+fn of_optim(key: &str, section: &str, optim: &OptimConfig, why: OfOptim) -> Option<String> {
+    why(key.strip_prefix(section)?, optim).map(str::to_owned)
+}
+
+fn unread_by_kind(key: &str, optim: &OptimConfig) -> Option<&'static str> {
+    match (key, optim.kind) {
+        ("momentum", OptimKind::AdamW) => Some("only SGD has a momentum, AdamW has betas"),
+        ("beta1" | "beta2" | "eps", OptimKind::Sgd) => {
+            Some("only AdamW has betas and eps, SGD has a momentum")
+        }
+        _ => None,
+    }
+}
+
+/// Keys that something else switches off.
+fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
+    let (pretrain, finetune) = (&config.pretrain, &config.finetune);
+    let t2t = config.model.name.starts_with("t2t_vit");
+    let blurred = pretrain.crops.iter().any(|c| c.blur.unwrap_or(pretrain.augment.blur) > 0.0);
+    let cases = [
+        ("pretrain.cutmix_lambda", pretrain.cutmix > 0.0, "CutMix is off"),
+        ("finetune.mix_lambda", finetune.cutmix > 0.0 || finetune.mixup > 0.0, "nothing is mixed"),
+        ("pretrain.augment.blur_sigma", blurred, "the blur is off"),
+        ("finetune.augment.blur_sigma", finetune.augment.blur > 0.0, "the blur is off"),
+        (
+            "pretrain.augment.color_jitter",
+            pretrain.augment.color_jitter_prob > 0.0,
+            "its probability is 0",
+        ),
+        (
+            "finetune.augment.color_jitter",
+            finetune.augment.color_jitter_prob > 0.0,
+            "its probability is 0",
+        ),
+        ("model.pos_embed", t2t, "only T2T-ViT has a position table that can be computed"),
+        (
+            "pretrain.options.freeze_patch_embed",
+            !t2t,
+            "T2T-ViT has no projection of patches that could be frozen",
+        ),
+    ];
+    if let Some((.., why)) = cases.iter().find(|(own, on, _)| *own == key && !on) {
+        return Some((*why).to_owned());
+    }
+    of_optim(key, "pretrain.optim.", &pretrain.optim, optim_switched_off).or(of_optim(
+        key,
+        "finetune.optim.",
+        &finetune.optim,
+        optim_switched_off,
+    ))
+}
+
+fn optim_switched_off(key: &str, optim: &OptimConfig) -> Option<&'static str> {
+    let cases = [
+        ("smoothing_kind", optim.smoothing > 0.0, "the smoothing is 0"),
+        ("clip_mode", optim.clip_grad > 0.0, "clip_grad is 0, so nothing is clipped"),
+        ("min_lr", optim.lr_schedule != LrSchedule::Constant, "the rate is constant"),
+    ];
+    cases.into_iter().find(|(own, on, _)| *own == key && !on).map(|(.., why)| why)
+}
+
+#[cfg(test)]
+mod tests;
