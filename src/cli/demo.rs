@@ -60,7 +60,7 @@ fn comparison(random: &Summary, idmm: &Summary) -> String {
     let p = mcnemar_p(&idmm.correct, &random.correct);
     format!(
         "top-1 on {} test images, the same fine-tuning:\n{}{}  \
-         these two models differ by {:.1} to {:.1} points (95% interval over test images, paired; p = {p:.1e})\n  \
+         these two models differ by {:+.1} to {:+.1} points (95% interval over test images, paired; p = {p:.1e})\n  \
          That compares two trained models, not two methods: other seeds give other models. \
          fewvit demo --seed N trains another pair.",
         idmm.images,

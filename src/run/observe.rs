@@ -94,6 +94,8 @@ impl<'a> Probe<'a> {
     fn neighbours(&self, record: &EpochRecord, state: &TrainState) -> Result<Found> {
         let data = self.context.data;
         let net = Replace::values_of(self.net.clone(), state.representation(), &Device::flex());
+        // The logits of N images with N classes each would fill the memory for nothing.
+        let net = net.without_heads();
         let image = |i: usize| data.images.get(i).map(|image| image.into_owned());
         let outputs = self.inference(&net).run(data.train.len(), &image)?;
         let dim = outputs.features.len() / data.train.len().max(1);

@@ -45,10 +45,10 @@ fn random_weights_are_called_that_and_nothing_else_is() {
     data.provenance = Provenance::File(file("/w/imagenet.pth"));
     let unknown = "The weights started from /w/imagenet.pth (sha256 0f0f";
     let yes = [unknown, "150 of its 152 tensors", "does not know what those were trained on"];
-    say(&data, &yes, &[ONLY, "at random", "no other images"]);
+    say(&data, &yes, &[ONLY, "started at random", "no other images"]);
     assert!(card::render(&data, "export").contains("licences of those weights"));
     data.provenance = Provenance::Export(file("/w/export"));
-    say(&data, &["exported by fewvit but away from its run"], &[ONLY, "at random"]);
+    say(&data, &["exported by fewvit but away from its run"], &[ONLY, "started at random"]);
     data.provenance =
         Provenance::File(WeightsFile { sha256: None, taken: None, ..file("/w/x.pth") });
     say(&data, &["The weights started from /w/x.pth. fewvit does not know"], &[ONLY, "sha256"]);

@@ -178,8 +178,13 @@ impl Trial<'_> {
     /// Seconds of inference an image: of the decoded ones in pre-training, from its file in fine-tuning.
     fn an_image(&self, stage: &Stage, net: &Net) -> Result<f64> {
         let data = self.data;
+        // A probe looks at features only.
+        let bare = match stage.name {
+            StageName::Pretrain => net.clone().without_heads(),
+            StageName::Finetune => net.clone(),
+        };
         let inference = Inference {
-            net,
+            net: &bare,
             img_size: stage.net.img_size,
             view: EvalView::of(self.config),
             threads: stage.workers,

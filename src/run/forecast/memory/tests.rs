@@ -74,6 +74,7 @@ fn every_part_is_counted() {
     assert_eq!(memory.crops, 4 * 4 * 3 * 3 * 32 * 32);
     let values = (spec.family.activations(SIZE) + IMAGES) as u64;
     assert_eq!(memory.activations, 2 * rows * values * 4);
+    assert_eq!(memory.measuring, (4 * IMAGES * width * 4) as u64);
     // Two threads that decode the largest, each with a copy; five of the middle size to check ONNX on.
     assert_eq!(memory.decoding, 2 * 2 * 3 * 400 * 300 + 5 * 3 * 100 * 50);
     assert!(memory.total() > memory.images + 11 * params + memory.activations + 6 * params);
