@@ -28,9 +28,9 @@ const TIMED_IMAGES: usize = 16;
 const TIMED_FEATURES: usize = 2048;
 /// Bytes of a checkpoint that reach the disk in a second: little for a disk of today.
 const WRITTEN_PER_SECOND: f64 = 200e6;
-/// Seconds an image takes in the check of the ONNX file, over those of inference: measured 2.5 to 4.
+/// Seconds an image takes in the check of the ONNX file, over those of inference: an estimate.
 const ONNX_CHECK: f64 = 3.0;
-/// Seconds for plots, the page and small pictures of mistakes: measured 1 to 2.
+/// Seconds for plots, the page and small pictures of mistakes: an estimate.
 const REPORT: f64 = 1.5;
 
 /// What the duration of a stage follows from, in seconds.

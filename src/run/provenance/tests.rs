@@ -83,8 +83,8 @@ fn weights_of_a_run_tell_the_stages_that_made_them() {
     assert_eq!((file.taken, past.data), (Some((7, 9)), Some(("moths".to_owned(), 2))));
     let [stage] = &past.stages[..] else { panic!("{:?}", past.stages) };
     assert_eq!((&*stage.method, stage.epochs, stage.seconds), ("SimCLR", 3, 30.0));
-    // The folder means its pre-trained weights; the export has been through both stages.
-    assert_eq!(told(of(&root, (7, 9)).expect("known")).1.stages.len(), 1);
+    // The folder means what the run ended with; the export has been through both stages.
+    assert_eq!(told(of(&root, (7, 9)).expect("known")).1.stages.len(), 2);
     let exported = first.export().join("model.safetensors");
     let (_, past) = told(of(&exported, (7, 9)).expect("known"));
     let epochs: Vec<_> = past.stages.iter().map(|s| (&*s.key, s.epochs)).collect();
