@@ -211,6 +211,24 @@ fn fine_tuning_keeps_the_splits_of_the_run_it_starts_from() {
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(listed(&second, "test"), listed(&first, "test"));
     assert!(stderr(&output).contains("stay in the splits they had there"), "{}", stderr(&output));
+    // What the first run trained on counts for the second, which is given other images.
+    let other = folder.path().join("other");
+    for class in fs::read_dir(&data).expect("there") {
+        let class = class.expect("a class").path();
+        let copy = other.join(class.file_name().expect("a name"));
+        fs::create_dir_all(&copy).expect("made");
+        for (i, value) in [10, 200].into_iter().enumerate() {
+            let image = image::RgbImage::from_pixel(9, 9, image::Rgb([value, 0, i as u8]));
+            image.save(copy.join(format!("{value}-{i}.png"))).expect("written");
+        }
+    }
+    let third = folder.path().join("third");
+    let args = ["finetune", text(&other), "--init", text(&first), "-c", text(&settings)];
+    let output = run(args.iter().chain(&["--output", text(&third)]));
+    assert!(output.status.success(), "{}", stderr(&output));
+    let again = json(&run(["eval", text(&third), text(&data), "--json"]));
+    assert_eq!((again["n"].as_u64(), again["images"]["left_out"].as_u64()), (Some(12), Some(48)));
+
     let settings = fs::read_to_string(second.join("config.toml")).expect("there");
     assert!(settings.contains("deit_micro_patch8_96"), "{settings}");
     let sources = fs::read_to_string(second.join("run.json")).expect("there");

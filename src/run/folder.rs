@@ -172,7 +172,7 @@ impl Folder {
     /// # Errors
     /// A file is missing or was changed into something else; settings of another version.
     pub fn read_request(&self) -> Result<(Request, RunConfig)> {
-        let request = self.read_run::<serde::de::IgnoredAny>()?.request;
+        let request = self.request()?;
         let config = toml::from_str(&self.read("config.toml")?).map_err(|e| {
             Error::Failed(format!(
                 "{} does not fit this fewvit ({}): {e}\n  was the run made by another version? \
@@ -182,6 +182,14 @@ impl Folder {
             ))
         })?;
         Ok((request, config))
+    }
+
+    /// What was asked for.
+    ///
+    /// # Errors
+    /// `run.json` is missing or was changed into something else.
+    pub fn request(&self) -> Result<Request> {
+        Ok(self.read_run::<serde::de::IgnoredAny>()?.request)
     }
 
     /// Its settings as they stand in `config.toml`, those of other versions of fewvit included.

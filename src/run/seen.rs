@@ -29,12 +29,22 @@ pub struct Recognised {
 }
 
 impl Seen {
-    /// Those that the run in `folder` lists.
+    /// Those that the run in `folder` lists, and what was trained on in the runs that its weights
+    /// come from.
     ///
     /// # Errors
-    /// `splits.csv` cannot be read.
+    /// `splits.csv` or `run.json` cannot be read.
     pub fn read(folder: &Folder) -> Result<Self> {
-        Ok(Self::of(split::read_csv(&folder.join("splits.csv"))?))
+        let mut seen = Self::of(split::read_csv(&folder.join("splits.csv"))?);
+        let earlier = folder.request()?.init.and_then(|init| Folder::around(&init));
+        if let Some(earlier) = earlier.filter(|earlier| earlier.root() != folder.root()) {
+            for (digest, split) in Self::read(&earlier)?.by_digest {
+                if split == Split::Train {
+                    seen.by_digest.entry(digest).or_insert(split);
+                }
+            }
+        }
+        Ok(seen)
     }
 
     fn of(listed: Vec<Listed>) -> Self {
