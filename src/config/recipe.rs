@@ -183,6 +183,6 @@ mod tests {
         let error = get("papre").expect_err("no such recipe");
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("did you mean `paper`"), "{error}");
-        assert!(error.to_string().contains("paper, quick, demo"), "{error}");
+        assert!(error.to_string().contains("paper, paper-448, quick, demo"), "{error}");
     }
 }
