@@ -20,6 +20,8 @@ parity:
     cargo build --release
     python tests/parity/deit.py
     python tests/parity/backbones.py
+    python tests/parity/views.py
+    python tests/parity/tensorboard.py
 
 # Golden files from PyTorch, torchvision, PIL and timm.
 goldens:

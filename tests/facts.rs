@@ -39,7 +39,9 @@ fn the_command_in_the_report_repeats_the_run_bit_for_bit() {
     let (settings, first) = (tiny_run(folder.path()), folder.path().join("first"));
     let data = data.to_str().expect("UTF-8");
     let words = ["train", data, "--time-budget", "30", "--seed", "3", "--method", "simclr"];
+    let words = [&words[..], &["--set", "finetune.eval_every=1"]].concat();
     let report = job(&words, &settings, &first);
+    assert_eq!(report["test_use"], "watched", "there are no other images to watch");
     let (repeat, command) = (report["repeat"].as_str(), report["command"].as_str());
     let (repeat, command) = (repeat.expect("a command"), command.expect("a command"));
     says(command, &["--time-budget 30", "--seed 3"], &[]);
@@ -93,7 +95,8 @@ fn where_weights_come_from_and_what_was_measured_when() {
     // The same weights under another name are anybody's.
     let stray = text(&out("stray.safetensors"));
     fs::copy(out("fine/export/model.safetensors"), &stray).expect("copied");
-    job(&["finetune", data, "--init", &stray], &settings, &out("third"));
+    let report = job(&["finetune", data, "--init", &stray], &settings, &out("third"));
+    assert_eq!(report["test_use"], "once", "three epochs are too few for an evaluation on the way");
     let unknown =
         [&*format!("The weights started from {stray} (sha256 "), "does not know what those"];
     says(&card(&out("third")), &unknown, &[only, "SupCon"]);

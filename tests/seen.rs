@@ -205,12 +205,16 @@ fn fine_tuning_keeps_the_splits_of_the_run_it_starts_from() {
     let settings = tiny_run(folder.path());
     let second = folder.path().join("second");
     let args = ["finetune", text(&data), "--init", text(&first), "-c", text(&settings)];
-    // Another seed would draw another split, and measure on what was trained on.
-    let more = ["--seed", "2", "--model", "deit_micro_patch8_96", "--output", text(&second)];
+    // Another seed would draw another split, and measure on what was trained on. The model is the run's.
+    let more = ["--seed", "2", "--output", text(&second)];
     let output = run(args.iter().chain(&more));
     assert!(output.status.success(), "{}", stderr(&output));
     assert_eq!(listed(&second, "test"), listed(&first, "test"));
     assert!(stderr(&output).contains("stay in the splits they had there"), "{}", stderr(&output));
+    let settings = fs::read_to_string(second.join("config.toml")).expect("there");
+    assert!(settings.contains("deit_micro_patch8_96"), "{settings}");
+    let sources = fs::read_to_string(second.join("run.json")).expect("there");
+    assert!(sources.contains(&format!("--init {}", text(&first))), "{sources}");
 }
 
 #[test]
@@ -254,6 +258,12 @@ fn one_bad_image_costs_no_other() {
         let strict = run([command, text(&run_folder), text(&data), "--on-bad-image", "error"]);
         assert_eq!(strict.status.code(), Some(3), "{command}: {}", stderr(&strict));
     }
+    let picture = folder.path().join("preview.jpg");
+    let preview = ["data", "preview", text(&data), "--count", "80", "--output", text(&picture)];
+    let strict = run(preview.iter().chain(&["--on-bad-image", "error"]));
+    assert_eq!(strict.status.code(), Some(3), "{}", stderr(&strict));
+    let output = run(preview);
+    assert!(output.status.success() && picture.is_file(), "{}", stderr(&output));
 }
 
 #[test]

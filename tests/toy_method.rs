@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use burn::tensor::{Device, Tensor};
 use fewvit::backbone::{HeadSpec, NetSpec, Spec};
-use fewvit::config::{Layers, RunConfig, Source};
+use fewvit::config::{Layers, LrSchedule, OptimKind, RunConfig, Source};
 use fewvit::data::Rgb8;
 use fewvit::data::cache::ImageStore;
 use fewvit::data::loader::BatchSource;
@@ -224,6 +224,54 @@ fn a_run_that_diverges_keeps_its_last_good_checkpoint() {
         assert_eq!(state.progress.step, 7);
         assert!(state.values.iter().chain(&state.m).chain(&state.v).all(|v| v.is_finite()));
     }
+}
+
+/// Keeps what epochs say.
+#[derive(Default)]
+struct Norms(Vec<f64>, f64);
+
+impl Observer for Norms {
+    fn step(&mut self, _: &StepRecord) -> fewvit::Result<()> {
+        Ok(())
+    }
+
+    fn epoch(&mut self, record: &EpochRecord, state: &TrainState) -> fewvit::Result<()> {
+        self.0.push(record.grad_norm);
+        self.1 = state.progress.seconds;
+        Ok(())
+    }
+}
+
+/// Plain SGD moves the weights by the learning rate times the gradient.
+#[test]
+fn the_gradient_norm_is_that_before_clipping() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let mut norms = Vec::new();
+    for (name, bound) in [("free", 0.0), ("clipped", 1e-4)] {
+        let mut config = config(SOUND);
+        let optim = &mut config.pretrain.optim;
+        (optim.kind, optim.momentum, optim.weight_decay) = (OptimKind::Sgd, 0.0, 0.0);
+        (optim.lr, optim.lr_schedule, optim.warmup_epochs) = (1e-2, LrSchedule::Constant, 0.0);
+        (optim.epochs, optim.batch_size, optim.clip_grad) = (1, IMAGES, bound);
+        let stage = stage(&config, 2).expect("a stage");
+        let interrupted = AtomicBool::new(false);
+        let path = folder.path().join(name);
+        let checkpoints =
+            Checkpoints { path: &path, every: Duration::from_secs(60), interrupted: &interrupted };
+        let (fresh, mut observer) = (stage.fresh(4).expect("a state"), Norms::default());
+        let before = fresh.values.clone();
+        let started = std::time::Instant::now();
+        let after = stage.run(fresh, &checkpoints, &mut observer).expect("an epoch");
+        assert!(observer.1 > 0.0 && observer.1 <= started.elapsed().as_secs_f64());
+        let moved = before.iter().zip(&after.values).map(|(a, b)| f64::from(a - b).powi(2));
+        let moved = moved.sum::<f64>().sqrt() / 1e-2;
+        match bound {
+            0.0 => assert!((moved / observer.0[0] - 1.0).abs() < 1e-3, "{moved} {:?}", observer.0),
+            _ => assert!((moved / bound - 1.0).abs() < 0.1, "{moved}"),
+        }
+        norms.extend(observer.0);
+    }
+    assert_eq!(norms[0], norms[1]);
 }
 
 #[test]

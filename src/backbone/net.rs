@@ -89,6 +89,11 @@ pub struct Net {
 }
 
 impl Net {
+    /// The backbone alone. What is on top of it can be as wide as there are images.
+    pub fn without_heads(self) -> Self {
+        Self { projector: None, predictor: None, head: None, ..self }
+    }
+
     /// Width of the backbone's feature.
     pub fn num_features(&self) -> usize {
         self.num_features

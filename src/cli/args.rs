@@ -51,7 +51,7 @@ pub enum Command {
     /// Pre-train, fine-tune, evaluate, report and export: the main job
     #[command(after_help = TRAIN)]
     Train(DataArgs),
-    /// Pre-train without labels
+    /// Pre-train, without labels unless the method learns from them
     #[command(after_help = PRETRAIN, mut_args = hiding(Job::Pretrain.hidden()))]
     Pretrain(DataArgs),
     /// Fine-tune with labels, evaluate, report and export

@@ -88,6 +88,7 @@ fn pipeline(
         finetune: false,
         init: None,
         command: Vec::new(),
+        sources: Default::default(),
     };
     let data = run::prepare::prepare(&request, &config, &Progress::new())?;
     let speed = measure(&run::pretraining(&config, &data)?, seconds(args.seconds)?)?;

@@ -7,6 +7,7 @@ use super::data_args::{
     BadImage, CheckArgs, DataCommand, PreviewArgs, PreviewStage, SplitArgs, StatsArgs, SynthArgs,
 };
 use super::progress::Progress;
+use super::readable::unreadable_image;
 use crate::config::{Layers, OnBadImage, RunConfig, Source};
 use crate::data::data_report::DataReport;
 use crate::data::manifest::{Manifest, Origin, Split, SplitOrigin};
@@ -39,8 +40,13 @@ fn examine(path: &Path, allow_empty_class: bool, wanted: usize) -> Result<(Manif
     config.data.allow_empty_class = allow_empty_class;
     let opened = source::open_noting(path, &config.data, config.seed)?;
     let ui = Progress::new();
-    let mut report =
-        check::check(&opened.manifest, run::threads_or_all(wanted), &ui.counting("checked")).report;
+    let mut report = check::check(
+        &opened.manifest,
+        config.data.depth,
+        run::threads_or_all(wanted),
+        &ui.counting("checked"),
+    )
+    .report;
     report.add_notes(&opened);
     ui.finish();
     Ok((opened.manifest, report))
@@ -96,6 +102,9 @@ fn print_report(report: &DataReport) -> Result<()> {
 }
 
 fn preview(args: &PreviewArgs) -> Result<()> {
+    if args.output.exists() {
+        return Err(occupied(&args.output));
+    }
     let config = config(&args.recipe, &args.set)?;
     let manifest = source::open(&args.data, &config.data, config.seed)?;
     let views = match args.stage {
@@ -107,16 +116,25 @@ fn preview(args: &PreviewArgs) -> Result<()> {
     let step = (train.len() / args.count.max(1)).max(1);
     let mut crops = Vec::new();
     for (sample, &position) in train.iter().enumerate().step_by(step).take(args.count) {
-        let image = decode_sample(&manifest.samples[position])?;
+        let image = match decode_sample(&manifest.samples[position], config.data.depth) {
+            Ok(image) => image,
+            Err(error) if args.on_bad_image == BadImage::Error => {
+                return Err(unreadable_image(error));
+            }
+            Err(error) => {
+                eprintln!("note: {error}; left out");
+                continue;
+            }
+        };
         crops.extend(
             (0..views.views())
                 .map(|view| views.crop(&image, config.seed, 0, sample as u64, view as u32)),
         );
     }
-    let columns = if views.views() > 1 { views.views() } else { 8 };
-    if args.output.exists() {
-        return Err(occupied(&args.output));
+    if crops.is_empty() {
+        return Err(Error::Data(format!("{}: no image can be read", args.data.display())));
     }
+    let columns = if views.views() > 1 { views.views() } else { 8 };
     pictures::save_jpeg(&args.output, &pictures::contact_sheet(&crops, columns))?;
     super::print(&args.output.display().to_string())
 }

@@ -7,15 +7,15 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::args::CommonArgs;
 
 const CHECK: &str = "What is read as a data set:
-  DIR/CLASS/*                  class folders; fewvit draws the split
-  DIR/{train,val,test}/CLASS/* split folders, in all usual spellings (training_set, seg_test, dev ...)
-  DIR/CLASS/{train,test}/*     splits inside the classes
-  DIR/*                        a folder of images without labels, for `pretrain`
-  DIR with a table             metadata, index, manifest, splits, labels, annotations or dataset (.csv,
-                               .tsv, .jsonl), or train.csv + test.csv
-  TABLE                        .csv, .tsv, .jsonl or .json itself, `data split` and splits.csv included
-  FILE.tar                     any of those, uncompressed
-  Flowers-102                  as published
+- DIR/CLASS/*: class folders; fewvit draws the split.
+- DIR/{train,val,test}/CLASS/*: split folders, in all usual spellings (training_set, seg_test, dev).
+- DIR/CLASS/{train,test}/*: splits inside the classes.
+- DIR/*: a folder of images without labels, for `pretrain`.
+- DIR with a table: metadata, index, manifest, splits, labels, annotations or dataset (.csv, .tsv,
+.jsonl), or train.csv with test.csv.
+- TABLE: .csv, .tsv, .jsonl or .json itself, those that fewvit writes included.
+- FILE.tar: any of those, uncompressed.
+- Flowers-102 as published.
 
 A table has a header. Its columns: file_name, image_path, path, file, filename, image ... (paths
 count from the table's folder); label, class, class_name, category, species ... (a name counts
@@ -105,6 +105,9 @@ pub struct PreviewArgs {
     /// Images to draw
     #[arg(long, value_name = "N", default_value_t = 8)]
     pub count: usize,
+    /// What an image that cannot be read does: error, or skip (named and left out)
+    #[arg(long, value_name = "POLICY", default_value = "skip")]
+    pub on_bad_image: BadImage,
     /// JPEG to write
     #[arg(long, value_name = "FILE", default_value = "preview.jpg")]
     pub output: PathBuf,

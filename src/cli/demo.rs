@@ -15,7 +15,8 @@ const SIDE: usize = 96;
 
 pub(super) fn demo(args: &RunArgs) -> Result<()> {
     let layers = args.layers("demo", std::env::vars_os().collect())?;
-    let config = run::settle(layers, Job::Train.stages())?.config;
+    let resolved = run::settle(layers, Job::Train.stages())?;
+    let (sources, config) = (resolved.sources(), resolved.config);
     let folder = Folder::create(args.output.as_deref(), "demo")?;
     let data = super::train::absolute(&folder.join("flowers"));
     let ui = Progress::new();
@@ -29,6 +30,7 @@ pub(super) fn demo(args: &RunArgs) -> Result<()> {
             finetune: true,
             init: None,
             command: std::env::args().collect(),
+            sources: sources.clone(),
         };
         let args = RunArgs { output: Some(folder.join(name)), ..args.clone() };
         ui.note(&format!("== {name}"));
@@ -58,7 +60,7 @@ fn comparison(random: &Summary, idmm: &Summary) -> String {
     let p = mcnemar_p(&idmm.correct, &random.correct);
     format!(
         "top-1 on {} test images, the same fine-tuning:\n{}{}  \
-         these two models differ by {:.1} to {:.1} points (95% interval over test images, paired; p = {p:.1e})\n  \
+         these two models differ by {:+.1} to {:+.1} points (95% interval over test images, paired; p = {p:.1e})\n  \
          That compares two trained models, not two methods: other seeds give other models. \
          fewvit demo --seed N trains another pair.",
         idmm.images,

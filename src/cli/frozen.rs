@@ -170,7 +170,7 @@ fn extract(
         view: frozen.view,
         threads: crate::run::threads_or_all(args.common.threads),
     };
-    let image = |i: usize| decode_sample(&data.manifest.samples[positions[i]]);
+    let image = |i: usize| decode_sample(&data.manifest.samples[positions[i]], frozen.view.depth);
     let mut readable = Readable::new(args.on_bad_image);
     inference.each(positions.len(), &image, |i, outputs| {
         readable.take(positions[i], outputs.map(|outputs| outputs.features))

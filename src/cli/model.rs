@@ -38,7 +38,8 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     }
     args.predictions.as_deref().map_or(Ok(()), tables::check_predictions_path)?;
     let mut readable = Readable::new(args.on_bad_image);
-    let image = |i: usize| decode_sample(&samples[positions[i]]);
+    let depth = model.description().view.depth;
+    let image = |i: usize| decode_sample(&samples[positions[i]], depth);
     model
         .each(positions.len(), &image, threads, |i, logits| readable.take(positions[i], logits))?;
     let (positions, logits) = readable.all(&args.data)?;
@@ -97,20 +98,17 @@ pub(super) fn predict(args: &PredictArgs) -> Result<()> {
     let threads = crate::run::threads_or_all(args.common.threads);
     let samples = all_images_at(&args.images)?;
     let mut unreadable = 0;
-    model.each(
-        samples.len(),
-        &|i| decode_sample(&samples[i]),
-        threads,
-        |i, logits| match logits {
-            Ok(logits) => say(args, &samples[i].id, &logits, classes),
-            Err(error) if args.on_bad_image == BadImage::Error => Err(unreadable_image(error)),
-            Err(error) => {
-                unreadable += 1;
-                eprintln!("fewvit: {error}");
-                Ok(())
-            }
-        },
-    )?;
+    let depth = model.description().view.depth;
+    let image = |i: usize| decode_sample(&samples[i], depth);
+    model.each(samples.len(), &image, threads, |i, logits| match logits {
+        Ok(logits) => say(args, &samples[i].id, &logits, classes),
+        Err(error) if args.on_bad_image == BadImage::Error => Err(unreadable_image(error)),
+        Err(error) => {
+            unreadable += 1;
+            eprintln!("fewvit: {error}");
+            Ok(())
+        }
+    })?;
     trained_on(&args.model, &samples, threads)?;
     match unreadable {
         0 => Ok(()),
@@ -157,7 +155,8 @@ pub(super) fn export(args: &ExportArgs) -> Result<()> {
     let timm::Loaded { net, description } = timm::read(&args.model)?;
     let path = args.output.clone().unwrap_or_else(|| timm::inner(&args.model).join("model.onnx"));
     let samples = all_images_at(&args.images)?;
-    let images: Vec<Rgb8> = samples.iter().map(decode_sample).collect::<Result<_>>()?;
+    let decode = |sample| decode_sample(sample, description.view.depth);
+    let images: Vec<Rgb8> = samples.iter().map(decode).collect::<Result<_>>()?;
     let threads = crate::run::threads_or_all(args.threads);
     let embed = args.embed_preprocessing;
     let difference = onnx::write(&path, &net, &description, embed, &images, threads)?;

@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use super::args::{DataArgs, FinetuneArgs, ResumeArgs};
 use super::flags::{Job, RunArgs, TrainArgs};
 use super::progress::Progress;
-use crate::config::RunConfig;
+use crate::config::{RunConfig, mark_fitted};
 use crate::error::{Error, Result};
 use crate::report::words::duration;
 use crate::run::{self, Folder, Request, Summary, Ui as _};
@@ -25,12 +25,16 @@ pub(super) fn finetune(args: &FinetuneArgs) -> Result<()> {
 }
 
 fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Result<()> {
-    let layers = args.layers(job, std::env::vars_os().collect())?;
+    let mut layers = args.layers(job, std::env::vars_os().collect())?;
+    if let Some(init) = init {
+        layers.inherit(run::inherited(init)?, init)?;
+    }
     let resolved = run::settle(layers, job.stages())?;
     let chosen: Vec<StageName> = [StageName::Pretrain, StageName::Finetune]
         .into_iter()
         .filter(|stage| resolved.chosen(&format!("{}.optim.epochs", stage.as_str())))
         .collect();
+    let sources = resolved.sources();
     let config = resolved.config;
     let init = init.map(run::weights_of).transpose()?;
     let request = Request {
@@ -39,6 +43,7 @@ fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Resul
         finetune: job != Job::Pretrain,
         init: init.as_deref().map(absolute),
         command: std::env::args().collect(),
+        sources,
     };
     let Some(summary) = go(&request, &config, &chosen, &args.run)? else { return Ok(()) };
     report(&summary, args.run.json)
@@ -65,7 +70,9 @@ pub(super) fn go(
     let folder = Folder::create(args.output.as_deref(), &planned.data.manifest.name)?;
     ui.note(&format!("run folder: {}", folder.root().display()));
     let interrupted = super::interrupted()?;
-    let summary = run::start(&folder, request, &planned, &ui, interrupted)
+    let mut request = request.clone();
+    mark_fitted(&mut request.sources, config, &planned.config);
+    let summary = run::start(&folder, &request, &planned, &ui, interrupted)
         .map_err(|error| with_resume(error, &folder))?;
     Ok(Some(summary))
 }

@@ -24,6 +24,8 @@ pub enum Source {
     Family(&'static str, String),
     /// The warm-up's share of the epochs, of which there were so many where it was set.
     Share(i64),
+    /// The run or export that `--init` names.
+    Init(PathBuf),
     /// A file given with `-c`.
     File(PathBuf),
     /// An environment variable.
@@ -38,6 +40,7 @@ impl fmt::Display for Source {
             Self::Recipe(name) => write!(f, "recipe `{name}`"),
             Self::Family(name, family) => write!(f, "recipe `{name}`, [for.{family}]"),
             Self::Share(epochs) => write!(f, "its share of the epochs, which were {epochs}"),
+            Self::Init(path) => write!(f, "--init {}", path.display()),
             Self::File(path) => write!(f, "file {}", path.display()),
             Self::Env(name) => write!(f, "environment variable {name}"),
             Self::Flag(name) => f.write_str(name),
@@ -225,6 +228,19 @@ impl Layers {
         Ok(())
     }
 
+    /// Lays what the weights at `init` were trained with over the recipes, under all that people set.
+    ///
+    /// # Errors
+    /// A key that there is none of.
+    pub fn inherit(&mut self, settings: Vec<(String, Value)>, init: &Path) -> Result<()> {
+        let over = std::mem::take(&mut self.own);
+        let source = Source::Init(init.to_path_buf());
+        let mut each = settings.into_iter();
+        each.try_for_each(|(key, value)| self.put(&key, value, source.clone()))?;
+        self.own.extend(over);
+        Ok(())
+    }
+
     /// Takes back what flags set of the keys.
     pub fn withdraw(&mut self, keys: &[String]) {
         let by_flag = |setting: &Setting| matches!(setting.source, Source::Flag(_));
@@ -314,6 +330,16 @@ fn misfit(settings: &Settings) -> Option<Error> {
             expectation(&base.value, &wrong.value, &error)
         )))
     })
+}
+
+/// Renames the source of values that differ between two configurations.
+pub fn mark_fitted(sources: &mut BTreeMap<String, String>, chosen: &RunConfig, fitted: &RunConfig) {
+    let flat = |config| Table::try_from(config).map(flatten).unwrap_or_default();
+    for ((key, before), (_, after)) in flat(chosen).into_iter().zip(flat(fitted)) {
+        if before != after {
+            sources.insert(key, "fitted by fewvit".to_owned());
+        }
+    }
 }
 
 /// The configuration as TOML that reads back to the same, the same text every time.

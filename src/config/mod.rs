@@ -9,7 +9,7 @@ mod resolved;
 mod validate;
 
 pub(crate) use layers::flatten;
-pub use layers::{Layers, Setting, Source, to_toml};
+pub use layers::{Layers, Setting, Source, mark_fitted, to_toml};
 pub use resolved::{Resolved, Unread};
 pub use validate::validate;
 
@@ -111,10 +111,25 @@ pub struct DataConfig {
     pub cache_short_side: usize,
     /// Decoded images are kept in memory up to this many GB, in a file of the run folder above it.
     pub cache_ram_gb: f64,
+    /// What becomes of 16-bit samples; runs of earlier versions do not say.
+    #[serde(default)]
+    pub depth: Depth,
     /// Channel means of the input normalisation, RGB in 0..1.
     pub mean: [f32; 3],
     /// Channel standard deviations of the input normalisation.
     pub std: [f32; 3],
+}
+
+/// How 16-bit samples of PNG and TIFF files become 8-bit levels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Depth {
+    /// The upper byte, as PIL has it.
+    #[default]
+    Pil,
+    /// The 8 bits from the highest one down that the file uses: for scans of 10 to 14 bits. Each
+    /// file decides for itself, so that a picture gives the same levels in any company.
+    Auto,
 }
 
 /// What a file that does not decode does.
@@ -300,7 +315,7 @@ pub enum Interpolation {
     Bicubic,
 }
 
-/// Stage 1: pre-training without labels.
+/// Stage 1: pre-training, without labels unless the method learns from them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PretrainConfig {
@@ -371,8 +386,9 @@ pub struct EvalConfig {
     pub crop_pct: f64,
     /// Filter of the resize.
     pub interpolation: Interpolation,
-    /// Images a batch.
-    pub batch_size: usize,
+    /// Of runs of earlier versions, which wrote it down and never read it.
+    #[serde(default, skip_serializing)]
+    batch_size: serde::de::IgnoredAny,
     /// Neighbours of the k-NN probe.
     pub knn_k: usize,
     /// Temperature of its votes.

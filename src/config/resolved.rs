@@ -1,5 +1,7 @@
 //! The outcome of all layers, and what of it does nothing.
 
+use std::collections::BTreeMap;
+
 use toml::Value;
 
 use super::layers::{Settings, unknown};
@@ -28,6 +30,14 @@ impl Resolved {
     /// Who set the key; none for an unknown key.
     pub fn origin(&self, key: &str) -> Option<&Source> {
         self.settings.get(key).and_then(|history| history.last()).map(|setting| &setting.source)
+    }
+
+    /// Who set each value, in words, by dotted key.
+    pub fn sources(&self) -> BTreeMap<String, String> {
+        let last = |(key, history): (&String, &Vec<Setting>)| {
+            Some((key.clone(), history.last()?.source.to_string()))
+        };
+        self.settings.iter().filter_map(last).collect()
     }
 
     /// Whether somebody, not a recipe, has chosen the key's value.

@@ -212,7 +212,6 @@ impl Checks {
     fn eval(&mut self, config: &RunConfig) {
         self.section = "eval";
         self.positive("crop_pct", config.eval.crop_pct, 1.0);
-        self.count("batch_size", config.eval.batch_size, 1, 65_536);
         self.count("knn_k", config.eval.knn_k, 1, 65_536);
         self.positive("knn_temperature", config.eval.knn_temperature, 1000.0);
         self.probe(&config.eval.probe);

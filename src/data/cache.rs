@@ -6,14 +6,13 @@ use std::io::Write as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 
-use fast_image_resize::images::{Image, ImageRef};
-use fast_image_resize::{FilterType, PixelType, ResizeAlg, ResizeOptions, Resizer};
-
+use super::augment::resize_lanczos;
 use super::decode::decode;
 use super::image::Rgb8;
 use super::listing;
 use super::manifest::Manifest;
 use super::parallel::map_in_turn;
+use crate::config::Depth;
 use crate::error::{Error, Result};
 
 /// An image that cannot be used.
@@ -30,6 +29,8 @@ pub struct BadImage {
 pub struct StoreLimits {
     /// Images with a longer short side are made smaller, to this many pixels; 0 = never.
     pub short_side: usize,
+    /// What becomes of 16-bit samples.
+    pub depth: Depth,
     /// Bytes of pixels kept in memory; what is beyond goes to the file.
     pub ram_bytes: u64,
     /// The file for what memory does not take; made only if needed, and gone with the program.
@@ -66,7 +67,7 @@ impl ImageStore {
         let load = |i: usize| {
             let sample = &manifest.samples[indices[i]];
             let bytes = listing::bytes(&sample.origin)?;
-            Ok(shrink(decode(&bytes)?, limits.short_side))
+            Ok(shrink(decode(&bytes, limits.depth)?, limits.short_side))
         };
         let (mut slots, mut bad) = (Vec::with_capacity(indices.len()), Vec::new());
         let (mut spill, mut in_memory, mut in_file) = (None, 0, 0);
@@ -153,7 +154,7 @@ fn append(spill: &mut Option<File>, path: &Path, pixels: &[u8]) -> Result<()> {
     spill.as_mut().map_or(Ok(()), |file| file.write_all(pixels).map_err(failed))
 }
 
-/// The image with its short side at most `short_side` pixels (Lanczos with antialiasing, as PIL).
+/// The image with its short side at most `short_side` pixels (Lanczos, as PIL).
 fn shrink(image: Rgb8, short_side: usize) -> Rgb8 {
     let short = image.width.min(image.height);
     if short_side == 0 || short <= short_side {
@@ -161,13 +162,7 @@ fn shrink(image: Rgb8, short_side: usize) -> Rgb8 {
     }
     let scaled = |side: usize| (side * short_side + short / 2) / short;
     let (width, height) = (scaled(image.width), scaled(image.height));
-    let options = ResizeOptions::new().resize_alg(ResizeAlg::Convolution(FilterType::Lanczos3));
-    let mut smaller = Image::new(width as u32, height as u32, PixelType::U8x3);
-    let (from_width, from_height) = (image.width as u32, image.height as u32);
-    let resized = ImageRef::new(from_width, from_height, &image.pixels, PixelType::U8x3)
-        .is_ok_and(|from| Resizer::new().resize(&from, &mut smaller, &options).is_ok());
-    // Cannot fail: both images have three bytes a pixel and sides above zero.
-    if resized { Rgb8 { width, height, pixels: smaller.into_vec() } } else { image }
+    resize_lanczos(&image, width, height)
 }
 
 #[cfg(test)]
@@ -178,7 +173,7 @@ mod tests {
     use std::sync::atomic::{AtomicUsize, Ordering};
 
     fn limits(folder: &Path, short_side: usize, ram_bytes: u64) -> StoreLimits {
-        StoreLimits { short_side, ram_bytes, spill: folder.join("cache.rgb") }
+        StoreLimits { short_side, depth: Depth::Pil, ram_bytes, spill: folder.join("cache.rgb") }
     }
 
     /// PNG files of a slope, sized 40 x 20, 41 x 20 ..., with a broken one in third place.

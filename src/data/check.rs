@@ -2,20 +2,21 @@
 
 use std::collections::{BTreeMap, HashMap};
 
-use super::data_report::{BadFile, ClassCounts, DataReport, Leak, SplitCounts, Spread};
-use super::decode::{Colour, decode_described};
+use super::data_report::{BadFile, ClassCounts, DARK, DataReport, Leak, SplitCounts, Spread};
+use super::decode::{Colour, Stored, decode_described};
 use super::digest::Digest;
 use super::listing;
 use super::manifest::{Manifest, Sample, Split};
 use super::parallel::map_in_turn;
 use super::words::counted;
-use crate::config::OnBadImage;
+use crate::config::{Depth, OnBadImage};
 use crate::error::{Error, Result};
 
 /// What one look at a file finds.
 struct Look {
     size: (usize, usize),
-    colour: Colour,
+    stored: Stored,
+    brightest: u8,
     digest: Digest,
 }
 
@@ -27,15 +28,16 @@ pub struct Checked {
     pub digests: Vec<Option<Digest>>,
 }
 
-/// Reads and decodes every image on `threads` threads; `progress(done, total)` after each.
+/// Reads and decodes every image, 16-bit samples as `depth` says, on `threads` threads; `progress(done, total)` after each.
 pub fn check(
     manifest: &Manifest,
+    depth: Depth,
     threads: usize,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Checked {
     let samples = &manifest.samples;
     let (mut looks, mut bad) = (Vec::new(), Vec::new());
-    let work = |i: usize| look(&samples[i]);
+    let work = |i: usize| look(&samples[i], depth);
     let sink = |i: usize, found: std::result::Result<Look, String>| {
         match found {
             Ok(look) => looks.push((i, look)),
@@ -46,7 +48,12 @@ pub fn check(
     };
     // The sink has no errors to pass on.
     let _ = map_in_turn(samples.len(), threads, work, sink);
-    let of_colour = |colour| looks.iter().filter(|(_, look)| look.colour == colour).count();
+    let of_colour = |colour| looks.iter().filter(|(_, look)| look.stored.colour == colour).count();
+    let brightest = |deep_only: bool| {
+        let looks = looks.iter().map(|(_, look)| look);
+        looks.filter(move |look| look.stored.deep || !deep_only).map(|look| look.brightest)
+    };
+    let dark_deep = || brightest(true).filter(|level| *level < DARK);
     let (leaks, conflicts) = duplicates(manifest, &looks);
     let mut report = DataReport {
         name: manifest.name.clone(),
@@ -57,6 +64,9 @@ pub fn check(
         grey: of_colour(Colour::Grey),
         alpha: of_colour(Colour::Alpha),
         cmyk: of_colour(Colour::Cmyk),
+        deep: brightest(true).count(),
+        dark_deep: dark_deep().count(),
+        brightest: brightest(false).max(),
         bad,
         leaks,
         imbalance: 0.0,
@@ -73,6 +83,7 @@ pub fn check(
         report.imbalance = most as f64 / least as f64;
     }
     report.warnings = report.findings(&conflicts);
+    report.warnings.extend(report.darkness(dark_deep().max()));
     let mut digests = vec![None; samples.len()];
     looks.into_iter().for_each(|(i, look)| digests[i] = Some(look.digest));
     Checked { report, digests }
@@ -108,10 +119,12 @@ pub fn apply_bad_policy(
     Ok(kept)
 }
 
-fn look(sample: &Sample) -> std::result::Result<Look, String> {
+fn look(sample: &Sample, depth: Depth) -> std::result::Result<Look, String> {
     let bytes = listing::bytes(&sample.origin)?;
-    let (image, colour) = decode_described(&bytes)?;
-    Ok(Look { size: (image.width, image.height), colour, digest: Digest::of(&bytes) })
+    let (image, stored) = decode_described(&bytes, depth)?;
+    let brightest = image.pixels.iter().copied().max().unwrap_or(0);
+    let (size, digest) = ((image.width, image.height), Digest::of(&bytes));
+    Ok(Look { size, stored, brightest, digest })
 }
 
 /// Training files found again in a held-out split, and files found in two classes.
@@ -173,7 +186,7 @@ mod tests {
     fn oddities_are_counted_and_said() {
         let root = odd_data();
         let opened = open_noting(root.path(), &tests::config(), 1).unwrap();
-        let mut report = check(&opened.manifest, 3, &|_, _| {}).report;
+        let mut report = check(&opened.manifest, Depth::Pil, 3, &|_, _| {}).report;
         report.add_notes(&opened);
         assert_eq!(report.images, SplitCounts { train: 9, val: 0, test: 1 });
         assert_eq!(report.classes[1].images, SplitCounts { train: 3, val: 0, test: 0 });
@@ -192,6 +205,7 @@ mod tests {
             "1 class without a test image: b",
             "1 class with fewer than 5 training images: b",
             "some images are smaller than 32 pixels",
+            "no image uses more than level 0 of 255",
             "1 photo in a format that fewvit does not read",
         ];
         assert_eq!(report.warnings.len(), expected.len(), "{:#?}", report.warnings);
@@ -203,10 +217,50 @@ mod tests {
     }
 
     #[test]
+    fn darkness_is_said_and_stretched() {
+        let root = tempfile::tempdir().unwrap();
+        let twelve_bits = |x, y| image::Luma([(x * 97 + y * 31) as u16 % 4096]);
+        for (class, count) in [("a", 5), ("b", 7)] {
+            for i in 0..count {
+                let image = image::ImageBuffer::from_fn(64 + i, 40, twelve_bits);
+                save(root.path(), &format!("{class}/{i}.png"), DynamicImage::ImageLuma16(image));
+            }
+        }
+        let manifest = open_noting(root.path(), &tests::config(), 1).unwrap().manifest;
+        let about_darkness = |depth| {
+            let report = check(&manifest, depth, 2, &|_, _| {}).report;
+            let notes = report.warnings.into_iter().filter(|note| note.contains("of 255"));
+            (report.deep, report.dark_deep, report.brightest, notes.collect::<Vec<_>>())
+        };
+        let note = "12 images store 16-bit samples and use at most level 15 of 255, so they are \
+                    nearly black; --set data.depth=auto stretches them";
+        assert_eq!(about_darkness(Depth::Pil), (12, 12, Some(15), vec![note.to_owned()]));
+        assert_eq!(about_darkness(Depth::Auto), (12, 0, Some(255), vec![]));
+
+        // Eight bits: only a set that is dark as a whole is odd.
+        let root = tempfile::tempdir().unwrap();
+        for (name, level) in [("a/1.png", 3), ("a/2.png", 9), ("b/1.png", 9), ("b/2.png", 2)] {
+            let image = image::RgbImage::from_pixel(40, 40, image::Rgb([0, level, 1]));
+            save(root.path(), name, DynamicImage::ImageRgb8(image));
+        }
+        let notes = |root: &Path| {
+            let manifest = open_noting(root, &tests::config(), 1).unwrap().manifest;
+            check(&manifest, Depth::Pil, 1, &|_, _| {}).report.warnings.join("; ")
+        };
+        assert!(notes(root.path()).contains("no image uses more than level 9 of 255"));
+        save(
+            root.path(),
+            "a/1.png",
+            DynamicImage::ImageLuma8(image::ImageBuffer::from_pixel(40, 40, image::Luma([16]))),
+        );
+        assert!(!notes(root.path()).contains("of 255"));
+    }
+
+    #[test]
     fn bad_images_stop_or_are_left_out() {
         let root = odd_data();
         let manifest = open_noting(root.path(), &tests::config(), 1).unwrap().manifest;
-        let report = check(&manifest, 1, &|_, _| {}).report;
+        let report = check(&manifest, Depth::Pil, 1, &|_, _| {}).report;
         let error = apply_bad_policy(&manifest, &report, OnBadImage::Error).unwrap_err();
         assert_eq!(error.exit_code(), 3);
         let text = error.to_string();
@@ -214,7 +268,7 @@ mod tests {
         assert!(text.contains("--set data.on_bad_image=skip"));
         let kept = apply_bad_policy(&manifest, &report, OnBadImage::Skip).unwrap();
         assert_eq!(kept.samples.len(), manifest.samples.len() - 2);
-        let again = check(&kept, 1, &|_, _| {}).report;
+        let again = check(&kept, Depth::Pil, 1, &|_, _| {}).report;
         assert_eq!(
             apply_bad_policy(&kept, &again, OnBadImage::Error).unwrap().samples,
             kept.samples
@@ -227,7 +281,7 @@ mod tests {
             return;
         };
         let opened = open_noting(&path, &tests::config(), 1).unwrap();
-        let report = check(&opened.manifest, 2, &|_, _| {}).report;
+        let report = check(&opened.manifest, Depth::Pil, 2, &|_, _| {}).report;
         assert_eq!((report.bad.len(), report.leaks.len(), report.imbalance), (0, 0, 1.0));
         assert_eq!(report.images, SplitCounts { train: 100, val: 100, test: 0 });
         assert_eq!(report.width.min.min(report.height.min), 64);

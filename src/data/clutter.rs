@@ -62,7 +62,7 @@ pub(super) fn is_own_folder(has: impl Fn(&str) -> bool) -> bool {
     let all = |names: &[&str]| names.iter().all(|name| has(name));
     all(&["run.json"])
         || all(&["splits.csv", "config.toml"])
-        || all(&["splits.csv", "classes.txt"])
+        || all(&["splits.csv", "classes.txt", "checkpoints"])
         || all(&["config.json", "model.safetensors"])
         || all(&["config.json", "model.onnx"])
 }
@@ -75,7 +75,10 @@ pub(super) fn take_own_folders<T>(
     folders: &mut BTreeSet<String>,
 ) -> Vec<String> {
     let of_fewvit = |folder: &&String| {
-        let has = |name: &str| files.contains_key(&format!("{folder}/{name}"));
+        let has = |name: &str| {
+            let path = format!("{folder}/{name}");
+            files.contains_key(&path) || folders.contains(&path)
+        };
         let aborted = || {
             let checkpoints = format!("{folder}/checkpoints");
             folders.contains(&checkpoints) && !any_below(files, folder)

@@ -31,6 +31,15 @@ pub struct DataReport {
     pub alpha: usize,
     /// Images in printing inks.
     pub cmyk: usize,
+    /// Images of 16-bit samples.
+    #[serde(default)]
+    pub deep: usize,
+    /// Those of them that use only levels below [`DARK`].
+    #[serde(default)]
+    pub dark_deep: usize,
+    /// The largest level in any image; `None` if none can be read.
+    #[serde(default)]
+    pub brightest: Option<u8>,
     /// Images that cannot be read.
     pub bad: Vec<BadFile>,
     /// Held-out images that are also training images, byte for byte.
@@ -42,6 +51,9 @@ pub struct DataReport {
     /// What a person should know, in plain words.
     pub warnings: Vec<String>,
 }
+
+/// Levels of 255 below which a picture is nearly black: what 12 bits are of 16.
+pub(super) const DARK: u8 = 16;
 
 /// Images by split.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -124,7 +136,7 @@ impl Spread {
 impl DataReport {
     /// Adds what opening the data set came across.
     pub fn add_notes(&mut self, opened: &Opened) {
-        self.layout = opened.layout.clone();
+        self.layout = opened.describe();
         self.ignored = opened.ignored.clone();
         let photos: usize = UNREAD_PHOTOS.iter().filter_map(|ext| opened.ignored.get(*ext)).sum();
         if photos > 0 {
@@ -132,6 +144,25 @@ impl DataReport {
             self.warnings.push(format!("{} {what}; convert them", counted(photos, "photo")));
         }
         self.warnings.extend(opened.warnings.iter().cloned());
+    }
+
+    /// Pictures with next to no light in them; `level` is the largest of the 16-bit ones.
+    pub(super) fn darkness(&self, level: Option<u8>) -> Option<String> {
+        match (level, self.brightest) {
+            (Some(level), _) => Some(format!(
+                "{} 16-bit samples and use at most level {level} of 255, so they are nearly black; \
+                 --set data.depth=auto stretches them",
+                match self.dark_deep {
+                    1 => "1 image stores".to_owned(),
+                    n => format!("{n} images store"),
+                }
+            )),
+            (None, Some(brightest)) if brightest < DARK => Some(format!(
+                "no image uses more than level {brightest} of 255, so all are nearly black; are \
+                 they label maps?"
+            )),
+            _ => None,
+        }
     }
 
     pub(super) fn findings(&self, conflicts: &[String]) -> Vec<String> {

@@ -1,19 +1,29 @@
-//! From the bytes of an image file to 8-bit RGB, the way PIL's `convert("RGB")` has it.
+//! From the bytes of an image file to 8-bit RGB, the way PIL 13's `convert("RGB")` has it after
+//! `exif_transpose`.
 //!
-//! Two deliberate differences: the EXIF orientation is applied, and 16-bit grey is scaled to
-//! 8 bits where PIL clips it. A file that ends early is an error, not a picture with a grey end.
+//! What is not equal:
+//! - 16-bit grey keeps its upper byte, where PIL clips it to 255 (see [`Depth`] for scans of fewer
+//!   bits). PGM, which names its largest value, is scaled by that, where PIL clips.
+//! - One level apart: BMP of 16 bits a pixel, CMYK and JPEG inside TIFF, 8-bit PNM whose largest
+//!   value is not 255.
+//! - BMP with run lengths that skip pixels has black there, PIL the palette's first colour.
+//! - Refused by name, where PIL reads: TIFF with a palette, grey with alpha, 2 or 4 bits, signed,
+//!   32-bit and floating-point numbers, Lab, YCbCr without JPEG, reversed bits, and rare kinds of
+//!   compression; GIF without any palette.
+//! - A file that ends early is an error, not a picture with a grey end, and broken EXIF is ignored.
 
-use std::ffi::c_int;
-use std::io::{self, Cursor};
-use std::panic::{UnwindSafe, catch_unwind, resume_unwind};
-use std::ptr::null;
+mod gif;
+mod jpeg;
+mod orientation;
+mod samples;
 
-use image::metadata::Orientation;
-use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits, RgbImage};
-use mozjpeg::{ColorSpace, Decompress, Marker};
-use mozjpeg_sys::{jpeg_common_struct, jpeg_error_mgr};
+use std::io::Cursor;
 
+use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+
+use self::orientation::{Directory, Metadata};
 use super::image::Rgb8;
+use crate::config::Depth;
 
 /// Larger pictures are refused before any memory is set aside for them.
 const MAX_PIXELS: usize = 100_000_000;
@@ -31,165 +41,55 @@ pub enum Colour {
     Cmyk,
 }
 
+/// How a file stores its samples.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stored {
+    /// Its colours.
+    pub colour: Colour,
+    /// Whether they have 16 bits, in a format that does not say how many of them are used.
+    pub deep: bool,
+}
+
 /// The picture in `bytes`, or why there is none, in words that follow "the file ...".
 ///
 /// # Errors
 /// A reason such as `is a text file, not an image`.
-pub fn decode(bytes: &[u8]) -> Result<Rgb8, String> {
-    decode_described(bytes).map(|(image, _)| image)
+pub fn decode(bytes: &[u8], depth: Depth) -> Result<Rgb8, String> {
+    decode_described(bytes, depth).map(|(image, _)| image)
 }
 
-/// As [`decode`], and how the file stores its colours.
+/// As [`decode`], and how the file stores its samples.
 ///
 /// # Errors
 /// As [`decode`].
-pub fn decode_described(bytes: &[u8]) -> Result<(Rgb8, Colour), String> {
-    match image::guess_format(bytes) {
-        Ok(ImageFormat::Jpeg) => decode_jpeg(bytes),
-        Ok(format) => decode_other(bytes, format),
-        Err(_) => Err(what_it_is(bytes)),
-    }
-}
-
-/// With the C code of libjpeg-turbo, as PIL: it alone has PIL's rounding in the inverse DCT, the
-/// chroma upsampling and the colour conversion.
-fn decode_jpeg(bytes: &[u8]) -> Result<(Rgb8, Colour), String> {
-    if is_cut_short(bytes) {
-        return Err("is cut short: it ends before the picture does".into());
-    }
-    let header = catch_libjpeg(|| read_jpeg_header(bytes))
-        .map_err(|reason| format!("is damaged or an unusual kind of JPEG ({reason})"))?;
-    let JpegHeader { width, height, stored, orientation } = header;
-    check_size(width, height)?;
-    let (colour, pixels) = match stored {
-        ColorSpace::JCS_YCbCr | ColorSpace::JCS_RGB => (Colour::Rgb, ColorSpace::JCS_RGB),
-        ColorSpace::JCS_GRAYSCALE => (Colour::Grey, ColorSpace::JCS_RGB),
-        ColorSpace::JCS_CMYK | ColorSpace::JCS_YCCK => (Colour::Cmyk, ColorSpace::JCS_CMYK),
-        _ => return Err("has unusual colour channels; convert it to PNG".into()),
+pub fn decode_described(bytes: &[u8], depth: Depth) -> Result<(Rgb8, Stored), String> {
+    let format = image::guess_format(bytes).map_err(|_| what_it_is(bytes))?;
+    let (mut image, metadata, colour) = match format {
+        ImageFormat::Jpeg => jpeg::decode(bytes)?,
+        _ => decode_other(bytes, format)?,
     };
-    let mut pixels = catch_libjpeg(|| read_jpeg_pixels(bytes, pixels))
-        .map_err(|reason| format!("is damaged ({reason})"))?;
-    if colour == Colour::Cmyk {
-        pixels = rgb_of_inverted_cmyk(&pixels);
-    }
-    let buffer = RgbImage::from_raw(width as u32, height as u32, pixels);
-    let mut image = DynamicImage::ImageRgb8(buffer.ok_or("is damaged (size)")?);
-    image.apply_orientation(orientation);
-    Ok((to_rgb8(image), colour))
-}
-
-struct JpegHeader {
-    width: usize,
-    height: usize,
-    stored: ColorSpace,
-    orientation: Orientation,
-}
-
-fn read_jpeg_header(bytes: &[u8]) -> io::Result<JpegHeader> {
-    let decoder = Decompress::with_markers(&[Marker::APP(1)]).from_mem(bytes)?;
-    let mut exif = decoder.markers().filter_map(|m| m.data.strip_prefix(b"Exif\0\0"));
-    let orientation = exif.next().and_then(Orientation::from_exif_chunk);
-    Ok(JpegHeader {
-        width: decoder.width(),
-        height: decoder.height(),
-        stored: decoder.color_space(),
-        orientation: orientation.unwrap_or(Orientation::NoTransforms),
-    })
-}
-
-/// Stops at the last pixel: what lies between it and the end marker does no harm.
-fn read_jpeg_pixels(bytes: &[u8], colours: ColorSpace) -> io::Result<Vec<u8>> {
-    let decoder = Decompress::with_err(strict_errors()).from_mem(bytes)?;
-    decoder.to_colorspace(colours)?.read_scanlines()
-}
-
-/// How mozjpeg begins what it throws.
-const LIBJPEG_ERROR: &str = "libjpeg fatal error: ";
-
-/// `f`'s result, or libjpeg's reason for unwinding out of it, which is how mozjpeg reports errors.
-/// Any other panic goes on.
-fn catch_libjpeg<T>(f: impl FnOnce() -> io::Result<T> + UnwindSafe) -> Result<T, String> {
-    let thrown = match catch_unwind(f) {
-        Ok(result) => return result.map_err(|e| e.to_string()),
-        Err(thrown) => thrown,
+    metadata.turn(&mut image);
+    let is_deep = image.color().bytes_per_pixel() / image.color().channel_count() == 2;
+    let says_maximum = format == ImageFormat::Pnm;
+    let rgb = match says_maximum {
+        true => image.into_rgb8(),
+        false => samples::to_rgb8(image, depth),
     };
-    match thrown.downcast_ref::<String>().and_then(|text| text.strip_prefix(LIBJPEG_ERROR)) {
-        Some(reason) => Err(reason.to_owned()),
-        None => resume_unwind(thrown),
-    }
+    let (width, height) = (rgb.width() as usize, rgb.height() as usize);
+    let stored = Stored { colour, deep: is_deep && !says_maximum };
+    Ok((Rgb8 { width, height, pixels: rgb.into_raw() }, stored))
 }
 
-/// Lenient with headers, where cameras are sloppy; strict with the picture, where libjpeg paints
-/// what is missing grey, with a mere warning.
-fn strict_errors() -> jpeg_error_mgr {
-    /// libjpeg's `global_state` when it has the headers and awaits `jpeg_start_decompress`.
-    const DSTATE_READY: c_int = 202;
-
-    extern "C-unwind" fn stop(_: &mut jpeg_common_struct) {
-        resume_unwind(Box::new(format!("{LIBJPEG_ERROR}its compressed data is corrupt")));
+/// With the crate `image`; of its GIF frames the colours around the frame would be lost.
+fn decode_other(
+    bytes: &[u8],
+    format: ImageFormat,
+) -> Result<(DynamicImage, Metadata<'_>, Colour), String> {
+    if format == ImageFormat::Gif {
+        return Ok((gif::decode(bytes)?, Metadata::default(), Colour::Rgb));
     }
-    extern "C-unwind" fn stop_if_picture_suffers(libjpeg: &mut jpeg_common_struct, level: c_int) {
-        let is_warning = level < 0;
-        if is_warning && libjpeg.global_state > DSTATE_READY {
-            stop(libjpeg);
-        }
-    }
-    extern "C-unwind" fn ignore(_: &mut jpeg_common_struct) {}
-
-    jpeg_error_mgr {
-        error_exit: Some(stop),
-        emit_message: Some(stop_if_picture_suffers),
-        output_message: Some(ignore),
-        format_message: None,
-        reset_error_mgr: Some(ignore),
-        msg_code: 0,
-        msg_parm: Default::default(),
-        trace_level: 0,
-        num_warnings: 0,
-        jpeg_message_table: null(),
-        last_jpeg_message: 0,
-        addon_message_table: null(),
-        first_addon_message: 0,
-        last_addon_message: 0,
-    }
-}
-
-/// `[c, m, y, k]` to `[r, g, b]` as PIL has it: all JPEG files are taken to hold the ink left out,
-/// the way Adobe writes them, so 255 is none.
-fn rgb_of_inverted_cmyk(cmyk: &[u8]) -> Vec<u8> {
-    // a * b / 255, rounded.
-    let scaled = |a: u8, b: u8| {
-        let product = u32::from(a) * u32::from(b) + 128;
-        ((product + (product >> 8)) >> 8) as u8
-    };
-    let (pixels, _) = cmyk.as_chunks::<4>();
-    pixels.iter().flat_map(|&[c, m, y, k]| [c, m, y].map(|ink| k - scaled(255 - ink, k))).collect()
-}
-
-/// Whether a JPEG lacks the end-of-image marker of its main picture.
-///
-/// Walks the header segments by their lengths, so that a thumbnail's marker does not count; in the
-/// compressed data the marker's two bytes cannot occur otherwise.
-fn is_cut_short(bytes: &[u8]) -> bool {
-    let mut at = 2;
-    loop {
-        match bytes.get(at..at + 4) {
-            None => return true,
-            Some([0xff, 0xda, ..]) => return !bytes[at..].windows(2).any(|w| w == [0xff, 0xd9]),
-            Some([0xff, 0xff, ..]) => at += 1,
-            Some([0xff, _, high, low]) => {
-                at += 2 + usize::from(u16::from_be_bytes([*high, *low])).max(2);
-            }
-            Some(_) => at += 1,
-        }
-    }
-}
-
-fn decode_other(bytes: &[u8], format: ImageFormat) -> Result<(Rgb8, Colour), String> {
     let reason = |e: image::ImageError| match e {
-        image::ImageError::Unsupported(_) => {
-            format!("is in a format that fewvit does not read ({e}); convert it to JPEG or PNG")
-        }
+        image::ImageError::Unsupported(_) => unread(&e.to_string()),
         image::ImageError::Limits(_) => "is too large".into(),
         image::ImageError::IoError(io) if io.kind() == std::io::ErrorKind::UnexpectedEof => {
             "is cut short: it ends before the picture does".into()
@@ -200,7 +100,7 @@ fn decode_other(bytes: &[u8], format: ImageFormat) -> Result<(Rgb8, Colour), Str
     let mut limits = Limits::default();
     limits.max_alloc = Some(16 * MAX_PIXELS as u64);
     reader.limits(limits);
-    let mut decoder = reader.into_decoder().map_err(reason)?;
+    let decoder = reader.into_decoder().map_err(reason)?;
     let (width, height) = decoder.dimensions();
     check_size(width as usize, height as usize)?;
     let stored = decoder.color_type();
@@ -209,16 +109,36 @@ fn decode_other(bytes: &[u8], format: ImageFormat) -> Result<(Rgb8, Colour), Str
         (false, true) => Colour::Rgb,
         (false, false) => Colour::Grey,
     };
-    let orientation = decoder.orientation().unwrap_or(Orientation::NoTransforms);
     let mut image = DynamicImage::from_decoder(decoder).map_err(reason)?;
-    image.apply_orientation(orientation);
-    Ok((to_rgb8(image), colour))
+    if format == ImageFormat::Tiff {
+        mend_tiff(bytes, &mut image)?;
+    }
+    Ok((image, Metadata::of_file(bytes, format), colour))
 }
 
-fn to_rgb8(image: DynamicImage) -> Rgb8 {
-    let rgb = image.into_rgb8();
-    let (width, height) = (rgb.width() as usize, rgb.height() as usize);
-    Rgb8 { width, height, pixels: rgb.into_raw() }
+/// Does what the crate leaves out, or refuses it.
+fn mend_tiff(bytes: &[u8], image: &mut DynamicImage) -> Result<(), String> {
+    const FILL_ORDER: u16 = 266;
+    const EXTRA_SAMPLES: u16 = 338;
+    let value = |tag| {
+        let entry = Directory::open(bytes).and_then(|directory| directory.find(tag));
+        entry.and_then(|entry| entry.number())
+    };
+    if value(FILL_ORDER) == Some(2.0) {
+        return Err(unread("TIFF with the bits of a byte reversed"));
+    }
+    if matches!(image, DynamicImage::ImageRgb32F(_) | DynamicImage::ImageRgba32F(_)) {
+        return Err(unread("TIFF of floating-point numbers"));
+    }
+    let is_multiplied = value(EXTRA_SAMPLES) == Some(1.0);
+    if is_multiplied {
+        samples::divide_by_alpha(image);
+    }
+    Ok(())
+}
+
+fn unread(what: &str) -> String {
+    format!("is in a format that fewvit does not read ({what}); convert it to JPEG or PNG")
 }
 
 fn check_size(width: usize, height: usize) -> Result<(), String> {
@@ -258,6 +178,7 @@ fn what_it_is(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use image::metadata::Orientation;
     use safetensors::SafeTensors;
 
     const GOLDEN: &[u8] = include_bytes!("../../tests/golden/decode_images.safetensors");
@@ -285,11 +206,65 @@ mod tests {
         assert_eq!(names.len(), 31);
         for name in names {
             let (file, expected) = golden(&name);
-            let image = decode(&file).unwrap_or_else(|e| panic!("{name} {e}"));
+            let image = decode(&file, Depth::Pil).unwrap_or_else(|e| panic!("{name} {e}"));
             assert_eq!((image.width, image.height), (expected.width, expected.height), "{name}");
             let differ = image.pixels.iter().zip(&expected.pixels).filter(|(a, b)| a != b).count();
             assert_eq!(differ, 0, "{name}: so many of {} bytes differ", expected.pixels.len());
         }
+    }
+
+    /// Names say what is expected; see tests/golden/decode_variants.py.
+    #[test]
+    fn rare_kinds_of_files_are_read_as_pil_does_or_refused() {
+        let bytes = include_bytes!("../../tests/golden/decode_variants.safetensors");
+        let golden = SafeTensors::deserialize(bytes).unwrap();
+        let mut counts = [0; 4];
+        for name in golden.names().iter().filter_map(|name| name.strip_suffix(".file")) {
+            let file = golden.tensor(&format!("{name}.file")).unwrap().data();
+            if name.starts_with("refused_") {
+                let reason = decode(file, Depth::Pil).unwrap_err();
+                assert!(
+                    reason.contains("does not read") || name.contains("gif"),
+                    "{name} {reason}"
+                );
+                counts[0] += 1;
+                continue;
+            }
+            let allowed = if name.starts_with("near_") { 1 } else { 0 };
+            counts[1 + usize::from(allowed)] += 1;
+            for (kind, depth) in [("rgb", Depth::Pil), ("auto", Depth::Auto)] {
+                let Ok(expected) = golden.tensor(&format!("{name}.{kind}")) else { continue };
+                let image = decode(file, depth).unwrap_or_else(|e| panic!("{name} {e}"));
+                assert_eq!([image.height, image.width], expected.shape()[..2], "{name}");
+                let apart = image.pixels.iter().zip(expected.data()).map(|(a, b)| a.abs_diff(*b));
+                assert!(apart.max() <= Some(allowed), "{name} {kind}");
+                counts[3] += usize::from(depth == Depth::Auto);
+            }
+        }
+        assert_eq!(counts, [9, 67, 6, 8], "refused, equal, near, with 16 bits stretched");
+    }
+
+    /// See tests/golden/decode_orientation.py.
+    #[test]
+    fn pictures_are_turned_as_pil_turns_them() {
+        let golden = include_str!("../../tests/golden/decode_orientation.txt");
+        let hex = |pair: &[u8]| u8::from_str_radix(str::from_utf8(pair).unwrap(), 16).unwrap();
+        for line in golden.lines() {
+            let [name, orientation, file] = line.split(' ').collect::<Vec<_>>()[..] else {
+                panic!("{line}")
+            };
+            let file: Vec<u8> = file.as_bytes().chunks(2).map(hex).collect();
+            let found = match image::guess_format(&file).unwrap() {
+                ImageFormat::Jpeg => jpeg::decode(&file).unwrap().1.orientation(),
+                format => Metadata::of_file(&file, format).orientation(),
+            };
+            assert_eq!(Some(found), Orientation::from_exif(orientation.parse().unwrap()), "{name}");
+            let image = decode(&file, Depth::Pil).unwrap();
+            let is_on_its_side = matches!(orientation, "5" | "6" | "7" | "8");
+            let sides = if is_on_its_side { (2, 3) } else { (3, 2) };
+            assert_eq!((image.width, image.height), sides, "{name}");
+        }
+        assert_eq!(golden.lines().count(), 118);
     }
 
     #[test]
@@ -302,7 +277,11 @@ mod tests {
             ("rgba_png", Colour::Alpha),
             ("grey_16_png", Colour::Grey),
         ] {
-            assert_eq!(decode_described(&golden(name).0).unwrap().1, colour, "{name}");
+            assert_eq!(
+                decode_described(&golden(name).0, Depth::Pil).unwrap().1.colour,
+                colour,
+                "{name}"
+            );
         }
     }
 
@@ -318,11 +297,15 @@ mod tests {
                 _ => 1,
             };
             for end in (1..=file.len() - tail).step_by(7).chain([file.len() - tail]) {
-                assert!(decode(&file[..end]).is_err(), "{name} cut to {end} of {}", file.len());
+                assert!(
+                    decode(&file[..end], Depth::Pil).is_err(),
+                    "{name} cut to {end} of {}",
+                    file.len()
+                );
             }
         }
         let jpeg = golden("progressive_420_jpg").0;
-        assert!(decode(&jpeg[..jpeg.len() - 60]).unwrap_err().contains("cut short"));
+        assert!(decode(&jpeg[..jpeg.len() - 60], Depth::Pil).unwrap_err().contains("cut short"));
     }
 
     #[test]
@@ -337,7 +320,7 @@ mod tests {
                     let at = draw(file.len());
                     file[at] = draw(256) as u8;
                 }
-                let _ = decode(&file);
+                let _ = decode(&file, Depth::Pil);
             }
         }
     }
@@ -348,26 +331,26 @@ mod tests {
             let (mut file, _) = golden(name);
             let end = file.len() - 2;
             file.drain(end - 40..end);
-            assert!(decode(&file).unwrap_err().contains("data is corrupt"), "{name}");
+            assert!(decode(&file, Depth::Pil).unwrap_err().contains("data is corrupt"), "{name}");
         }
     }
 
     #[test]
     fn harmless_sloppiness_is_accepted() {
         let (file, _) = golden("baseline_420_jpg");
-        let whole = decode(&file).unwrap();
+        let whole = decode(&file, Depth::Pil).unwrap();
         let with = |at: usize, extra: &[u8]| [&file[..at], extra, &file[at..]].concat();
         // Data after the end, filler before a marker, a few stray bytes between segments and
         // before the end marker.
-        assert_eq!(decode(&with(file.len(), b"camera junk")).unwrap(), whole);
-        assert_eq!(decode(&with(20, &[0xff, 0xff])).unwrap(), whole);
-        assert_eq!(decode(&with(20, &[0; 9])).unwrap(), whole);
-        assert_eq!(decode(&with(file.len() - 2, &[0; 9])).unwrap(), whole);
+        assert_eq!(decode(&with(file.len(), b"camera junk"), Depth::Pil).unwrap(), whole);
+        assert_eq!(decode(&with(20, &[0xff, 0xff]), Depth::Pil).unwrap(), whole);
+        assert_eq!(decode(&with(20, &[0; 9]), Depth::Pil).unwrap(), whole);
+        assert_eq!(decode(&with(file.len() - 2, &[0; 9]), Depth::Pil).unwrap(), whole);
     }
 
     #[test]
     fn reasons_are_in_plain_words() {
-        let reason = |bytes: &[u8]| decode(bytes).unwrap_err();
+        let reason = |bytes: &[u8]| decode(bytes, Depth::Pil).unwrap_err();
         assert_eq!(reason(b""), "is empty (0 bytes)");
         assert_eq!(reason(b"tulip, 3\nrose, 4\n"), "is a text file, not an image");
         assert_eq!(reason(b"<!DOCTYPE html><html>404"), "is a web page, not an image");

@@ -18,8 +18,8 @@ type Placed<'a> = (&'a str, &'a str, Split);
 
 /// The folders directly below `prefix` that are splits; empty if they are classes.
 ///
-/// One alone is a split if no other folder has images; among other folders it is a class that
-/// happens to be called so.
+/// One alone is a split if no other folder has images, or if it has folders inside and the others
+/// have not; else it is a class that happens to be called so.
 pub(super) fn splits_below(listing: &Listing, prefix: &str) -> BTreeMap<String, Split> {
     let named: Vec<(&str, SplitName)> = listing
         .folders_below(prefix)
@@ -31,7 +31,12 @@ pub(super) fn splits_below(listing: &Listing, prefix: &str) -> BTreeMap<String, 
         let group: Vec<_> = named.iter().filter(|(_, name)| name.rest == rest).collect();
         let has = |split| group.iter().any(|(_, name)| name.split == split);
         let enough = match (group.as_slice(), rest) {
-            ([(only, _)], "") => filled(listing, prefix).all(|folder| folder == *only),
+            ([(only, _)], "") => {
+                let mut others = filled(listing, prefix).filter(|folder| folder != only).peekable();
+                let divided =
+                    |folder: &str| is_divided_folder(listing, &format!("{prefix}{folder}/"));
+                others.peek().is_none() || (divided(only) && !others.any(divided))
+            }
             (_, "") => true,
             _ => has(Split::Train) && (has(Split::Val) || has(Split::Test)),
         };
@@ -40,6 +45,12 @@ pub(super) fn splits_below(listing: &Listing, prefix: &str) -> BTreeMap<String, 
         }
     }
     BTreeMap::new()
+}
+
+/// Whether the images below `prefix` lie in at least two folders there, and none outside them.
+fn is_divided_folder(listing: &Listing, prefix: &str) -> bool {
+    let loose = listing.files_below(prefix).any(|p| !p.contains('/') && is_image_name(p));
+    !loose && filled(listing, prefix).nth(1).is_some()
 }
 
 /// The folders directly below `prefix` with images somewhere inside.
@@ -70,23 +81,13 @@ pub(super) fn split_folders(
 ) -> Result<Opened> {
     let bases: Vec<(String, Split)> =
         splits.iter().map(|(top, &split)| (base_of(listing, top, split), split)).collect();
-    let (mut placed, mut stray) = (Vec::new(), Vec::new());
-    for path in listing.images() {
-        let inside = |(base, split): &(String, Split)| {
-            let rest = path.strip_prefix(base.as_str())?;
-            Some((rest.split_once('/')?.0, *split))
-        };
-        match bases.iter().find_map(inside) {
-            Some((class, split)) => placed.push((path.as_str(), class, split)),
-            None => stray.push(path.clone()),
-        }
-    }
+    let (placed, stray) = placed(listing, &bases);
     let any_train = bases.iter().any(|(_, split)| *split == Split::Train);
     let defines = |split: Split| split == Split::Train || !any_train;
     let classes: BTreeSet<&str> =
         placed.iter().filter(|(.., split)| defines(*split)).map(|(_, class, _)| *class).collect();
-    let defining: Vec<&str> =
-        bases.iter().filter(|(_, split)| defines(*split)).map(|(base, _)| base.as_str()).collect();
+    let defining = bases.iter().filter(|(_, split)| defines(*split));
+    let defining: Vec<&str> = defining.map(|(base, _)| base.as_str()).collect();
     if classes.is_empty() {
         return Err(Error::Data(format!(
             "{0} has no class folders; put the images into {0}CLASS/, or give that folder itself \
@@ -98,37 +99,66 @@ pub(super) fn split_folders(
     let lost = defining.iter().flat_map(|base| lost(listing, base, &classes)).collect();
     let lost = without_lost(lost, config)?;
     let (samples, unknown) = samples(listing, &placed, &classes);
-    let names = |split: Split| placed.iter().any(|(.., s)| *s == split).then(|| name_of(split));
-    let found: Vec<&str> =
-        [Split::Train, Split::Val, Split::Test].into_iter().filter_map(names).collect();
-    let folders: Vec<&str> = splits.keys().map(String::as_str).collect();
-    let mut sorted = found.clone();
-    sorted.sort_unstable();
-    let mut layout = format!("{} folders", found.join("/"));
-    if sorted != folders {
-        layout.push_str(&format!(" ({})", folders.join(", ")));
-    }
-    let mut opened = finish(manifest(listing, &classes, samples, SplitOrigin::Given), layout)?;
+    let manifest = manifest(listing, &classes, samples, SplitOrigin::Given);
+    let mut opened = finish(manifest, split_layout(splits, &placed))?;
     opened.warnings.extend(lost);
     opened.warnings.extend(stray_note(&stray));
     opened.warnings.extend(unknown_note(unknown, &classes));
-    let empty = bases
-        .iter()
-        .filter(|(base, _)| !placed.iter().any(|(path, ..)| path.starts_with(base.as_str())));
-    let empty: Vec<String> = empty.map(|(base, _)| base.clone()).collect();
-    if !empty.is_empty() {
-        let what = "no class folder with images in";
-        opened
-            .warnings
-            .push(format!("{what} {}, so nothing is taken from there", empty.join(", ")));
-    }
+    opened.warnings.extend(empty_note(&bases, &placed));
     Ok(opened)
+}
+
+/// The images in class folders of the splits, which lie below `bases`, and the others.
+fn placed<'a>(listing: &'a Listing, bases: &[(String, Split)]) -> (Vec<Placed<'a>>, Vec<String>) {
+    let (mut placed, mut stray) = (Vec::new(), Vec::new());
+    for path in listing.images() {
+        let inside = |(base, split): &(String, Split)| {
+            let rest = path.strip_prefix(base.as_str())?;
+            Some((rest.split_once('/')?.0, *split))
+        };
+        match bases.iter().find_map(inside) {
+            Some((class, split)) => placed.push((path.as_str(), class, split)),
+            None => stray.push(path.clone()),
+        }
+    }
+    (placed, stray)
+}
+
+/// `train/test folders`, and what they are called where that is something else.
+fn split_layout(splits: &BTreeMap<String, Split>, placed: &[Placed]) -> String {
+    let has = |split: &Split| placed.iter().any(|(.., s)| s == split);
+    let mut found: Vec<&str> =
+        [Split::Train, Split::Val, Split::Test].into_iter().filter(has).map(name_of).collect();
+    let folder = if found.len() == 1 { "folder" } else { "folders" };
+    let layout = format!("{} {folder}", found.join("/"));
+    let folders: Vec<&str> = splits.keys().map(String::as_str).collect();
+    found.sort_unstable();
+    match found == folders {
+        true => layout,
+        false => format!("{layout} ({})", folders.join(", ")),
+    }
 }
 
 /// `CLASS/**`, split by us, or by folders that each class has inside: `CLASS/{train,test}/**`.
 pub(super) fn class_folders(listing: &Listing, config: &DataConfig, seed: u64) -> Result<Opened> {
     let classes: BTreeSet<&str> = filled(listing, "").collect();
     refuse_containers(&classes, "")?;
+    let is_both = |class: &&&str| {
+        parse_split(class).is_some() && is_divided_folder(listing, &format!("{class}/"))
+    };
+    if let Some(split) = classes.iter().find(is_both) {
+        return Err(Error::Data(format!(
+            "{split}/ has folders inside as a split has, and beside it lie folders that are no \
+             splits: {}; give {split}/ itself, or rename it if it is a class",
+            shortened(
+                &classes
+                    .iter()
+                    .filter(|c| *c != split)
+                    .map(|c| format!("{c}/"))
+                    .collect::<Vec<_>>()
+            )
+        )));
+    }
     let lost = without_lost(lost(listing, "", &classes), config)?;
     let divided = is_divided(listing, &classes)?;
     let (mut placed, mut stray) = (Vec::new(), Vec::new());
@@ -174,7 +204,7 @@ pub(super) fn flat(listing: &Listing) -> Result<Opened> {
         .map(|folder| format!("{folder}/ {}", state(listing, folder)))
         .collect();
     if !folders.is_empty() {
-        opened.warnings.push(format!("no images in {}", shortened(&folders)));
+        opened.warnings.push(format!("folders without images: {}", shortened(&folders)));
     }
     Ok(opened)
 }
@@ -257,9 +287,9 @@ fn lost(listing: &Listing, prefix: &str, classes: &BTreeSet<&str>) -> Vec<String
 /// What a folder without images is.
 fn state(listing: &Listing, folder: &str) -> String {
     let inside = format!("{folder}/");
-    if listing.left_out.has(Reason::LinkToNowhere, folder) {
+    if listing.is_left_out(Reason::LinkToNowhere, folder) {
         "is a link to nowhere".to_owned()
-    } else if listing.left_out.has(Reason::Unreadable, folder) {
+    } else if listing.is_left_out(Reason::Unreadable, folder) {
         "may not be read".to_owned()
     } else if listing.files_below(&inside).next().is_none() {
         "is empty".to_owned()
@@ -325,6 +355,17 @@ fn stray_note(stray: &[String]) -> Option<String> {
     (!stray.is_empty()).then(|| {
         let count = counted(stray.len(), "image");
         format!("{count} outside the class folders are left out: {}", shortened(stray))
+    })
+}
+
+fn empty_note(bases: &[(String, Split)], placed: &[Placed]) -> Option<String> {
+    let is_empty = |(base, _): &&(String, Split)| {
+        !placed.iter().any(|(path, ..)| path.starts_with(base.as_str()))
+    };
+    let empty: Vec<String> = bases.iter().filter(is_empty).map(|(base, _)| base.clone()).collect();
+    (!empty.is_empty()).then(|| {
+        let empty = empty.join(", ");
+        format!("no class folder with images in {empty}, so nothing is taken from there")
     })
 }
 

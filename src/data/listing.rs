@@ -55,6 +55,8 @@ pub struct Listing {
     pub(super) left_out: LeftOut,
     /// The folder; `None` in an archive.
     folder: Option<PathBuf>,
+    /// What was entered since, which ids in `left_out` still have in front.
+    entered: String,
 }
 
 impl Listing {
@@ -83,6 +85,7 @@ impl Listing {
             folders: BTreeSet::new(),
             left_out: LeftOut::default(),
             folder: Some(root.to_path_buf()),
+            entered: String::new(),
         }
     }
 
@@ -146,6 +149,11 @@ impl Listing {
         })
     }
 
+    /// Whether a folder of this id is not listed for this reason.
+    pub(super) fn is_left_out(&self, reason: Reason, id: &str) -> bool {
+        self.left_out.has(reason, &format!("{}{id}", self.entered))
+    }
+
     /// Names of the folders directly below `prefix`, which is empty or ends in `/`.
     pub(super) fn folders_below(&self, prefix: &str) -> impl Iterator<Item = &str> {
         self.folders
@@ -185,6 +193,7 @@ impl Listing {
     /// Steps into a folder and forgets what lies outside.
     pub(super) fn enter(&mut self, top: &str) {
         let prefix = format!("{top}/");
+        self.entered.push_str(&prefix);
         let inside = |path: &str| path.strip_prefix(&prefix).map(str::to_owned);
         let files = std::mem::take(&mut self.files).into_iter();
         self.files = files.filter_map(|(path, at)| Some((inside(&path)?, at))).collect();

@@ -51,7 +51,7 @@ pub fn open(path: &Path, config: &DataConfig, seed: u64) -> Result<Manifest> {
 /// if what describes them is inconsistent or could mean two things.
 pub fn open_noting(path: &Path, config: &DataConfig, seed: u64) -> Result<Opened> {
     let (mut listing, mut opened);
-    match located(path)? {
+    match located(path, 0)? {
         Located::Table(table, images) => {
             listing = images;
             let words = format!("table {}", table.name);
@@ -67,7 +67,6 @@ pub fn open_noting(path: &Path, config: &DataConfig, seed: u64) -> Result<Opened
             opened.ignored = ignored;
         }
     }
-    opened.layout = sentence(&opened.layout, &opened.manifest);
     opened.warnings.extend(listing.left_out.notes());
     opened.warnings.extend(oddly_named(&listing));
     opened.warnings.extend(look_alikes(&opened.manifest));
@@ -82,8 +81,11 @@ enum Located {
     Table(Table, Listing),
 }
 
-fn located(path: &Path) -> Result<Located> {
-    let fail = |what: &str| Err(Error::Data(format!("{}: {what}", path.display())));
+/// Tables of runs on tables of runs ... that are followed to the images.
+const MOST_HOPS: usize = 8;
+
+fn located(path: &Path, hops: usize) -> Result<Located> {
+    let fail = |what: &str| Err(Error::Data(format!("{} {what}", path.display())));
     let Ok(kind) = std::fs::metadata(path) else {
         return match path.is_symlink() {
             true => fail("is a link to nowhere"),
@@ -112,7 +114,8 @@ fn located(path: &Path) -> Result<Located> {
         let table = table::read_file(path)?;
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
         let images = match data_of_run(parent).filter(|_| name == "splits.csv") {
-            Some(data) => match located(&data)? {
+            Some(_) if hops == MOST_HOPS => return fail("leads to itself; give the images"),
+            Some(data) => match located(&data, hops + 1)? {
                 Located::Images(listing) | Located::Table(_, listing) => listing,
             },
             None => Listing::unwalked(parent),
@@ -125,7 +128,7 @@ fn located(path: &Path) -> Result<Located> {
     } else if is_image_name(&name) {
         fail("is a single image; give the folder of images")
     } else {
-        fail(LAYOUTS)
+        fail(&format!("is nothing that can be read as a data set; {LAYOUTS}"))
     }
 }
 
@@ -266,7 +269,13 @@ fn recognise_inside(
     Ok(opened)
 }
 
-/// What was recognised, with numbers.
+impl Opened {
+    /// What was recognised, with the numbers of the manifest as it is now.
+    pub fn describe(&self) -> String {
+        sentence(&self.layout, &self.manifest)
+    }
+}
+
 fn sentence(layout: &str, manifest: &Manifest) -> String {
     let count = |split| manifest.indices(split).len();
     let splits: Vec<(&str, usize)> =

@@ -118,7 +118,7 @@ pub fn write_csv(manifest: &Manifest, digests: &[Option<Digest>], path: &Path) -
             let split = split_name(sample.split);
             writer.write_record([&sample.id, &label, class, split, digest])?;
         }
-        writer.into_inner().map_err(|e| std::io::Error::from(e.into_error()).into())
+        writer.into_inner().map_err(|e| e.into_error().into())
     };
     let bytes = write().map_err(|e| Error::io("write", path, e.into()))?;
     crate::files::write_atomically(path, &bytes)

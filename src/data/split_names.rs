@@ -43,7 +43,7 @@ const SPLITS: [(Split, &[&str]); 3] = [
 ];
 
 /// Words that say no more than that images are there.
-const CONTAINERS: [&str; 36] = [
+const CONTAINERS: [&str; 42] = [
     "image",
     "images",
     "img",
@@ -80,6 +80,12 @@ const CONTAINERS: [&str; 36] = [
     "samples",
     "split",
     "frames",
+    "fold",
+    "folds",
+    "batch",
+    "batches",
+    "chunk",
+    "shard",
 ];
 
 /// Further words that a split's name may have beside it.
@@ -249,7 +255,8 @@ mod tests {
 
     #[test]
     fn containers_are_told_from_classes() {
-        for name in ["images", "Images", "IMG", "jpg", "JPEGImages", "raw_data", "photos-1", "all"]
+        for name in
+            ["images", "Images", "IMG", "jpg", "JPEGImages", "raw_data", "photos-1", "fold_1"]
         {
             assert!(is_container(name) && is_no_class(name), "{name}");
         }

@@ -66,43 +66,22 @@ pub(super) struct Found {
 /// [`Error::Data`] if one that seems to do so cannot be read, or if it is not clear which one does.
 pub(super) fn find(listing: &Listing) -> Result<Found> {
     let (mut main, mut of_splits, mut others) = (Vec::new(), Vec::new(), Vec::new());
-    let mut passed_over = Vec::new();
+    let mut unused = Vec::new();
     let is_table = |name: &&String| {
         let looked_for = EXTENSIONS[..4].contains(&extension(name).as_str());
         looked_for && !name.contains('/') && *name != CLASS_NAMES
     };
     for name in listing.files.keys().filter(is_table) {
-        let stem = name.rsplit_once('.').map_or(name.as_str(), |(stem, _)| stem).to_lowercase();
-        let split = parse_split(stem.strip_suffix("_labels").unwrap_or(&stem));
-        let expected = TABLES.contains(&stem.as_str()) || split.is_some();
-        let table = match Table::parse(&read(&listing.files[name])?, name, &|c| is_one(c)) {
-            Ok(table) => table,
-            Err(Error::Data(what)) => {
-                return Err(Error::Data(format!(
-                    "{what}\n  correct the table, or move it away if it is about something else"
-                )));
-            }
-            Err(other) => return Err(other),
-        };
-        if written_by_fewvit(&table.columns).is_some() {
-            passed_over.push(name.clone());
-        } else if entries::file_column(&table).is_none() {
-            if expected {
-                return Err(Error::Data(format!(
-                    "{name}: {}\n  rename the table or move it away if it is about something else",
-                    entries::no_file_column(&table)
-                )));
-            }
-            passed_over.push(name.clone());
-        } else if TABLES.contains(&stem.as_str()) {
-            main.push((table, None));
-        } else if split.is_some() {
-            of_splits.push((table, split));
-        } else if entries::says_something(&table) {
-            others.push((table, None));
-        } else {
-            passed_over.push(name.clone());
+        match role(listing, name)? {
+            Role::Main(table) => main.push((table, None)),
+            Role::OfSplit(table, split) => of_splits.push((table, Some(split))),
+            Role::Unexpected(table) => others.push((table, None)),
+            Role::SomethingElse => unused.push(name.clone()),
         }
+    }
+    // `test.csv` alone is not all there is.
+    if !of_splits.iter().any(|(_, split)| *split == Some(Split::Train)) {
+        others.append(&mut of_splits);
     }
     let names = |tables: &[(Table, Option<Split>)]| -> Vec<String> {
         tables.iter().map(|(table, _)| table.name.clone()).collect()
@@ -125,11 +104,51 @@ pub(super) fn find(listing: &Listing) -> Result<Found> {
             )));
         }
     };
-    passed_over.extend(names(&rest));
-    let note = (!passed_over.is_empty()).then(|| {
-        format!("not used: {}: {}", counted(passed_over.len(), "table"), shortened(&passed_over))
-    });
+    unused.extend(names(&rest));
+    let note = (!unused.is_empty())
+        .then(|| format!("not used: {}: {}", counted(unused.len(), "table"), shortened(&unused)));
     Ok(Found { tables, notes: note.into_iter().collect() })
+}
+
+/// What a table in a data folder is.
+enum Role {
+    /// By its name it describes the images.
+    Main(Table),
+    /// By its name it describes those of one split.
+    OfSplit(Table, Split),
+    /// It does by its columns, but is not called so.
+    Unexpected(Table),
+    /// No list of images with labels.
+    SomethingElse,
+}
+
+fn role(listing: &Listing, name: &str) -> Result<Role> {
+    let stem = name.rsplit_once('.').map_or(name, |(stem, _)| stem).to_lowercase();
+    let is_main = TABLES.contains(&stem.as_str());
+    let split = parse_split(stem.strip_suffix("_labels").unwrap_or(&stem));
+    let away = |what: &str| {
+        Error::Data(format!(
+            "{what}\n  correct the table, or move it away if it is about something else"
+        ))
+    };
+    let table = Table::parse(&read(&listing.files[name])?, name, &|columns| is_one(columns));
+    let table = table.map_err(|e| away(&e.to_string()))?;
+    let lists_images = entries::file_column(&table).is_some();
+    if written_by_fewvit(&table.columns).is_some() {
+        return Ok(Role::SomethingElse);
+    }
+    if !lists_images && (is_main || split.is_some()) {
+        return Err(away(&format!("{name}: {}", entries::no_file_column(&table))));
+    }
+    // Competitions show in `sample_submission.csv` how to hand in guesses.
+    let is_about_others = !lists_images || stem.contains("submission");
+    Ok(match split {
+        _ if is_about_others => Role::SomethingElse,
+        _ if is_main => Role::Main(table),
+        Some(split) => Role::OfSplit(table, split),
+        None if entries::says_something(&table) => Role::Unexpected(table),
+        None => Role::SomethingElse,
+    })
 }
 
 /// Opens the data set that the tables describe; their paths count from the listing's root.
@@ -146,9 +165,20 @@ pub(super) fn open(
     let (mut entries, mut notes) = (Vec::new(), Vec::new());
     for (table, split) in &tables {
         let (of_table, of_columns) = entries::entries(table, *split)?;
-        entries.extend(of_table);
+        entries.push((&table.name, of_table));
         notes.extend(of_columns);
     }
+    let (mut entries, unlabelled) = labelled(entries);
+    // `train.csv` without labelled images for a test leaves it to us to hold some out.
+    let of_train =
+        |entry: &Entry| entry.split.as_deref().and_then(parse_split) == Some(Split::Train);
+    if tables.iter().any(|(_, split)| split.is_some()) && entries.iter().all(of_train) {
+        entries.iter_mut().for_each(|entry| entry.split = None);
+    }
+    if entries.is_empty() {
+        return Err(Error::Data(format!("{layout} lists no images")));
+    }
+    notes.extend(unlabelled);
     let classes = Classes::of(&entries, &class_names(listing)?)?;
     let mut rows = Rows::new(listing, &classes);
     entries.iter().for_each(|entry| rows.add(entry));
@@ -175,6 +205,21 @@ pub(super) fn open(
         opened.warnings.extend(notes);
     }
     Ok(opened)
+}
+
+/// The entries of all tables; where some have labels, a table without any is left out with a note,
+/// as the `test.csv` of a competition.
+fn labelled(tables: Vec<(&String, Vec<Entry>)>) -> (Vec<Entry>, Option<String>) {
+    let has = |entries: &[Entry]| entries.iter().any(|entry| entry.class.is_some());
+    let any = tables.iter().any(|(_, entries)| has(entries));
+    let (kept, without): (Vec<_>, Vec<_>) =
+        tables.into_iter().partition(|(_, entries)| !any || has(entries));
+    let note = (!without.is_empty()).then(|| {
+        let images = without.iter().map(|(_, entries)| entries.len()).sum();
+        let names: Vec<String> = without.iter().map(|(name, _)| name.to_string()).collect();
+        format!("no labels in {}: {} left out", names.join(", "), counted(images, "image"))
+    });
+    (kept.into_iter().flat_map(|(_, entries)| entries).collect(), note)
 }
 
 /// Class names by label from `class_names.csv` (`label,name`) at the root, if it is there.

@@ -55,19 +55,19 @@ impl Default for Limits {
 }
 
 impl Health {
-    /// Figures of `features`, `[n, dim]` of any length, and of `positives`, `[n, dim]`: another
-    /// view of each image.
+    /// Figures of `features`, `[n, dim]` of any length, and of `views`: two views of each of some
+    /// images, both `[m, dim]`.
     ///
     /// # Panics
     /// If the shapes do not fit or there are fewer than two features.
-    pub fn of(features: &[f32], positives: Option<&[f32]>, dim: usize) -> Self {
+    pub fn of(features: &[f32], views: Option<(&[f32], &[f32])>, dim: usize) -> Self {
         let unit = normalised(features, dim);
         Self {
             std: feature_std(&unit, dim),
             effective_rank: effective_rank(&unit, dim),
             full_rank: dim.min(unit.len() / dim),
             uniformity: uniformity(&unit, dim),
-            alignment: positives.map(|views| alignment(&unit, &normalised(views, dim), dim)),
+            alignment: views.map(|(a, b)| alignment(&normalised(a, dim), &normalised(b, dim), dim)),
         }
     }
 

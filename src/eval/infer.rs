@@ -3,11 +3,11 @@
 use burn::tensor::{Device, Tensor, TensorData};
 
 use crate::backbone::Net;
-use crate::config::{Interpolation, RunConfig};
+use crate::config::{Depth, Interpolation, RunConfig};
 use crate::data::Rgb8;
 use crate::data::augment::eval_view;
 use crate::data::mixing::Mix;
-use crate::data::parallel::map_in_turn;
+use crate::data::parallel::{map_in_order, map_in_turn};
 use crate::error::Result;
 use crate::nn::DropPath;
 
@@ -21,6 +21,8 @@ pub struct EvalView {
     pub crop_pct: f64,
     /// Filter of the resize.
     pub interpolation: Interpolation,
+    /// What becomes of 16-bit samples when a file is decoded.
+    pub depth: Depth,
     /// Channel means of the normalisation.
     pub mean: [f32; 3],
     /// Channel standard deviations of the normalisation.
@@ -33,6 +35,7 @@ impl EvalView {
         Self {
             crop_pct: config.eval.crop_pct,
             interpolation: config.eval.interpolation,
+            depth: config.data.depth,
             mean: config.data.mean,
             std: config.data.std,
         }
@@ -151,6 +154,24 @@ impl Inference<'_> {
             Ok(rows.map(|(features, logits)| Outputs { features, logits }).collect())
         };
         self.view.of_images(self.img_size, (count, self.threads), image, work, sink)
+    }
+
+    /// Features `[images, num_features]` of views that have the model's size already; `view(i)`
+    /// makes one.
+    ///
+    /// # Errors
+    /// An image cannot be read.
+    pub fn features_of_views(
+        &self,
+        count: usize,
+        view: &(dyn Fn(usize) -> Result<Rgb8> + Sync),
+    ) -> Result<Vec<f32>> {
+        let starts: Vec<usize> = (0..count).step_by(IMAGES_AT_A_TIME).collect();
+        let parts = map_in_order(&starts, self.threads, |&start| {
+            let views = (start..(start + IMAGES_AT_A_TIME).min(count)).map(view);
+            Ok(self.forward(&views.collect::<Result<Vec<_>>>()?).features)
+        })?;
+        Ok(parts.concat())
     }
 
     fn forward(&self, views: &[Rgb8]) -> Outputs {

@@ -153,7 +153,8 @@ pub fn wilson(successes: usize, n: usize) -> (f64, f64) {
     let scale = 1.0 + Z * Z / n;
     let centre = (p + Z * Z / (2.0 * n)) / scale;
     let half = Z / scale * (p * (1.0 - p) / n + Z * Z / (4.0 * n * n)).sqrt();
-    ((centre - half).max(0.0), (centre + half).min(1.0))
+    // Rounding must not push an end past the share itself: of none right the lower end is 0.
+    ((centre - half).clamp(0.0, p), (centre + half).clamp(p, 1.0))
 }
 
 /// 95% interval of the accuracy of `a` minus that of `b`, both measured on the same images.
@@ -293,6 +294,8 @@ mod tests {
             close(wilson(k, n).0, low);
             close(wilson(k, n).1, high);
         }
+        // Rounding once left 2.8e-17 for the lower end.
+        assert!((1..500).all(|n| wilson(0, n).0 == 0.0 && wilson(n, n).1 == 1.0));
     }
 
     /// `only_a` images right in the first list only, `only_b` in the second only, of `n`.

@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::Interpolation;
+use crate::config::{Depth, Interpolation};
 use crate::data::Rgb8;
 use crate::error::Result;
 use crate::eval::infer::{EvalView, Inference};
@@ -35,6 +35,13 @@ struct Preprocessing {
     interpolation: Interpolation,
     mean: [f32; 3],
     std: [f32; 3],
+    /// Not one of timm's words.
+    #[serde(default, skip_serializing_if = "is_pils")]
+    depth: Depth,
+}
+
+fn is_pils(depth: &Depth) -> bool {
+    *depth == Depth::Pil
 }
 
 fn center() -> String {
@@ -43,14 +50,14 @@ fn center() -> String {
 
 impl Preprocessing {
     fn of(img_size: usize, view: EvalView) -> Self {
-        let EvalView { crop_pct, interpolation, mean, std } = view;
+        let EvalView { crop_pct, interpolation, depth, mean, std } = view;
         let input_size = [3, img_size, img_size];
-        Self { input_size, crop_pct, crop_mode: center(), interpolation, mean, std }
+        Self { input_size, crop_pct, crop_mode: center(), interpolation, mean, std, depth }
     }
 
     fn view(&self) -> EvalView {
-        let &Self { crop_pct, interpolation, mean, std, .. } = self;
-        EvalView { crop_pct, interpolation, mean, std }
+        let &Self { crop_pct, interpolation, depth, mean, std, .. } = self;
+        EvalView { crop_pct, interpolation, depth, mean, std }
     }
 }
 
@@ -104,5 +111,30 @@ impl Classifier {
             }
             Self::Onnx(model) => model.each(count, image, threads, sink),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn depth_is_told_only_where_it_is_not_pils() {
+        let view = EvalView {
+            crop_pct: 0.875,
+            interpolation: Interpolation::Bicubic,
+            depth: Depth::Auto,
+            mean: [0.5; 3],
+            std: [0.2; 3],
+        };
+        let told = serde_json::to_string(&Preprocessing::of(96, view)).expect("JSON");
+        assert!(told.contains(r#""depth":"auto""#), "{told}");
+        let read: Preprocessing = serde_json::from_str(&told).expect("JSON");
+        assert_eq!(read.view(), view);
+        let pils = EvalView { depth: Depth::Pil, ..view };
+        let told = serde_json::to_string(&Preprocessing::of(96, pils)).expect("JSON");
+        assert!(!told.contains("depth"), "timm would refuse the word: {told}");
+        let read: Preprocessing = serde_json::from_str(&told).expect("JSON");
+        assert_eq!(read.view(), pils);
     }
 }

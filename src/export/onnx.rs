@@ -178,7 +178,7 @@ mod tests {
     use super::*;
     use crate::backbone::t2t_vit::{T2tVitSpec, TokenAttention};
     use crate::backbone::{Family, NetSpec, Spec, deit::DeitSpec, pvt_v2::PvtV2Spec};
-    use crate::config::Interpolation;
+    use crate::config::{Depth, Interpolation};
     use crate::eval::infer::EvalView;
     use burn::tensor::Device;
 
@@ -210,6 +210,7 @@ mod tests {
         let view = EvalView {
             crop_pct: 0.875,
             interpolation: Interpolation::Bicubic,
+            depth: Depth::Pil,
             mean: [0.5, 0.4, 0.3],
             std: [0.2, 0.25, 0.3],
         };

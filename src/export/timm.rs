@@ -8,6 +8,7 @@ use serde_json::json;
 
 use super::{Description, Preprocessing};
 use crate::backbone::{Net, NetSpec, Spec};
+use crate::config::Depth;
 use crate::error::{Error, Result};
 use crate::eval::infer::EvalView;
 use crate::files::write_atomically;
@@ -48,7 +49,8 @@ pub fn write(folder: &Path, model: &Exported, card: &str) -> Result<()> {
 
 fn config(model: &Exported) -> serde_json::Value {
     let (size, classes) = (model.img_size, model.classes);
-    let mut pretrained_cfg = json!(Preprocessing::of(size, model.view));
+    let mut pretrained_cfg =
+        json!(Preprocessing { depth: Depth::Pil, ..Preprocessing::of(size, model.view) });
     pretrained_cfg["num_classes"] = classes.len().into();
     let model_args = model.spec.family.timm_args(size);
     // timm builds what it calls fixed for `img_size`, an argument that PVTv2 does not have.
@@ -58,6 +60,8 @@ fn config(model: &Exported) -> serde_json::Value {
     json!({
         "architecture": model.spec.timm_name.unwrap_or(model.spec.name),
         "fewvit_model": model.spec.name,
+        // Among the words of `pretrained_cfg` timm would refuse it.
+        "fewvit_depth": model.view.depth,
         "num_classes": classes.len(),
         "num_features": model.spec.num_features(),
         "label_names": classes,
@@ -77,6 +81,8 @@ pub struct Loaded {
 #[derive(Deserialize)]
 struct Config {
     fewvit_model: String,
+    #[serde(default)]
+    fewvit_depth: Depth,
     label_names: Vec<String>,
     pretrained_cfg: Preprocessing,
 }
@@ -119,7 +125,7 @@ pub fn describe(folder: &Path) -> Result<Description> {
         model: config.fewvit_model,
         img_size: config.pretrained_cfg.input_size[1],
         classes: config.label_names,
-        view: config.pretrained_cfg.view(),
+        view: EvalView { depth: config.fewvit_depth, ..config.pretrained_cfg.view() },
     })
 }
 

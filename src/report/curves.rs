@@ -60,9 +60,9 @@ pub fn panels(history: &[EpochRow], stage: &StageFacts, watched: &str) -> Vec<Pa
     let accuracy =
         vec![curve(watched, &|row| row.top1), curve("k-NN, training images", &|row| row.knn_top1)];
     let mut panels = vec![
-        panel("loss", Unit::Nats, vec![curve("training loss", &|row| Some(row.loss))], chance),
+        panel("loss", Unit::Nats, vec![curve("training loss", &|row| row.loss)], chance),
         panel("accuracy", Unit::Share, accuracy, None),
-        panel("learning rate", Unit::Rate, vec![curve("learning rate", &|row| Some(row.lr))], None),
+        panel("learning rate", Unit::Rate, vec![curve("learning rate", &|row| row.lr)], None),
     ];
     panels.retain(|panel| !panel.series.is_empty());
     panels
@@ -224,7 +224,7 @@ mod tests {
     #[test]
     fn panels_hold_what_was_measured() {
         let mut data = sample(5, 4);
-        data.history[3].loss = f64::NAN;
+        data.history[3].loss = Some(f64::NAN);
         let made = panels(&data.history, &data.stages[0], "test images");
         let titles: Vec<_> = made.iter().map(|panel| panel.title.as_str()).collect();
         assert_eq!(titles, ["pretrain: loss", "pretrain: accuracy", "pretrain: learning rate"]);

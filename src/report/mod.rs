@@ -51,7 +51,7 @@ pub struct ReportData {
     pub test_use: TestUse,
     /// The worst mistakes, worst first; may be empty.
     pub mistakes: Vec<Mistake>,
-    /// What the data check found, one finding an entry.
+    /// What the checks of data and training found, one finding an entry.
     pub warnings: Vec<String>,
     /// Hyper-parameters: `(key, value, where the value comes from)`.
     pub config: Vec<(String, String, String)>,
@@ -89,6 +89,8 @@ pub struct DataFacts {
     pub split_made: bool,
     /// Files that do not decode and were left out.
     pub bad_images: usize,
+    /// Held-out images that the run whose weights this one starts from was trained on.
+    pub seen_before: usize,
 }
 
 /// An image that the model got wrong.
@@ -205,17 +207,21 @@ pub(crate) mod tests {
                 epoch,
                 step: epoch as u64,
                 seconds: epoch as f64,
-                images_per_second: 100.0,
-                loss: if pretrain {
+                images_per_second: Some(100.0),
+                loss: Some(if pretrain {
                     4.1 + 3.5 * (-4.0 * done).exp()
                 } else {
                     1.2 + 0.5 * (-3.0 * done).exp()
-                },
-                lr: 5e-4 * 0.5 * (1.0 + (std::f64::consts::PI * done).cos()),
+                }),
+                lr: Some(5e-4 * 0.5 * (1.0 + (std::f64::consts::PI * done).cos())),
                 grad_norm: None,
                 knn_top1: (pretrain && probed).then(|| 0.2 + 0.3 * done.sqrt()),
                 top1: (!pretrain && probed).then(|| 0.3 + 0.38 * done.sqrt()),
                 top5: None,
+                top1_low: None,
+                top1_high: None,
+                alignment: None,
+                warning: None,
             }
         };
         let pairs = |list: &[(&str, &str)]| {
@@ -239,6 +245,7 @@ pub(crate) mod tests {
                 test_split: "test".to_string(),
                 split_made: true,
                 bad_images: 2,
+                seen_before: 0,
             },
             provenance: Provenance::Random,
             stages: vec![pretraining(), finetuning(classes)],
@@ -323,6 +330,8 @@ pub(crate) mod tests {
         assert!(page.contains("No accuracy was measured") && page.contains("without labels"));
         assert!(card::render(&data, "export").contains("no labelled images outside"));
         data.stages.truncate(1);
-        assert!(html::render(&data).unwrap().contains("this run pre-trained only"));
+        let page = html::render(&data).unwrap();
+        assert!(page.contains("this run pre-trained only"));
+        assert!(page.contains("A backbone without a classifier, trained from random weights"));
     }
 }

@@ -9,25 +9,34 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::eval::metric;
 
+/// Stage of the last row, which holds the final measurement.
+pub const FINAL: &str = "test";
+
 /// One epoch of one stage: a line of `metrics.jsonl`, a row of `results.csv`, whose header is the
 /// list of these fields. What was not measured is `null` or empty. Shares are in 0..1.
+///
+/// After the last epoch one more row, of the stage `test`, holds the accuracy of the finished model
+/// on the held-out images, the one that the report names; its epoch and step are those of the
+/// last epoch. Accuracies of earlier rows show the way there. All are of the weights that the stage
+/// hands on: their average where the recipe keeps one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct EpochRow {
-    /// `pretrain`, `finetune`.
+    /// `pretrain`, `finetune`, `test`.
     pub stage: String,
     /// Epochs done in this stage, from 1.
     pub epoch: usize,
     /// Optimiser steps done, counted over all stages.
     pub step: u64,
-    /// Wall-clock seconds since the run began, pauses left out.
+    /// Seconds of training since the run began, over all stages and sittings: waiting for images,
+    /// measuring and checkpoints included; pauses, and work that a resumed run did again, left out.
     pub seconds: f64,
-    /// Training images a second in this epoch.
-    pub images_per_second: f64,
+    /// Training images a second since the row before.
+    pub images_per_second: Option<f64>,
     /// Mean training loss of the epoch.
-    pub loss: f64,
+    pub loss: Option<f64>,
     /// Learning rate of the last step.
-    pub lr: f64,
-    /// Mean gradient norm before clipping.
+    pub lr: Option<f64>,
+    /// Mean norm of the epoch's gradients, before clipping.
     pub grad_norm: Option<f64>,
     /// Leave-one-out k-NN accuracy on the training images.
     pub knn_top1: Option<f64>,
@@ -35,37 +44,104 @@ pub struct EpochRow {
     pub top1: Option<f64>,
     /// Top-5 accuracy on the held-out images.
     pub top5: Option<f64>,
+    /// Lower end of the 95% interval of the final `top1`.
+    pub top1_low: Option<f64>,
+    /// Its upper end.
+    pub top1_high: Option<f64>,
+    /// Mean squared distance of two training views of an image on the unit sphere, 0 to 4.
+    pub alignment: Option<f64>,
+    /// What is wrong with the features or the loss, in words.
+    pub warning: Option<String>,
 }
 
-/// `metrics.jsonl`, open for appending.
+impl EpochRow {
+    /// What was measured, by name, but for the learning rate, which TensorBoard has by step.
+    pub fn scalars(&self) -> impl Iterator<Item = (&'static str, f64)> {
+        let all = [
+            ("seconds", Some(self.seconds)),
+            ("images_per_second", self.images_per_second),
+            ("epoch_loss", self.loss),
+            ("grad_norm", self.grad_norm),
+            ("knn_top1", self.knn_top1),
+            ("top1", self.top1),
+            ("top5", self.top5),
+            ("top1_low", self.top1_low),
+            ("top1_high", self.top1_high),
+            ("alignment", self.alignment),
+        ];
+        all.into_iter().filter_map(|(name, value)| Some((name, value?)))
+    }
+}
+
+/// The last warning of each stage, with how many epochs had one.
+pub fn warnings(history: &[EpochRow]) -> Vec<String> {
+    let of_stage = |stage: &str| {
+        let warned = history.iter().filter(|row| row.stage == stage && row.warning.is_some());
+        let warned: Vec<&EpochRow> = warned.collect();
+        let last = warned.last()?;
+        let often = match warned.len() {
+            1 => String::new(),
+            n => format!(" (the last of {n} such warnings)"),
+        };
+        let text = last.warning.as_deref().unwrap_or_default();
+        Some(format!("{stage}, epoch {}: {text}{often}", last.epoch))
+    };
+    ["pretrain", "finetune"].into_iter().filter_map(of_stage).collect()
+}
+
+/// `metrics.jsonl`, open for appending, and `results.csv` beside it, rewritten after every row.
 #[derive(Debug)]
 pub struct MetricsLog {
     file: File,
     path: PathBuf,
+    rows: Vec<EpochRow>,
 }
 
 impl MetricsLog {
     /// Opens or creates the log and drops what a run that resumes after `keep_through_step` will
     /// write again: rows of later steps, and a line that was cut short.
     pub fn open(path: &Path, keep_through_step: u64) -> Result<Self> {
-        let kept: Vec<EpochRow> = match path.exists() {
+        let rows: Vec<EpochRow> = match path.exists() {
             true => read_history(path)?
                 .into_iter()
                 .filter(|row| row.step <= keep_through_step)
                 .collect(),
             false => Vec::new(),
         };
-        let lines = kept.iter().map(line).collect::<Result<String>>()?;
-        crate::files::write_atomically(path, lines.as_bytes())?;
+        write_lines(path, &rows)?;
         let file =
             OpenOptions::new().append(true).open(path).map_err(|e| Error::io("write", path, e))?;
-        Ok(Self { file, path: path.to_path_buf() })
+        Ok(Self { file, path: path.to_path_buf(), rows })
+    }
+
+    /// The rows so far.
+    pub fn rows(&self) -> &[EpochRow] {
+        &self.rows
     }
 
     /// Adds a row.
-    pub fn append(&mut self, row: &EpochRow) -> Result<()> {
-        self.file.write_all(line(row)?.as_bytes()).map_err(|e| Error::io("write", &self.path, e))
+    pub fn append(&mut self, row: EpochRow) -> Result<()> {
+        let line = line(&row)?;
+        self.file.write_all(line.as_bytes()).map_err(|e| Error::io("write", &self.path, e))?;
+        self.rows.push(row);
+        write_results(&self.path.with_file_name("results.csv"), &self.rows)
     }
+}
+
+/// Puts the final measurement behind the rows of a `metrics.jsonl` and of the `results.csv` beside
+/// it, in place of an earlier one; returns all rows.
+pub fn write_final(path: &Path, row: EpochRow) -> Result<Vec<EpochRow>> {
+    let mut rows = read_history(path)?;
+    rows.retain(|row| row.stage != FINAL);
+    rows.push(row);
+    write_lines(path, &rows)?;
+    write_results(&path.with_file_name("results.csv"), &rows)?;
+    Ok(rows)
+}
+
+fn write_lines(path: &Path, rows: &[EpochRow]) -> Result<()> {
+    let lines = rows.iter().map(line).collect::<Result<String>>()?;
+    crate::files::write_atomically(path, lines.as_bytes())
 }
 
 fn line(row: &EpochRow) -> Result<String> {
@@ -183,13 +259,17 @@ mod tests {
             epoch: step as usize / 10,
             step,
             seconds: 1.5,
-            images_per_second: 100.0,
-            loss: 7.25,
-            lr: 5e-4,
+            images_per_second: Some(100.0),
+            loss: Some(7.25),
+            lr: Some(5e-4),
             grad_norm: None,
             knn_top1: (step == 20).then_some(0.25),
             top1: None,
             top5: None,
+            top1_low: None,
+            top1_high: None,
+            alignment: None,
+            warning: None,
         }
     }
 
@@ -199,14 +279,26 @@ mod tests {
         let path = folder.path().join("metrics.jsonl");
         let mut log = MetricsLog::open(&path, 0).unwrap();
         for step in [10, 20, 30] {
-            log.append(&row(step)).unwrap();
+            log.append(row(step)).unwrap();
         }
         let mut torn = OpenOptions::new().append(true).open(&path).unwrap();
         torn.write_all(b"{\"stage\":\"pre").unwrap();
         assert_eq!(read_history(&path).unwrap().len(), 3);
         let mut log = MetricsLog::open(&path, 20).unwrap();
-        log.append(&row(30)).unwrap();
+        log.append(row(30)).unwrap();
         assert_eq!(read_history(&path).unwrap(), [row(10), row(20), row(30)]);
+        let results = std::fs::read_to_string(folder.path().join("results.csv")).unwrap();
+        assert_eq!(results.lines().count(), 4, "a header and the same rows");
+        // A run may be finished more than once; one that goes on has not been measured.
+        let measured = |top1| EpochRow { stage: FINAL.to_owned(), top1: Some(top1), ..row(30) };
+        write_final(&path, measured(0.5)).unwrap();
+        let rows = write_final(&path, measured(0.25)).unwrap();
+        assert_eq!(rows, [row(10), row(20), row(30), measured(0.25)]);
+        assert_eq!(MetricsLog::open(&path, 30).unwrap().rows(), rows);
+        assert_eq!(MetricsLog::open(&path, 29).unwrap().rows(), [row(10), row(20)]);
+        write_final(&path, measured(0.5)).unwrap();
+        let mut log = MetricsLog::open(&path, 20).unwrap();
+        log.append(row(30)).unwrap();
         std::fs::write(&path, "{\"stage\":3}\n").unwrap();
         assert!(read_history(&path).unwrap_err().to_string().contains("metrics.jsonl, line 1"));
     }
@@ -218,9 +310,32 @@ mod tests {
         write_results(&path, &[row(10), row(20)]).unwrap();
         assert_eq!(
             std::fs::read_to_string(&path).unwrap(),
-            "stage,epoch,step,seconds,images_per_second,loss,lr,grad_norm,knn_top1,top1,top5\n\
-             pretrain,1,10,1.5,100.0,7.25,0.0005,,,,\n\
-             pretrain,2,20,1.5,100.0,7.25,0.0005,,0.25,,\n"
+            "stage,epoch,step,seconds,images_per_second,loss,lr,grad_norm,knn_top1,top1,top5,\
+             top1_low,top1_high,alignment,warning\n\
+             pretrain,1,10,1.5,100.0,7.25,0.0005,,,,,,,,\n\
+             pretrain,2,20,1.5,100.0,7.25,0.0005,,0.25,,,,,,\n"
+        );
+    }
+
+    #[test]
+    fn rows_of_earlier_versions_are_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("metrics.jsonl");
+        let old = r#"{"stage":"pretrain","epoch":1,"step":10,"seconds":1.5,"images_per_second":100.0,
+            "loss":7.25,"lr":0.0005,"grad_norm":null,"knn_top1":null,"top1":null,"top5":null}"#;
+        std::fs::write(&path, old.replace('\n', "") + "\n").unwrap();
+        assert_eq!(read_history(&path).unwrap(), [row(10)]);
+    }
+
+    #[test]
+    fn warnings_are_those_of_the_last_epoch_that_had_one() {
+        let warned = |step, text: &str| EpochRow { warning: Some(text.to_owned()), ..row(step) };
+        assert!(warnings(&[row(10), row(20)]).is_empty());
+        assert_eq!(warnings(&[row(10), warned(20, "Collapse")]), ["pretrain, epoch 2: Collapse"]);
+        let finetune = EpochRow { stage: "finetune".to_owned(), ..warned(40, "runs away") };
+        assert_eq!(
+            warnings(&[warned(10, "a"), warned(20, "b"), row(30), finetune]),
+            ["pretrain, epoch 2: b (the last of 2 such warnings)", "finetune, epoch 4: runs away"]
         );
     }
 

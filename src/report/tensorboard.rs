@@ -21,7 +21,8 @@ impl EventWriter {
     /// Opens a new event file in `folder`; those of earlier runs stay.
     ///
     /// TensorBoard shows all files of a folder as one run and drops what earlier ones say about
-    /// `first_step` and later steps, so a resumed run draws one line.
+    /// `first_step` and later steps, so a resumed run draws one line. It is the first step that is
+    /// still to come: with the last one done, what was written about it would be lost.
     pub fn create(folder: &Path, first_step: u64) -> Result<Self> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64();
         let (file, path) = new_file(folder, now as u64)?;

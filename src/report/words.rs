@@ -32,17 +32,25 @@ impl ReportData {
     /// What the model is and what it learned from, to stand at the beginning.
     pub fn opening(&self) -> String {
         let images = &self.data;
-        let what = match images.classes.len() {
-            0 => "A backbone without a classifier".to_owned(),
-            n => format!("An image classifier for {}", counted(n, "class", "classes")),
+        let what = match self.has_classifier() {
+            true => {
+                let classes = counted(images.classes.len(), "class", "classes");
+                format!("An image classifier for {classes}")
+            }
+            false => "A backbone without a classifier".to_owned(),
         };
-        let trained = format!("{what}, trained on {}", pictures(images.train_images));
+        let on = pictures(images.train_images);
         match &self.provenance {
             Provenance::Random => format!(
-                "{trained} from random weights. No pre-trained weights and no other images were used."
+                "{what}, trained from random weights on {on}. No pre-trained weights and no other images were used."
             ),
-            started => format!("{trained}. {}", started.sentence()),
+            started => format!("{what}, trained on {on}. {}", started.sentence()),
         }
+    }
+
+    /// Pre-training alone makes none.
+    fn has_classifier(&self) -> bool {
+        self.stages.iter().any(|stage| stage.key == "finetune")
     }
 
     /// What was done, one sentence an entry.
@@ -94,6 +102,13 @@ impl ReportData {
                 "Always answering the most frequent class would be right for {:.1}% of these images.",
                 100.0 * m.chance()
             ));
+            if self.data.seen_before > 0 {
+                notes.push(format!(
+                    "{} held out here served to train the weights that this run started from, so the number may be \
+                     too good.",
+                    pictures(self.data.seen_before)
+                ));
+            }
             if self.data.split_made {
                 notes.push(format!(
                     "The data came without a split; the {split} images were drawn at random from each class. \
@@ -115,7 +130,7 @@ impl ReportData {
 
     /// Why there is no measurement.
     pub fn unmeasured(&self) -> &'static str {
-        match self.stages.iter().any(|stage| stage.key == "finetune") {
+        match self.has_classifier() {
             true => {
                 "No accuracy was measured: there were no labelled images outside the training set."
             }

@@ -1,5 +1,6 @@
 //! After training: evaluate once, write predictions, export, report.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use burn::tensor::Device;
@@ -7,7 +8,7 @@ use serde::Serialize;
 
 use super::prepare::Prepared;
 use super::stages::{self, Trained};
-use super::{Context, provenance};
+use super::{Context, observe, provenance};
 use crate::backbone::Net;
 use crate::config::RunConfig;
 use crate::data::SplitOrigin;
@@ -65,6 +66,7 @@ pub(super) fn finish(context: &Context, trained: &Trained, units: u64) -> Result
     if let Some(net) = &net {
         let predictions = evaluate(context, trained, net, &mut facts)?;
         correct = predictions.iter().map(|p| p.correct == Some(true)).collect();
+        facts.history = observe::record_final(context, &facts)?;
         let exported = timm::Exported {
             spec: trained.net.spec,
             img_size: trained.net.img_size,
@@ -164,6 +166,7 @@ fn evaluate(
 fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
     let (data, config) = (context.data, context.config);
     let history = tables::read_history(&context.folder.join("metrics.jsonl"))?;
+    let training_warnings = tables::warnings(&history);
     Ok(ReportData {
         date: date(),
         command: shell(&context.request.command),
@@ -182,6 +185,7 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
             test_split: data.split_name(&data.held_out).to_owned(),
             split_made: data.manifest.split_origin == SplitOrigin::Made,
             bad_images: data.report.bad.len(),
+            seen_before: data.seen_before,
         },
         provenance: provenance::read(context.folder, context.request)?,
         stages: stage_facts(context, &history)?,
@@ -189,8 +193,8 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
         history,
         metrics: None,
         mistakes: Vec::new(),
-        warnings: data.report.warnings.clone(),
-        config: settings(config)?,
+        warnings: [data.report.warnings.clone(), training_warnings].concat(),
+        config: settings(config, &context.request.sources)?,
         versions: vec![
             ("fewvit".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
             ("system".to_owned(), format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
@@ -201,12 +205,19 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
     })
 }
 
-/// Hyper-parameters by dotted key.
-fn settings(config: &RunConfig) -> Result<Vec<(String, String, String)>> {
+/// Hyper-parameters by dotted key, and who set them.
+fn settings(
+    config: &RunConfig,
+    sources: &BTreeMap<String, String>,
+) -> Result<Vec<(String, String, String)>> {
     let table = toml::Table::try_from(config)
         .map_err(|e| Error::Failed(format!("cannot list the settings: {e}")))?;
     let rows = crate::config::flatten(table).into_iter();
-    Ok(rows.map(|(key, value)| (key, value.to_string(), String::new())).collect())
+    let row = |(key, value): (String, toml::Value)| {
+        let source = sources.get(&key).cloned().unwrap_or_default();
+        (key, value.to_string(), source)
+    };
+    Ok(rows.map(row).collect())
 }
 
 /// The stages, with the loss of knowing nothing that each stage's method names.

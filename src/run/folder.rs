@@ -184,6 +184,16 @@ impl Folder {
         Ok((request, config))
     }
 
+    /// Its settings as they stand in `config.toml`, those of other versions of fewvit included.
+    ///
+    /// # Errors
+    /// The file is missing or no TOML.
+    pub fn read_settings(&self) -> Result<toml::Table> {
+        let misfit =
+            |e| Error::Failed(format!("{} is no TOML: {e}", self.join("config.toml").display()));
+        self.read("config.toml")?.parse().map_err(misfit)
+    }
+
     /// What the run found when it began; `None` in runs of versions that did not write it down.
     ///
     /// # Errors

@@ -73,12 +73,10 @@ pub fn open(model: &Path, data: &Path, threads: usize) -> Result<(Measured, Vec<
 fn settings(run: Option<&Folder>) -> Result<(DataConfig, u64)> {
     let default = Layers::new("paper")?.build()?.config;
     let Some(folder) = run else { return Ok((default.data, default.seed)) };
-    let path = folder.join("config.toml");
     let misfit = |e: &dyn std::fmt::Display| {
-        Error::Failed(format!("{} cannot be used: {e}", path.display()))
+        Error::Failed(format!("{} cannot be used: {e}", folder.join("config.toml").display()))
     };
-    let text = std::fs::read_to_string(&path).map_err(|e| Error::io("read", &path, e))?;
-    let pinned: Table = text.parse().map_err(|e| misfit(&e))?;
+    let pinned = folder.read_settings()?;
     // Key by key, so that runs of other versions can be measured too.
     let mut data = Table::try_from(&default.data).map_err(|e| misfit(&e))?;
     for (key, value) in pinned.get("data").and_then(|data| data.as_table()).into_iter().flatten() {

@@ -17,6 +17,7 @@ pub mod seen;
 mod settle;
 mod stages;
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
@@ -27,7 +28,7 @@ use serde::{Deserialize, Serialize};
 pub use environment::Environment;
 pub use finish::Summary;
 pub use folder::Folder;
-pub use settle::{Stages, settle};
+pub use settle::{Stages, inherited, settle};
 pub use stages::{pretraining, weights_of};
 
 use crate::backbone::Spec;
@@ -53,6 +54,9 @@ pub struct Request {
     pub init: Option<PathBuf>,
     /// The command line, for the report.
     pub command: Vec<String>,
+    /// Who set each setting, by dotted key; runs of earlier versions do not say.
+    #[serde(default)]
+    pub sources: BTreeMap<String, String>,
 }
 
 /// Who hears of a run's progress; the command line draws it.

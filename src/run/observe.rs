@@ -1,6 +1,7 @@
 //! What a run records while it trains: logs, TensorBoard, k-NN probe, accuracy by epoch, pictures.
 
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use burn::tensor::Device;
 
@@ -8,6 +9,7 @@ use super::Context;
 use crate::backbone::Net;
 use crate::data::Rgb8;
 use crate::data::loader::CropBatch;
+use crate::data::views::ViewPlan;
 use crate::error::Result;
 use crate::eval::health::{Health, Limits, Training};
 use crate::eval::infer::{EvalView, Inference};
@@ -15,9 +17,9 @@ use crate::eval::knn::knn_leave_one_out;
 use crate::eval::metric::Metrics;
 use crate::method::{self, Kind};
 use crate::nn::Replace;
-use crate::report::pictures;
-use crate::report::tables::{EpochRow, MetricsLog};
+use crate::report::tables::{self, EpochRow, FINAL, MetricsLog};
 use crate::report::tensorboard::EventWriter;
+use crate::report::{ReportData, pictures};
 use crate::train::checkpoint::StageName;
 use crate::train::optim::TrainState;
 use crate::train::stage::{EpochRecord, Observer, Stage, StepRecord};
@@ -33,10 +35,20 @@ pub struct Probe<'a> {
     img_size: usize,
     /// The loss of a model that has learned nothing.
     chance: Option<f64>,
+    views: Arc<ViewPlan>,
+    seed: u64,
 }
 
 /// Images whose features are looked at for collapse: enough for any rank there is.
 const HEALTH_SAMPLE: usize = 2048;
+/// Images of which two views are compared.
+const ALIGNMENT_SAMPLE: usize = 256;
+
+/// `most` positions spread evenly over `count`, so that a list sorted by class gives all classes.
+fn evenly(count: usize, most: usize) -> impl Iterator<Item = usize> + Clone {
+    let kept = count.min(most);
+    (0..kept).map(move |i| i * count / kept)
+}
 
 /// What a probe found; what was not measured is `None`.
 #[derive(Default)]
@@ -44,6 +56,8 @@ struct Found {
     knn_top1: Option<f64>,
     top1: Option<f64>,
     top5: Option<f64>,
+    alignment: Option<f64>,
+    warning: Option<String>,
 }
 
 impl<'a> Probe<'a> {
@@ -54,7 +68,8 @@ impl<'a> Probe<'a> {
     pub fn new(context: &'a Context<'a>, stage: &Stage) -> Result<Self> {
         let net = stage.net.build(0, &Device::flex())?;
         let (img_size, chance) = (stage.net.img_size, stage.method.chance().map(|c| c.loss));
-        Ok(Self { context, net, stage: stage.name, img_size, chance })
+        let (views, seed) = (stage.source.views.clone(), stage.source.seed);
+        Ok(Self { context, net, stage: stage.name, img_size, chance, views, seed })
     }
 
     /// Measures after `epoch` (from 0) of `epochs`, if the recipe wants it then.
@@ -74,30 +89,38 @@ impl<'a> Probe<'a> {
         }
     }
 
-    /// Leave-one-out k-NN accuracy of the training images' features, where labels exist. Warns of
-    /// features that have collapsed.
+    /// Leave-one-out k-NN accuracy of the training images' features, where labels exist, and how far
+    /// apart two views of an image lie. Warns of features that have collapsed.
     fn neighbours(&self, record: &EpochRecord, state: &TrainState) -> Result<Found> {
         let data = self.context.data;
         let net = Replace::values_of(self.net.clone(), state.representation(), &Device::flex());
+        // The logits of N images with N classes each would fill the memory for nothing.
+        let net = net.without_heads();
         let image = |i: usize| data.images.get(i).map(|image| image.into_owned());
         let outputs = self.inference(&net).run(data.train.len(), &image)?;
         let dim = outputs.features.len() / data.train.len().max(1);
-        let some = &outputs.features[..data.train.len().min(HEALTH_SAMPLE) * dim];
-        let warm = record.epoch as f64 >= self.context.config.pretrain.optim.warmup_epochs;
-        if warm && data.train.len() > 1 {
-            let health = Health::of(some, None, dim);
+        let mut found = Found::default();
+        if data.train.len() > 1 {
+            let rows = evenly(data.train.len(), HEALTH_SAMPLE);
+            let some = rows.flat_map(|i| outputs.features[i * dim..][..dim].iter().copied());
+            let views = (self.views(&net, record.epoch)?, self.views(&net, record.epoch + 1)?);
+            let health = Health::of(&some.collect::<Vec<_>>(), Some((&views.0, &views.1)), dim);
+            found.alignment = health.alignment;
             let pretrain = &self.context.config.pretrain;
-            let training = Training {
-                loss: record.loss,
-                chance: self.chance,
-                labels: method::entry(&pretrain.method)?.kind != Kind::SelfSupervised,
-                options: &pretrain.options,
-            };
-            let warning = health.warning(&training, &Limits::default());
-            warning.inspect(|text| self.context.ui.note(&format!("  warning: {text}")));
+            if record.epoch as f64 >= pretrain.optim.warmup_epochs {
+                let training = Training {
+                    loss: record.loss,
+                    chance: self.chance,
+                    labels: method::entry(&pretrain.method)?.kind != Kind::SelfSupervised,
+                    options: &pretrain.options,
+                };
+                found.warning = health.warning(&training, &Limits::default());
+            }
+            let say = |text: &String| self.context.ui.note(&format!("  warning: {text}"));
+            found.warning.iter().for_each(say);
         }
         if !data.manifest.is_labelled() {
-            return Ok(Found::default());
+            return Ok(found);
         }
         let (labels, classes) = (data.labels(&data.train), data.manifest.classes.len());
         let eval = &self.context.config.eval;
@@ -108,7 +131,18 @@ impl<'a> Probe<'a> {
             eval.knn_k,
             eval.knn_temperature,
         );
-        Ok(Found { knn_top1: Some(share), ..Found::default() })
+        Ok(Found { knn_top1: Some(share), ..found })
+    }
+
+    /// Features of the recipe's first view of some training images, as `epoch` draws it.
+    fn views(&self, net: &Net, epoch: usize) -> Result<Vec<f32>> {
+        let images = &self.context.data.images;
+        let samples: Vec<usize> = evenly(images.len(), ALIGNMENT_SAMPLE).collect();
+        let view = |i: usize| {
+            let (image, sample) = (images.get(samples[i])?, samples[i] as u64);
+            Ok(self.views.crop(&image, self.seed, epoch as u32, sample, 0))
+        };
+        self.inference(net).features_of_views(samples.len(), &view)
     }
 
     /// Accuracy on the images that are watched.
@@ -146,9 +180,10 @@ pub struct RunObserver<'a> {
     steps_before: usize,
     /// Progress units of a step.
     units: u64,
+    /// Seconds that earlier stages took.
+    seconds_before: f64,
     log: MetricsLog,
     events: EventWriter,
-    epoch_started: Instant,
 }
 
 impl<'a> RunObserver<'a> {
@@ -167,6 +202,9 @@ impl<'a> RunObserver<'a> {
         if done == 0 {
             picture(context, stage)?;
         }
+        let log = MetricsLog::open(&context.folder.join("metrics.jsonl"), reached)?;
+        let earlier = log.rows().iter().filter(|row| row.stage != stage.name.as_str());
+        let seconds_before = earlier.map(|row| row.seconds).fold(0.0, f64::max);
         Ok(Self {
             context,
             probe: Probe::new(context, stage)?,
@@ -177,9 +215,9 @@ impl<'a> RunObserver<'a> {
                 .map_or(String::new(), |c| format!(" (chance {:.4})", c.loss)),
             steps_before,
             units,
-            log: MetricsLog::open(&context.folder.join("metrics.jsonl"), reached)?,
-            events: EventWriter::create(context.folder.root(), reached)?,
-            epoch_started: Instant::now(),
+            seconds_before,
+            log,
+            events: EventWriter::create(context.folder.root(), reached + 1)?,
         })
     }
 }
@@ -200,42 +238,80 @@ impl Observer for RunObserver<'_> {
 
     fn epoch(&mut self, record: &EpochRecord, state: &TrainState) -> Result<()> {
         let found = self.probe.measure(record, self.epochs, state)?;
-        let seconds = self.epoch_started.elapsed().as_secs_f64();
-        self.epoch_started = Instant::now();
+        let seconds = self.seconds_before + state.progress.seconds;
+        let last = self.log.rows().last().map_or(0.0, |row| row.seconds);
         let row = EpochRow {
             stage: self.stage.as_str().to_owned(),
             epoch: record.epoch + 1,
             step: (self.steps_before + state.progress.step) as u64,
-            seconds: state.progress.seconds,
-            images_per_second: self.images as f64 / seconds,
-            loss: record.loss,
-            lr: record.lr,
-            grad_norm: None,
+            seconds,
+            images_per_second: Some(self.images as f64 / (seconds - last))
+                .filter(|r| r.is_finite()),
+            loss: Some(record.loss),
+            lr: Some(record.lr),
+            grad_norm: Some(record.grad_norm),
             knn_top1: found.knn_top1,
             top1: found.top1,
             top5: found.top5,
+            top1_low: None,
+            top1_high: None,
+            alignment: found.alignment,
+            warning: found.warning,
         };
-        self.log.append(&row)?;
-        for (tag, value) in [("knn_top1", row.knn_top1), ("top1", row.top1), ("top5", row.top5)] {
-            if let Some(value) = value {
-                self.events.scalar(
-                    &format!("{}/{tag}", row.stage),
-                    row.step,
-                    wall_time(),
-                    value,
-                )?;
-            }
-        }
-        self.context.ui.epoch(&self.line(&row));
-        Ok(())
+        write_scalars(&mut self.events, &row)?;
+        self.context.ui.epoch(&self.line(&row, record));
+        self.log.append(row)
     }
 }
 
+fn write_scalars(events: &mut EventWriter, row: &EpochRow) -> Result<()> {
+    let now = wall_time();
+    row.scalars().try_for_each(|(name, value)| {
+        events.scalar(&format!("{}/{name}", row.stage), row.step, now, value)
+    })
+}
+
+/// Adds the row of the final measurement to the logs, in place of that of an earlier sitting, and
+/// returns all rows.
+pub(super) fn record_final(context: &Context, facts: &ReportData) -> Result<Vec<EpochRow>> {
+    let trained = facts.history.iter().rfind(|row| row.stage != FINAL);
+    let (Some(metrics), Some(last)) = (&facts.metrics, trained) else {
+        return Ok(facts.history.clone());
+    };
+    let row = EpochRow {
+        stage: FINAL.to_owned(),
+        images_per_second: None,
+        loss: None,
+        lr: None,
+        grad_norm: None,
+        knn_top1: None,
+        top1: Some(metrics.top1),
+        top5: metrics.top5,
+        top1_low: Some(metrics.top1_interval.0),
+        top1_high: Some(metrics.top1_interval.1),
+        alignment: None,
+        warning: None,
+        ..*last
+    };
+    // A run that is finished once more has these events already.
+    if facts.history.iter().all(|row| row.stage != FINAL) {
+        let mut events = EventWriter::create(context.folder.root(), row.step + 1)?;
+        write_scalars(&mut events, &row)?;
+    }
+    tables::write_final(&context.folder.join("metrics.jsonl"), row)
+}
+
 impl RunObserver<'_> {
-    fn line(&self, row: &EpochRow) -> String {
+    fn line(&self, row: &EpochRow, record: &EpochRecord) -> String {
         let mut line = format!(
             "{} epoch {}/{}  loss {:.4}{}  lr {:.2e}  {:.1} images/s",
-            row.stage, row.epoch, self.epochs, row.loss, self.chance, row.lr, row.images_per_second
+            row.stage,
+            row.epoch,
+            self.epochs,
+            record.loss,
+            self.chance,
+            record.lr,
+            row.images_per_second.unwrap_or_default()
         );
         if let Some(share) = row.knn_top1 {
             line += &format!("  k-NN {:.1}%", 100.0 * share);
@@ -286,4 +362,20 @@ fn seen(group: &CropBatch, row: usize) -> Rgb8 {
         }
     }
     image
+}
+
+#[cfg(test)]
+mod tests {
+    use super::evenly;
+
+    #[test]
+    fn a_sample_of_a_list_sorted_by_class_has_all_classes() {
+        // 102 classes of 60 images: the first 2,048 would hold 35 of them.
+        let classes: std::collections::BTreeSet<usize> =
+            evenly(6120, 2048).map(|i| i / 60).collect();
+        assert_eq!(classes.len(), 102);
+        assert_eq!(evenly(6120, 2048).count(), 2048);
+        assert_eq!(evenly(3, 2048).collect::<Vec<_>>(), [0, 1, 2]);
+        assert_eq!(evenly(0, 5).count(), 0);
+    }
 }

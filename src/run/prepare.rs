@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::seen::Seen;
 use super::{Folder, Request, Ui, threads};
-use crate::config::RunConfig;
+use crate::config::{Depth, RunConfig};
 use crate::data::cache::{ImageStore, StoreLimits};
 use crate::data::check::{self, Checked};
 use crate::data::data_report::DataReport;
-use crate::data::digest::Digest;
+use crate::data::digest::{Digest, digests};
 use crate::data::words::counted;
 use crate::data::{Manifest, Rgb8, Sample, Split, SplitOrigin, decode, source, split};
 use crate::error::{Error, Result};
@@ -32,6 +32,8 @@ pub struct Prepared {
     pub seen_before: usize,
     /// The training images, decoded.
     pub images: Arc<ImageStore>,
+    /// What becomes of 16-bit samples.
+    pub depth: Depth,
 }
 
 /// Opens and checks the data of a new run.
@@ -39,19 +41,18 @@ pub struct Prepared {
 /// # Errors
 /// Data that cannot be used, with what to do about it.
 pub fn prepare(request: &Request, config: &RunConfig, ui: &dyn Ui) -> Result<Prepared> {
-    let opened = source::open_noting(&request.data, &config.data, config.seed)?;
-    ui.note(&format!("data: {}, {}", opened.manifest.name, opened.layout));
-    let Checked { mut report, digests } =
-        check::check(&opened.manifest, threads(config), &|_, _| ());
-    report.add_notes(&opened);
-    let mut manifest =
-        check::apply_bad_policy(&opened.manifest, &report, config.data.on_bad_image)?;
-    // Those that cannot be read have no digest.
-    let digests: Vec<_> = digests.into_iter().filter(Option::is_some).collect();
+    let mut opened = source::open_noting(&request.data, &config.data, config.seed)?;
     let seen_before = match &request.init {
-        Some(init) => keep_splits(init, &mut manifest, &digests, ui)?,
+        Some(init) => keep_splits(init, &mut opened.manifest, threads(config), ui)?,
         None => 0,
     };
+    ui.note(&format!("data: {}, {}", opened.manifest.name, opened.describe()));
+    let Checked { mut report, digests } =
+        check::check(&opened.manifest, config.data.depth, threads(config), &|_, _| ());
+    report.add_notes(&opened);
+    let manifest = check::apply_bad_policy(&opened.manifest, &report, config.data.on_bad_image)?;
+    // Those that cannot be read have no digest.
+    let digests: Vec<_> = digests.into_iter().filter(Option::is_some).collect();
     for bad in report.bad.iter().take(10) {
         ui.note(&format!("  skipped: {} {}", bad.file, bad.reason));
     }
@@ -64,15 +65,10 @@ pub fn prepare(request: &Request, config: &RunConfig, ui: &dyn Ui) -> Result<Pre
 
 /// Splits drawn anew become those of the run that the weights `init` come from, so that what it
 /// trained on is not measured on. Returns the number of held-out images that it trained on.
-fn keep_splits(
-    init: &Path,
-    manifest: &mut Manifest,
-    digests: &[Option<Digest>],
-    ui: &dyn Ui,
-) -> Result<usize> {
+fn keep_splits(init: &Path, manifest: &mut Manifest, threads: usize, ui: &dyn Ui) -> Result<usize> {
     let Some(run) = Folder::around(init) else { return Ok(0) };
     let samples: Vec<&Sample> = manifest.samples.iter().collect();
-    let seen = Seen::read(&run)?.recognise(&samples, digests);
+    let seen = Seen::read(&run)?.recognise(&samples, &digests(&samples, threads));
     let name = run.root().display();
     let held_out = seen.count(Some(Split::Test)) + seen.count(Some(Split::Val));
     if manifest.split_origin == SplitOrigin::Made && held_out > 0 {
@@ -109,6 +105,7 @@ pub(super) fn decoded(
     }
     let limits = StoreLimits {
         short_side: config.data.cache_short_side,
+        depth: config.data.depth,
         ram_bytes: (config.data.cache_ram_gb * 1e9) as u64,
         spill: std::env::temp_dir().join(format!("fewvit-{}.cache", std::process::id())),
     };
@@ -126,6 +123,7 @@ pub(super) fn decoded(
         watched,
         seen_before: 0,
         images: Arc::new(images),
+        depth: config.data.depth,
     })
 }
 
@@ -171,7 +169,7 @@ impl Prepared {
     /// # Errors
     /// It cannot be read any more.
     pub fn decode(&self, position: usize) -> Result<Rgb8> {
-        decode_sample(&self.manifest.samples[position])
+        decode_sample(&self.manifest.samples[position], self.depth)
     }
 }
 
@@ -179,8 +177,8 @@ impl Prepared {
 ///
 /// # Errors
 /// It cannot be read or decoded.
-pub fn decode_sample(sample: &Sample) -> Result<Rgb8> {
+pub fn decode_sample(sample: &Sample, depth: Depth) -> Result<Rgb8> {
     crate::data::listing::bytes(&sample.origin)
-        .and_then(|bytes| decode::decode(&bytes))
+        .and_then(|bytes| decode::decode(&bytes, depth))
         .map_err(|why| Error::Data(format!("{} {why}", sample.id)))
 }

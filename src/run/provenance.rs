@@ -112,7 +112,16 @@ pub fn stages(
     config: &RunConfig,
     history: &[EpochRow],
 ) -> Result<Vec<StageFacts>> {
+    // The clock goes on from stage to stage.
+    let end = |name: StageName| {
+        let rows = history.iter().filter(|row| row.stage == name.as_str());
+        rows.map(|row| row.seconds).fold(0.0, f64::max)
+    };
     let facts = |name: StageName, method: &str, kind: Kind, sizes: Vec<usize>| {
+        let before = match name {
+            StageName::Pretrain => 0.0,
+            StageName::Finetune => end(StageName::Pretrain).min(end(name)),
+        };
         let rows = || history.iter().filter(|row| row.stage == name.as_str());
         StageFacts {
             key: name.as_str().to_owned(),
@@ -120,7 +129,7 @@ pub fn stages(
             kind: kind.words().to_owned(),
             sizes,
             epochs: rows().map(|row| row.epoch).max().unwrap_or(0),
-            seconds: rows().map(|row| row.seconds).fold(0.0, f64::max),
+            seconds: end(name) - before,
             chance: None,
         }
     };

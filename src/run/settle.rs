@@ -1,7 +1,16 @@
 //! Settings of a run, checked as far as they can be before any image is read.
 
-use crate::config::{Layers, LrSchedule, OptimConfig, OptimKind, Resolved, RunConfig, Unread};
-use crate::error::Result;
+use std::path::Path;
+
+use toml::Value;
+
+use super::Folder;
+use crate::config::{
+    Layers, LrSchedule, OptimConfig, OptimKind, Resolved, RunConfig, Unread, flatten,
+};
+use crate::error::{Error, Result};
+use crate::eval::infer::EvalView;
+use crate::export::{Description, timm};
 use crate::method;
 
 /// The stages that a command has.
@@ -31,6 +40,39 @@ pub fn settle(mut layers: Layers, stages: Stages) -> Result<Resolved> {
     // A flag is about all stages; where nothing reads it, the run has what its recipe says.
     layers.withdraw(&idle);
     settle(layers, stages)
+}
+
+/// Settings that go with weights: the model, and how an image becomes its input.
+const OF_WEIGHTS: [&str; 6] =
+    ["model.name", "data.depth", "data.mean", "data.std", "eval.crop_pct", "eval.interpolation"];
+
+/// Settings that the weights at `init` bring along: those of their run, or what their export says;
+/// none for a bare file.
+///
+/// # Errors
+/// The run or export cannot be read.
+pub fn inherited(init: &Path) -> Result<Vec<(String, Value)>> {
+    if let Some(run) = Folder::around(init) {
+        let mut settings = flatten(run.read_settings()?);
+        settings.retain(|(key, _)| OF_WEIGHTS.contains(&key.as_str()));
+        return Ok(settings);
+    }
+    if !init.is_dir() {
+        return Ok(Vec::new());
+    }
+    let Description { model, view, .. } = timm::describe(init)?;
+    let EvalView { crop_pct, interpolation, depth, mean, std } = view;
+    let settings = [
+        ("model.name", Value::try_from(model)),
+        ("data.depth", Value::try_from(depth)),
+        ("data.mean", Value::try_from(mean)),
+        ("data.std", Value::try_from(std)),
+        ("eval.crop_pct", Value::try_from(crop_pct)),
+        ("eval.interpolation", Value::try_from(interpolation)),
+    ];
+    let settings = settings.into_iter().map(|(key, value)| Ok((key.to_owned(), value?)));
+    let settings: std::result::Result<_, toml::ser::Error> = settings.collect();
+    settings.map_err(|e| Error::Failed(format!("{} cannot be used: {e}", init.display())))
 }
 
 /// Why nothing reads a key of the configuration.

@@ -41,7 +41,10 @@ pub struct Progress {
     pub ema_updates: usize,
     /// Sum of the losses of the unfinished epoch's steps.
     pub epoch_loss: f64,
-    /// Seconds trained, over all sittings.
+    /// Sum of the gradient norms of the unfinished epoch's steps, before clipping.
+    #[serde(default)]
+    pub epoch_grad_norm: f64,
+    /// Seconds of this stage over all sittings: what passes between two steps included.
     pub seconds: f64,
 }
 

@@ -77,6 +77,8 @@ pub struct EpochRecord {
     pub loss: f64,
     /// Learning rate of its last step.
     pub lr: f64,
+    /// Mean norm of its steps' gradients, before clipping.
+    pub grad_norm: f64,
 }
 
 /// Who hears of a stage's progress.
@@ -138,10 +140,12 @@ impl Stage<'_> {
     ) -> Result<TrainState> {
         let template = self.net.build(0, &Device::flex())?;
         let mut engine = Engine::new(self.workers, self.micro_batch, state.values.len())?;
-        let mut saved = Instant::now();
+        let (mut saved, mut counted) = (Instant::now(), Instant::now());
         let batches = self.source.prefetch(state.progress.step, self.total_steps());
         for batch in batches {
             let record = self.step(&template, &mut engine, &mut state, &batch?)?;
+            state.progress.seconds += counted.elapsed().as_secs_f64();
+            counted = Instant::now();
             observer.step(&record)?;
             if state.progress.step.is_multiple_of(self.source.steps_per_epoch()) {
                 self.end_epoch(&mut state, &record, observer)?;
@@ -185,6 +189,7 @@ impl Stage<'_> {
             return Err(self.diverged(step, lr, loss));
         }
         let late = |key: &str| self.method.frozen_epochs(key).saturating_mul(steps_per_epoch);
+        state.progress.epoch_grad_norm += gradient.squared.sqrt();
         let weight_decay = schedule::weight_decay(self.optim, step, self.total_steps());
         state.update(gradient, lr, &OptimConfig { weight_decay, ..*self.optim }, &late);
         if let Objective::Batch(loss) = self.method.objective() {
@@ -192,7 +197,6 @@ impl Stage<'_> {
         }
         let seconds = started.elapsed().as_secs_f64();
         state.progress.epoch_loss += loss;
-        state.progress.seconds += seconds;
         let crops = batch.groups.iter().map(|group| group.samples.len()).sum();
         Ok(StepRecord { step, epoch, loss, lr, crops, seconds })
     }
@@ -264,8 +268,9 @@ impl Stage<'_> {
         if self.optim.ema == Ema::PerEpoch {
             state.average(self.workers);
         }
-        let loss = state.progress.epoch_loss / self.source.steps_per_epoch() as f64;
-        state.progress.epoch_loss = 0.0;
+        let mean = |sum: &mut f64| std::mem::take(sum) / self.source.steps_per_epoch() as f64;
+        let loss = mean(&mut state.progress.epoch_loss);
+        let grad_norm = mean(&mut state.progress.epoch_grad_norm);
         if let Some(Chance { loss: chance, .. }) = self.method.chance()
             && loss > HOPELESS * chance
         {
@@ -277,7 +282,7 @@ impl Stage<'_> {
                 last.epoch + 1
             )));
         }
-        observer.epoch(&EpochRecord { epoch: last.epoch, loss, lr: last.lr }, state)
+        observer.epoch(&EpochRecord { epoch: last.epoch, loss, lr: last.lr, grad_norm }, state)
     }
 
     fn diverged(&self, step: usize, lr: f64, loss: f64) -> Error {

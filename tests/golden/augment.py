@@ -1,7 +1,7 @@
 """Makes augment_ops.safetensors and augment_resize.safetensors.
 
 The input is drawn here (gradients, primaries, greys, noise), so no photograph enters the repository.
-Made with PIL 13.0, torchvision 0.29, numpy:  python tests/golden/augment.py [PHOTO OUT_DIR]
+Made with PIL 13.0, torchvision 0.29, timm 1.0.31, numpy:  python tests/golden/augment.py [PHOTO OUT_DIR]
 With a photo, its 64 x 48 centre is the input instead, for checks by hand.
 """
 
@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageEnhance, ImageFilter, ImageOps
 from safetensors.numpy import save_file
+from timm.data import create_transform
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms import functional as F
 
@@ -89,14 +90,42 @@ OPS = {
 MODES = {"bilinear": InterpolationMode.BILINEAR, "bicubic": InterpolationMode.BICUBIC}
 
 
+SIZES = [96, 112, 144, 160, 176, 192, 208, 224, 256, 288, 384, 448]
+SHAPES = ["331x247", "211x333", "300x100", "70x280", "61x45"]
+TALL = {"bilinear": [(0, 0, 20, 90, 10, 10), (0, 0, 20, 90, 16, 16), (2, 3, 12, 80, 24, 24), (1, 5, 15, 30, 10, 10)]}
+TALL["bicubic"] = TALL["bilinear"]
+TALL["lanczos"] = [(0, 0, 20, 90, w, h) for w, h in [(10, 10), (16, 16), (15, 80), (10, 45)]]
+
+
+def pattern(size):
+    """The image of a size such as 30x20 that the tests draw too."""
+    width, height = map(int, size.split("x"))
+    y, x, c = np.mgrid[0:height, 0:width, 0:3]
+    return Image.fromarray(((31 * x * x + 57 * y * y + 13 * x * y + 101 * c + 7 * x) % 256).astype(np.uint8))
+
+
 def resized(im):
-    """Crops x, y, w, h to out_w, out_h, and evaluation views of img_size and short side."""
+    """Crops x, y, w, h to out_w, out_h of `im` and of a tall image."""
     for name, mode in MODES.items():
         for x, y, w, h, ow, oh in [(0, 0, 32, 24, 12, 12), (5, 3, 20, 17, 13, 13), (7, 6, 9, 7, 16, 16), (3, 2, 12, 20, 12, 9)]:
-            out = F.resized_crop(im, y, x, h, w, [oh, ow], mode)
-            yield f"crop_{name}_{x}_{y}_{w}_{h}_{ow}_{oh}", out
-        for s, short in [(14, 16), (13, 18), (21, 24), (28, 32)]:
-            yield f"eval_{name}_{s}_{short}", F.center_crop(F.resize(im, short, mode), s)
+            yield f"crop_{name}_{x}_{y}_{w}_{h}_{ow}_{oh}", F.resized_crop(im, y, x, h, w, [oh, ow], mode)
+    for name, crops in TALL.items():
+        for x, y, w, h, ow, oh in crops:
+            cut = pattern("20x90").crop((x, y, x + w, y + h))
+            yield f"crop_{name}_tall_{x}_{y}_{w}_{h}_{ow}_{oh}", cut.resize((ow, oh), Image.Resampling[name.upper()])
+
+
+def views():
+    """timm's evaluation views; of each every so many pixels."""
+    for size in SIZES:
+        for mode in MODES if size == 144 else ["bicubic"]:
+            view = create_transform((3, size, size), is_training=False, interpolation=mode, crop_pct=0.875)
+            for shape in SHAPES:
+                step = -(-size // 12)
+                out = pattern(shape)
+                for transform in view.transforms[:2]:
+                    out = transform(out)
+                yield f"eval_{mode}_{shape}_{size}", np.ascontiguousarray(np.array(out)[::step, ::step])
 
 
 def main():
@@ -104,7 +133,7 @@ def main():
     if len(sys.argv) > 1:
         im, out = F.center_crop(Image.open(sys.argv[1]).convert("RGB"), [48, 64]), Path(sys.argv[2])
     ops = {"image": im} | {name: op(im) for name, op in OPS.items()}
-    resizes = {"image": im} | dict(resized(im))
+    resizes = {"image": im} | dict(resized(im)) | dict(views())
     for name, tensors in [("ops", ops), ("resize", resizes)]:
         save_file({k: np.array(v) for k, v in tensors.items()}, out / f"augment_{name}.safetensors")
 

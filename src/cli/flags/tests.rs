@@ -56,6 +56,8 @@ fn other_flags_reach_every_stage_that_has_the_setting() {
     assert_eq!((c.pretrain.cutmix, c.finetune.cutmix, c.finetune.mixup), (1.0, 1.0, 0.0));
     assert_eq!((c.seed, c.threads, c.time_budget), (7, 2, 120.0));
     assert_eq!((c.model.name.as_str(), c.pretrain.projector), ("deit_small_patch16_224", 64));
+    assert!(!c.data.allow_empty_class);
+    assert!(config("--allow-empty-class", Job::Finetune).data.allow_empty_class);
     let c = config("-b 8 --cutmix 0", Job::Pretrain);
     assert_eq!((c.pretrain.optim.batch_size, c.finetune.optim.batch_size), (8, 256));
     assert_eq!((c.pretrain.cutmix, c.finetune.cutmix), (0.0, 0.5));

@@ -20,7 +20,7 @@ use crate::config::AugmentConfig;
 
 pub use eval_view::eval_view;
 pub use op::Op;
-pub use resize::{CropBox, random_resized_crop_box, resize};
+pub use resize::{CropBox, random_resized_crop_box, resize, resize_lanczos};
 
 /// The order in which the operations follow the crop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,6 +160,27 @@ mod golden {
         };
         let named = tensors.iter().map(|(name, tensor)| (name.to_owned(), image(tensor)));
         named.collect()
+    }
+
+    /// The made-up image of a size such as `30x20`, the same as in tests/golden/augment.py.
+    pub(super) fn pattern(size: &str) -> Rgb8 {
+        let (width, height) = size.split_once('x').expect("WIDTHxHEIGHT");
+        let mut image = Rgb8::new(width.parse().unwrap(), height.parse().unwrap());
+        for (i, value) in image.pixels.iter_mut().enumerate() {
+            let (c, x, y) = (i % 3, i / 3 % image.width, i / 3 / image.width);
+            *value = ((31 * x * x + 57 * y * y + 13 * x * y + 101 * c + 7 * x) % 256) as u8;
+        }
+        image
+    }
+
+    /// Every `step`-th pixel of every `step`-th row.
+    pub(super) fn every(image: &Rgb8, step: usize) -> Rgb8 {
+        let [width, height] = [image.width, image.height].map(|side| side.div_ceil(step));
+        let row = |y: usize| {
+            let row = &image.pixels[y * step * image.width * 3..][..image.width * 3];
+            row.chunks(3).step_by(step).flatten().copied()
+        };
+        Rgb8 { width, height, pixels: (0..height).flat_map(row).collect() }
     }
 
     /// Largest and mean difference in grey levels.

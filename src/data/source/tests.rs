@@ -12,6 +12,7 @@ pub fn config() -> DataConfig {
         test_fraction: 0.25,
         cache_short_side: 256,
         cache_ram_gb: 1.0,
+        depth: crate::config::Depth::Pil,
         mean: [0.0; 3],
         std: [1.0; 3],
     }
@@ -78,7 +79,7 @@ fn split_folders_take_their_classes_from_train() {
     assert_eq!(ids(manifest, Split::Val), ["dev/b/1.jpg"]);
     assert_eq!(ids(manifest, Split::Test), ["test/a/1.jpg"]);
     assert_eq!(
-        opened.layout,
+        opened.describe(),
         "train/val/test folders (dev, test, train), 2 classes, 4 + 1 + 1 images"
     );
     let expected = [
@@ -155,7 +156,7 @@ fn links_are_followed_and_do_not_go_round() {
 /// Classes, layout sentence and warnings of a folder with these files.
 fn recognised(files: &[&str]) -> (Vec<String>, String, Vec<String>) {
     let opened = opened(files);
-    (opened.manifest.classes, opened.layout, opened.warnings)
+    (opened.manifest.classes.clone(), opened.describe(), opened.warnings)
 }
 
 #[test]
@@ -219,13 +220,18 @@ fn split_folders_in_other_spellings_are_splits() {
     }
     let text = refused(&["a/train/1.jpg", "a/test/2.jpg", "b/1.jpg"]);
     assert!(text.contains("1 other not: b/"), "{text}");
+    let text = refused(&["train/a/1.jpg", "train/b/1.jpg", "extra/a/1.jpg", "extra/b/1.jpg"]);
+    assert!(text.contains("train/ has folders inside as a split has"), "{text}");
+    let beside = recognised(&["train/a/1.jpg", "train/b/1.jpg", "unlabelled/1.jpg"]);
+    assert_eq!(beside.0, ["a", "b"]);
+    assert!(beside.2[0].ends_with("left out: unlabelled/1.jpg"), "{:?}", beside.2);
     let only_test = opened(&["test/a/1.jpg", "test/b/1.jpg"]).manifest;
     assert_eq!(only_test.indices(Split::Test).len(), 2, "a set to measure on");
 }
 
 #[test]
 fn a_class_is_never_lost_without_a_word() {
-    let files = ["ash/1.jpg", "beech/1.jpg", "dogwood/IMG_1", "dogwood/1.png?w=640", "ash/IMG_2"];
+    let files = ["ash/1.jpg", "beech/1.jpg", "dogwood/IMG_1", "dogwood/1.png?w640", "ash/IMG_2"];
     let root = folder(&files);
     fs::create_dir(root.path().join("elm")).unwrap();
     fs::create_dir(root.path().join("@eaDir")).unwrap();
@@ -234,7 +240,7 @@ fn a_class_is_never_lost_without_a_word() {
     let text = error.to_string();
     for part in [
         "2 class folders without an image:",
-        "dogwood/ holds 2 files, none with the extension of an image that fewvit reads: 1.png?w=640, IMG_1",
+        "dogwood/ holds 2 files, none with the extension of an image that fewvit reads: 1.png?w640, IMG_1",
         "elm/ is empty",
         "--allow-empty-class",
     ] {
@@ -261,8 +267,8 @@ fn a_class_is_never_lost_without_a_word() {
     let flat = folder(&["1.jpg", "2.jpg"]);
     fs::create_dir(flat.path().join("old")).unwrap();
     let opened = open_noting(flat.path(), &config(), 1).unwrap();
-    assert_eq!(opened.layout, "folder of images, no labels, 2 images");
-    assert_eq!(opened.warnings, ["no images in old/ is empty"]);
+    assert_eq!(opened.describe(), "folder of images, no labels, 2 images");
+    assert_eq!(opened.warnings, ["folders without images: old/ is empty"]);
 }
 
 #[test]
@@ -369,4 +375,13 @@ fn a_runs_own_splits_are_read_where_its_data_lies() {
     assert_eq!(manifest.classes, ["b", "a"], "in the order of the run");
     assert_eq!(ids(&manifest, Split::Test), ["a/1.jpg"]);
     assert_eq!(ids(&manifest, Split::Train), ["b/1.jpg"]);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_class_behind_a_broken_link_is_named() {
+    let root = folder(&["README.md", "images/a/1.jpg", "images/b/1.jpg"]);
+    std::os::unix::fs::symlink("/nowhere", root.path().join("images/elm")).unwrap();
+    let text = open(root.path(), &config(), 1).unwrap_err().to_string();
+    assert!(text.contains("elm/ is a link to nowhere"), "{text}");
 }

@@ -6,42 +6,36 @@ use super::super::listing::is_image_name;
 use super::super::manifest::Split;
 use super::super::split_names::parse_split;
 use super::super::words::shortened;
-use super::text::Table;
+use super::text::{Table, is_called};
 use crate::error::{Error, Result};
 
-/// Columns that name the image.
-const FILE: [&str; 23] = [
+/// Columns that name the image. Words may also be written together: `filename`.
+const FILE: [&str; 18] = [
     "file_name",
     "image_path",
     "path",
     "file",
-    "filename",
-    "filepath",
     "file_path",
     "image",
     "images",
     "img",
     "image_file",
     "image_name",
-    "imagename",
-    "imagepath",
-    "image_filename",
+    "image_file_name",
     "img_path",
     "img_name",
     "img_file",
     "relative_path",
-    "relpath",
+    "rel_path",
     "files",
     "fname",
-    "filenames",
 ];
 /// Columns that name it if what they hold is called like an image.
-const MAYBE_FILE: [&str; 3] = ["image_id", "id", "name"];
+const MAYBE_FILE: [&str; 4] = ["image_id", "img_id", "id", "name"];
 /// Columns of the label, the class's name before its number.
-const LABEL: [&str; 11] = [
+const LABEL: [&str; 10] = [
     "class",
     "class_name",
-    "classname",
     "label_name",
     "label",
     "label_id",
@@ -52,7 +46,7 @@ const LABEL: [&str; 11] = [
     "class_idx",
 ];
 /// Columns that hold the label where none of those is there.
-const MAYBE_LABEL: [&str; 13] = [
+const MAYBE_LABEL: [&str; 12] = [
     "category",
     "category_name",
     "species",
@@ -64,7 +58,6 @@ const MAYBE_LABEL: [&str; 13] = [
     "target",
     "category_id",
     "species_name",
-    "y",
     "name",
 ];
 const SPLIT: [&str; 4] = ["split", "data_split", "dataset_split", "split_name"];
@@ -91,8 +84,8 @@ pub struct Entry {
 
 /// Whether a header is that of a table of images.
 pub(super) fn has_file_column(columns: &[String]) -> bool {
-    let has = |names: &[&str]| columns.iter().any(|column| names.contains(&column.as_str()));
-    has(&FILE) || has(&MAYBE_FILE)
+    let mut names = FILE.iter().chain(&MAYBE_FILE);
+    names.any(|name| columns.iter().any(|column| is_called(column, name)))
 }
 
 /// Whether a table says something about its images: a label or a split.
@@ -126,12 +119,7 @@ pub(super) fn entries(table: &Table, split: Option<Split>) -> Result<(Vec<Entry>
     let (class, index) = columns.label()?;
     if class.is_none() {
         columns.refuse_one_hot()?;
-        let others: Vec<String> =
-            table.columns.iter().filter(|c| !FILE.contains(&c.as_str())).cloned().collect();
-        if !others.is_empty() {
-            let what = "no column is called label or class, so its images have no labels";
-            notes.push(format!("{}: {what}; columns: {}", table.name, shortened(&others)));
-        }
+        notes.extend(columns.unlabelled_note());
     }
     let (split_column, unused) = columns.split();
     notes.extend(unused);
@@ -248,6 +236,21 @@ impl Columns<'_> {
             }
         }
         None
+    }
+
+    /// What to say of a table without a column of labels that has others.
+    fn unlabelled_note(&self) -> Option<String> {
+        let known = LABEL.iter().chain(&MAYBE_LABEL).filter_map(|name| self.table.column(name));
+        let mut known = known.filter(|column| *column != self.file);
+        let others = self.table.columns.iter().enumerate().filter(|(at, _)| *at != self.file);
+        let others: Vec<String> = others.map(|(_, name)| name.clone()).collect();
+        (known.next().is_none() && !others.is_empty()).then(|| {
+            format!(
+                "{}: no column is called label or class, so its images have no labels; columns: {}",
+                self.table.name,
+                shortened(&others)
+            )
+        })
     }
 
     /// The column of the split, and what to say of one that is not used.

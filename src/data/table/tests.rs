@@ -46,7 +46,7 @@ fn a_table_in_the_folder_counts_before_its_folders() {
     let opened = folder(&["metadata.csv=file_name\ni/1.jpg\n", "j/1.jpg"]).unwrap();
     assert_eq!(rows(&opened), [("i/1.jpg", None, Split::Train)]);
     assert_eq!(opened.manifest.split_origin, SplitOrigin::Unlabelled);
-    assert_eq!(opened.layout, "table metadata.csv, no labels, 1 image");
+    assert_eq!(opened.describe(), "table metadata.csv, no labels, 1 image");
     assert!(opened.warnings[0].starts_with("not in the table, left out: 4 images: i/2.jpg, "));
     for faulty in ["file;label\ni/1.jpg;a\ni/2.jpg;b;c\n", "id,weight\n1,2\n", "\0"] {
         let error = folder(&[&format!("index.csv={faulty}"), "j/1.jpg"]).unwrap_err();
@@ -79,7 +79,15 @@ fn what_could_be_one_of_two_tables_is_refused() {
         ("i/3.jpg", Some(1), Split::Test),
     ];
     assert_eq!(rows(&opened), expected);
-    assert!(opened.layout.starts_with("table test.csv + train.csv, 2 classes, 2 train + 1 test"));
+    let competition = [of_splits[0], "test.csv=image\ni/3.jpg\n"];
+    let opened = folder(&competition).unwrap();
+    assert_eq!(rows(&opened), expected[..2]);
+    assert_eq!(opened.manifest.split_origin, SplitOrigin::Made, "there is nothing else to test on");
+    assert!(opened.warnings.iter().any(|w| w == "no labels in test.csv: 1 image left out"));
+    let opened = folder(&of_splits).unwrap();
+    assert!(
+        opened.describe().starts_with("table test.csv + train.csv, 2 classes, 2 train + 1 test")
+    );
 }
 
 #[test]
@@ -89,6 +97,8 @@ fn columns_go_by_many_names() {
         "image_path,class",
         "path,class_name",
         "file,category",
+        "ImageName,ClassName",
+        "IMG_PATH,LabelID",
         "FileName,Label",
         "Image Path,species",
         "image,target",
@@ -161,7 +171,7 @@ fn mistakes_are_named_with_their_line() {
     assert!(text.contains("1 image that does not exist"), "{text}");
     assert!(text.contains("i/9.jpg (x.csv, line 3)"), "{text}");
     assert!(error("file,label\ni/1.jpg\n").contains("line 2 has 1 field"));
-    assert!(error("file,label\n").contains("no image"));
+    assert!(error("file,label\n").contains("lists no images"));
     let twice = table("x.csv", "file,label\ni/1.jpg,a\ni/2.jpg,b\ni/1.jpg,a\n").unwrap();
     assert_eq!(twice.manifest.samples.len(), 2);
     assert!(twice.warnings[0].contains("i/1.jpg (x.csv, line 2 and x.csv, line 4)"));

@@ -51,22 +51,18 @@ impl Table {
         Ok(table)
     }
 
-    /// Where a column is.
+    /// Where a column is, with or without `_` between its words.
     pub fn column(&self, name: &str) -> Option<usize> {
-        self.columns.iter().position(|column| column == name)
+        self.columns.iter().position(|column| is_called(column, name))
     }
 
     fn read_separated(&mut self, text: &str, is_one: &dyn Fn(&[String]) -> bool) -> Result<()> {
         // Excel's own way to say which separator follows.
-        let (declared, first_line) = match text.strip_prefix("sep=") {
-            Some(rest) => (rest.bytes().next(), 1),
-            None => (None, 0),
-        };
-        let start =
-            if first_line == 1 { text.find('\n').map_or(text.len(), |at| at + 1) } else { 0 };
-        let text = &text[start..];
+        let declared = text.strip_prefix("sep=").and_then(|rest| rest.bytes().next());
+        let declared = declared.filter(|byte| SEPARATORS.contains(byte));
+        let start = declared.and_then(|_| text.find('\n')).map_or(0, |end| end + 1);
         let separator = declared.unwrap_or_else(|| separator(text, is_one));
-        self.columns = header(text, separator);
+        self.columns = header(&text[start..], separator);
         if !is_one(&self.columns) {
             return Ok(());
         }
@@ -74,48 +70,28 @@ impl Table {
         if let Some(twice) = self.columns.iter().find(|c| !c.is_empty() && !names.insert(*c)) {
             return Err(self.bad(&format!("two columns are called `{twice}`")));
         }
-        let mut reader = reader(text, separator);
-        let (mut record, mut misfits) = (csv::StringRecord::new(), Vec::new());
-        let (mut line, mut at) = (1 + first_line, 0);
-        loop {
-            let begin = reader.position().byte() as usize;
-            if !reader.read_record(&mut record).map_err(|e| self.bad(&e.to_string()))? {
-                break;
-            }
-            // Empty lines before the record are passed over by the reader.
-            let begin = begin + text[begin..].bytes().take_while(|byte| *byte == b'\n').count();
-            line += text[at..begin].matches('\n').count();
-            at = begin;
-            let mut fields: Vec<String> = record.iter().map(str::to_owned).collect();
-            let is_header = self.rows.is_empty() && header_of(&record) == self.columns;
-            if is_header || fields.iter().all(|field| field.trim().is_empty()) {
-                continue;
-            }
+        let records = records(text, start, separator).map_err(|e| self.bad(&e.to_string()))?;
+        let mut misfits = Vec::new();
+        for Record { line, mut fields, is_open } in records.into_iter().skip(1) {
             // Spreadsheets fill up rows with empty fields.
             while fields.len() > self.columns.len() && fields.last().is_some_and(|f| f.is_empty()) {
                 fields.pop();
             }
-            if fields.len() != self.columns.len() {
-                let count = counted(fields.len(), "field");
-                misfits.push(format!("line {line} has {count}"));
-            } else if fields.iter().any(|field| field.contains('\n')) {
+            if is_open {
                 misfits.push(format!("line {line} has a quote that is not closed"));
+            } else if fields.len() != self.columns.len() {
+                misfits.push(format!("line {line} has {}", counted(fields.len(), "field")));
             }
             self.rows.push(Row { line, fields });
         }
-        if misfits.is_empty() {
-            return Ok(());
-        }
+        let rows_do = match misfits.len() {
+            0 => return Ok(()),
+            1 => "1 row does".to_owned(),
+            n => format!("{n} rows do"),
+        };
         let columns = counted(self.columns.len(), "column");
-        Err(self.bad(&format!(
-            "{} not fit the header with {columns}:{}",
-            if misfits.len() == 1 {
-                "1 row does".into()
-            } else {
-                format!("{} rows do", misfits.len())
-            },
-            listed_lines(&misfits)
-        )))
+        let lines = listed_lines(&misfits);
+        Err(self.bad(&format!("{rows_do} not fit the header with {columns}:{lines}")))
     }
 
     fn read_json_lines(&mut self, text: &str) -> Result<()> {
@@ -200,20 +176,18 @@ fn decoded(bytes: &[u8]) -> std::result::Result<(String, Vec<String>), &'static 
 }
 
 /// Whether bytes that are no UTF-8 are clearly Windows-1252: its letters and typographic marks
-/// only, no three in a row, and always a plain character beside them, as words of western
-/// languages have it. Cyrillic or Chinese text in a code page of its own is not like that.
+/// only, and no words made of accented letters alone, as text in a Cyrillic or Chinese code page
+/// would seem to have.
 fn is_western(bytes: &[u8]) -> bool {
     let is_mark = |byte: u8| matches!(byte, 0x80 | 0x85 | 0x91..=0x97 | 0xa0 | 0xab | 0xb0 | 0xbb);
-    let is_letter = |byte: u8| byte >= 0xc0 && byte != 0xd7 && byte != 0xf7;
-    let mut letters = bytes.split(|byte| byte.is_ascii() || is_mark(*byte));
-    let all_known = letters.all(|run| run.len() < 3 && run.iter().all(|byte| is_letter(*byte)));
-    let beside = |i: usize| bytes.get(i).is_some_and(u8::is_ascii_alphabetic);
-    let mut high = (0..bytes.len()).filter(|i| is_letter(bytes[*i]));
-    all_known
-        && high.all(|i| {
-            let near = [i.wrapping_sub(2), i.wrapping_sub(1), i + 1, i + 2];
-            near.into_iter().any(beside)
-        })
+    let is_letter = |byte: &u8| *byte >= 0xc0 && *byte != 0xd7 && *byte != 0xf7;
+    let mut words =
+        bytes.split(|byte| is_mark(*byte) || (byte.is_ascii() && !byte.is_ascii_alphabetic()));
+    words.all(|word| {
+        let mut runs = word.split(u8::is_ascii);
+        let plain = word.iter().any(u8::is_ascii);
+        runs.all(|run| run.iter().all(is_letter) && run.len() < if plain { 3 } else { 2 })
+    })
 }
 
 /// The separator with which the header is one of a table, or has the most columns.
@@ -242,9 +216,46 @@ fn header_of(record: &csv::StringRecord) -> Vec<String> {
     columns
 }
 
+/// Whether a column is called so, `_` aside.
+pub(super) fn is_called(column: &str, name: &str) -> bool {
+    let letters = |name: &str| name.replace('_', "");
+    letters(column) == letters(name)
+}
+
 /// A column's name as it is compared: `File Name` is `file_name`.
 fn column_name(name: &str) -> String {
     name.trim().trim_start_matches('\u{feff}').to_lowercase().replace([' ', '-', '.'], "_")
+}
+
+/// A record of separated text.
+struct Record {
+    line: usize,
+    fields: Vec<String>,
+    /// Whether it ends with the text, inside a quote.
+    is_open: bool,
+}
+
+/// The records from byte `start` on that are not empty, the header first.
+fn records(text: &str, start: usize, separator: u8) -> csv::Result<Vec<Record>> {
+    let mut reader = reader(&text[start..], separator);
+    let (mut record, mut records) = (csv::StringRecord::new(), Vec::new());
+    let (mut line, mut counted_to) = (1, 0);
+    let mut begin = start;
+    while reader.read_record(&mut record)? {
+        // Empty lines before the record are passed over by the reader.
+        begin += text[begin..].bytes().take_while(|byte| *byte == b'\n').count();
+        line += text[counted_to..begin].matches('\n').count();
+        counted_to = begin;
+        let end = start + reader.position().byte() as usize;
+        let fields: Vec<String> = record.iter().map(str::to_owned).collect();
+        let torn = fields.iter().any(|field| field.contains('\n'));
+        let is_open = torn && text[begin..end].matches('"').count() % 2 == 1;
+        if fields.iter().any(|field| !field.trim().is_empty()) {
+            records.push(Record { line, fields, is_open });
+        }
+        begin = end;
+    }
+    Ok(records)
 }
 
 fn reader(text: &str, separator: u8) -> csv::Reader<&[u8]> {
@@ -304,6 +315,7 @@ mod tests {
         let western = b"file,label\nr\xf6se.jpg,\xe9t\xe9 \x96 \x93x\x94\n";
         assert_eq!(rows(western), expected);
         assert!(parse(western).unwrap().notes[0].contains("Windows-1252"));
+        assert!(is_western(b"pomme \xe0 cidre, cr\xe9\xe9e"));
         // "rose" in Russian (Windows-1251), Chinese (GBK) and Japanese (Shift-JIS).
         for other in
             [&b"\xf0\xee\xe7\xe0"[..], b"\xc3\xb5\xb9\xe5", b"\x83\x6f\x83\x89", b"\xd6\xd0"]
@@ -324,6 +336,8 @@ mod tests {
         for line in ["line 3 has 1 field", "line 4 has 3 fields", "line 8 has a quote"] {
             assert!(text.contains(line), "{text}");
         }
+        let note = b"file,label,note\n1.jpg,a,\"two\nlines\"\n2.jpg,b,5\" pot\n";
+        assert_eq!(rows(note)[1].0, 4);
         assert!(error(b"file,label,Label\n1.jpg,a,b\n").contains("two columns are called `label`"));
         let many = format!("file,label\n{}", "1.jpg\n".repeat(14));
         assert!(error(many.as_bytes()).ends_with("\n  and 4 more"));

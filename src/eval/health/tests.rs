@@ -32,7 +32,8 @@ fn agrees_with_numpy() {
             view(name).data().as_chunks().0.iter().map(|&b| f32::from_le_bytes(b)).collect()
         };
         let (features, positives) = (matrix("features"), matrix("positives"));
-        let health = Health::of(&features, Some(&positives), view("features").shape()[1]);
+        let health =
+            Health::of(&features, Some((&features, &positives)), view("features").shape()[1]);
         let figures = view("figures");
         let figures = figures.data().as_chunks().0.iter().map(|&b| f64::from_le_bytes(b));
         let alignment = health.alignment.expect("second views");
@@ -46,7 +47,7 @@ fn agrees_with_numpy() {
 #[test]
 fn equal_features_have_no_spread_and_rank_one() {
     let features = [0.3, -2.0, 0.7, 0.1].repeat(30);
-    let health = Health::of(&features, Some(&features), 4);
+    let health = Health::of(&features, Some((&features, &features)), 4);
     close(health.std, 0.0);
     close(health.effective_rank, 1.0);
     close(health.uniformity, 0.0);

@@ -24,7 +24,7 @@ fn say(data: &ReportData, yes: &[&str], no: &[&str]) {
     }
 }
 
-const ONLY: &str = "from random weights. No pre-trained weights and no other images were used.";
+const ONLY: &str = "No pre-trained weights and no other images were used.";
 
 #[test]
 fn says_the_number_in_plain_words() {
@@ -45,10 +45,10 @@ fn random_weights_are_called_that_and_nothing_else_is() {
     data.provenance = Provenance::File(file("/w/imagenet.pth"));
     let unknown = "The weights started from /w/imagenet.pth (sha256 0f0f";
     let yes = [unknown, "150 of its 152 tensors", "does not know what those were trained on"];
-    say(&data, &yes, &[ONLY, "at random", "no other images"]);
+    say(&data, &yes, &[ONLY, "started at random", "no other images"]);
     assert!(card::render(&data, "export").contains("licences of those weights"));
     data.provenance = Provenance::Export(file("/w/export"));
-    say(&data, &["exported by fewvit but away from its run"], &[ONLY, "at random"]);
+    say(&data, &["exported by fewvit but away from its run"], &[ONLY, "started at random"]);
     data.provenance =
         Provenance::File(WeightsFile { sha256: None, taken: None, ..file("/w/x.pth") });
     say(&data, &["The weights started from /w/x.pth. fewvit does not know"], &[ONLY, "sha256"]);
@@ -136,6 +136,9 @@ fn a_split_and_bad_files_are_told_as_they_are() {
     say(&data, &["2 image files could not be read", "drawn at random"], &[]);
     (data.data.bad_images, data.data.split_made) = (1, false);
     say(&data, &["1 image file could not be read"], &["drawn at random", "2 image"]);
+    say(&data, &[], &["too good"]);
+    data.data.seen_before = 51;
+    say(&data, &["51 images held out here served to train the weights", "too good"], &[]);
     data.data.bad_images = 0;
     say(&data, &["Every image file could be read."], &["could not be read"]);
 }

@@ -3,6 +3,7 @@
 use serde::Serialize;
 
 use crate::run::prepare::Prepared;
+use crate::train::checkpoint::StageName;
 use crate::train::optim::TrainState;
 use crate::train::stage::Stage;
 
@@ -23,6 +24,8 @@ pub struct Memory {
     pub crops: u64,
     /// A checkpoint while it is written.
     pub checkpoint: u64,
+    /// Features and logits of the images that are measured.
+    pub measuring: u64,
     /// Whole images while they are decoded, and those that the ONNX file is checked on.
     pub decoding: u64,
 }
@@ -34,6 +37,8 @@ const PROGRAM: u64 = 60_000_000;
 const BATCHES: u64 = 4;
 /// Copies of the heads' rows in a coupled loss: values, their logarithms and gradients of both.
 const COUPLED_COPIES: u64 = 4;
+/// Copies of what is measured: in parts, as a whole, on the unit sphere, and packed for products.
+const MEASURED_COPIES: u64 = 4;
 /// Weights packed for the forward and for the backward products.
 const PACKED: u64 = 2;
 
@@ -55,6 +60,7 @@ impl Memory {
             crops: BATCHES * crops(stage),
             // As bytes of each tensor, and as those of the file.
             checkpoint: 2 * state_bytes,
+            measuring: MEASURED_COPIES * measured(stage, data),
             decoding: 2 * workers * pixels(width.max, height.max)
                 + checked as u64 * pixels(width.median, height.median),
         }
@@ -62,11 +68,10 @@ impl Memory {
 
     /// All of it.
     pub fn total(&self) -> u64 {
-        let Self { program, images, state, gradients, activations, crops, checkpoint, decoding } =
-            self;
-        // Neither checkpoints nor whole images are there while a step computes, and the memory of one
-        // serves the other.
-        program + images + state + gradients + crops + activations.max(checkpoint).max(decoding)
+        let Self { program, images, state, gradients, activations, crops, .. } = self;
+        // Workers keep their buffers from step to step. The others come and go, one at a time.
+        let passing = self.checkpoint.max(self.measuring).max(self.decoding);
+        program + images + state + gradients + activations + crops + passing
     }
 }
 
@@ -75,6 +80,17 @@ pub fn bytes_of(state: &TrainState) -> u64 {
     let vectors = 3 + usize::from(state.ema.is_some()) + usize::from(state.teacher.is_some());
     let memory: usize = state.memory.values().map(|tensor| tensor.values.len()).sum();
     4 * (vectors * state.values.len() + memory) as u64
+}
+
+/// Bytes of the features of the training images in pre-training, of those and of the logits of the images
+/// held out in fine-tuning.
+fn measured(stage: &Stage, data: &Prepared) -> u64 {
+    let features = stage.net.spec.num_features();
+    let values = match stage.name {
+        StageName::Pretrain => data.train.len() * features,
+        StageName::Finetune => data.held_out.len() * (features + stage.net.heads.num_classes),
+    };
+    (values * size_of::<f32>()) as u64
 }
 
 /// Bytes a worker keeps between forward and backward.
@@ -115,3 +131,6 @@ fn crops(stage: &Stage) -> u64 {
 fn views(stage: &Stage) -> usize {
     stage.method.views().views()
 }
+
+#[cfg(test)]
+mod tests;

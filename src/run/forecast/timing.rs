@@ -28,9 +28,9 @@ const TIMED_IMAGES: usize = 16;
 const TIMED_FEATURES: usize = 2048;
 /// Bytes of a checkpoint that reach the disk in a second: little for a disk of today.
 const WRITTEN_PER_SECOND: f64 = 200e6;
-/// Seconds an image takes in the check of the ONNX file, over those of inference: measured 2.5 to 4.
+/// Seconds an image takes in the check of the ONNX file, over those of inference: an estimate.
 const ONNX_CHECK: f64 = 3.0;
-/// Seconds for plots, the page and small pictures of mistakes: measured 1 to 2.
+/// Seconds for plots, the page and small pictures of mistakes: an estimate.
 const REPORT: f64 = 1.5;
 
 /// What the duration of a stage follows from, in seconds.
@@ -178,8 +178,13 @@ impl Trial<'_> {
     /// Seconds of inference an image: of the decoded ones in pre-training, from its file in fine-tuning.
     fn an_image(&self, stage: &Stage, net: &Net) -> Result<f64> {
         let data = self.data;
+        // A probe looks at features only.
+        let bare = match stage.name {
+            StageName::Pretrain => net.clone().without_heads(),
+            StageName::Finetune => net.clone(),
+        };
         let inference = Inference {
-            net,
+            net: &bare,
             img_size: stage.net.img_size,
             view: EvalView::of(self.config),
             threads: stage.workers,

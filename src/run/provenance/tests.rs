@@ -9,7 +9,7 @@ fn config(recipe: &str) -> RunConfig {
 
 fn request(pretrain: bool, finetune: bool) -> Request {
     let (data, command) = ("/photos".into(), vec!["fewvit".to_owned()]);
-    Request { data, pretrain, finetune, init: None, command }
+    Request { data, pretrain, finetune, init: None, command, sources: Default::default() }
 }
 
 fn row(stage: &str, epoch: usize) -> EpochRow {
@@ -18,13 +18,17 @@ fn row(stage: &str, epoch: usize) -> EpochRow {
         epoch,
         step: epoch as u64,
         seconds: 10.0 * epoch as f64,
-        images_per_second: 1.0,
-        loss: 1.0,
-        lr: 1e-3,
+        images_per_second: Some(1.0),
+        loss: Some(1.0),
+        lr: Some(1e-3),
         grad_norm: None,
         knn_top1: None,
         top1: None,
         top5: None,
+        top1_low: None,
+        top1_high: None,
+        alignment: None,
+        warning: None,
     }
 }
 
@@ -45,11 +49,12 @@ fn run(root: &Path, request: &Request) -> Folder {
         samples: Vec::new(),
         split_origin: crate::data::SplitOrigin::Given,
     };
-    let report = crate::data::check::check(&manifest, 1, &|_, _| ()).report;
+    let report =
+        crate::data::check::check(&manifest, crate::config::Depth::Pil, 1, &|_, _| ()).report;
     folder.write_json("data_report.json", &report).expect("written");
     let mut log = tables::MetricsLog::open(&folder.join("metrics.jsonl"), 0).expect("a log");
     for (stage, epochs) in [("pretrain", 3), ("finetune", 2)] {
-        (1..=epochs).for_each(|epoch| log.append(&row(stage, epoch)).expect("written"));
+        (1..=epochs).for_each(|epoch| log.append(row(stage, epoch)).expect("written"));
     }
     std::fs::create_dir_all(folder.export()).expect("made");
     for file in [folder.pretrained(), folder.export().join("model.safetensors")] {
@@ -78,8 +83,8 @@ fn weights_of_a_run_tell_the_stages_that_made_them() {
     assert_eq!((file.taken, past.data), (Some((7, 9)), Some(("moths".to_owned(), 2))));
     let [stage] = &past.stages[..] else { panic!("{:?}", past.stages) };
     assert_eq!((&*stage.method, stage.epochs, stage.seconds), ("SimCLR", 3, 30.0));
-    // The folder means its pre-trained weights; the export has been through both stages.
-    assert_eq!(told(of(&root, (7, 9)).expect("known")).1.stages.len(), 1);
+    // The folder means what the run ended with; the export has been through both stages.
+    assert_eq!(told(of(&root, (7, 9)).expect("known")).1.stages.len(), 2);
     let exported = first.export().join("model.safetensors");
     let (_, past) = told(of(&exported, (7, 9)).expect("known"));
     let epochs: Vec<_> = past.stages.iter().map(|s| (&*s.key, s.epochs)).collect();

@@ -156,3 +156,12 @@ fn what_does_not_decay_or_waits_is_told_by_its_shape_and_key() {
         assert_eq!(of(3) < 1.0, step > 2, "late, step {step}");
     }
 }
+
+#[test]
+fn a_stage_hands_on_the_average_where_it_keeps_one() {
+    let values = vec![1.0; 17];
+    let mut state = TrainState::new(Vec::new(), values.clone(), Ema::Off);
+    assert_eq!(state.representation(), values);
+    state.ema = Some(vec![0.5; 17]);
+    assert_eq!(state.representation(), [0.5; 17]);
+}
