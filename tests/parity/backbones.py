@@ -89,15 +89,16 @@ args = parser.parse_args()
 failed = False
 with tempfile.TemporaryDirectory() as name:
     for model in args.model:
-        sizes = [(img_size, None) for img_size in args.img_size]
+        pairs = [(img_size, None) for img_size in args.img_size]
         if model in ("t2t_vit_7", "t2t_vit_t_14"):
-            sizes += [(224, 112), (112, 224)]
-        for img_size, from_size in sizes:
+            pairs += [(224, 112), (112, 224)]
+        for img_size, from_size in pairs:
             logits, features, gradient, key = compare(model, img_size, args.batch, pathlib.Path(name), from_size)
             good = max(logits, features) <= LOGITS_BOUND and gradient <= GRADIENT_BOUND
             failed |= not good
+            sizes = f"weights of {from_size} at {img_size} px" if from_size else f"{img_size} px"
             print(
-                f"{'ok  ' if good else 'FAIL'} {model:<16} {f"{from_size} to " if from_size else ""}{img_size} px  logits {logits:.2g}  "
+                f"{'ok  ' if good else 'FAIL'} {model:<16} {sizes}  logits {logits:.2g}  "
                 f"features {features:.2g}  gradients {gradient:.2g} ({key})",
                 flush=True,
             )
