@@ -137,6 +137,16 @@ fn epochs_that_were_asked_for_are_not_scaled_to_the_budget() {
 }
 
 #[test]
+fn a_budget_that_nothing_can_follow_is_refused() {
+    let folder = temporary();
+    let data = flowers(folder.path(), 1);
+    let fixed = ["--from-scratch", "--epochs", "2", "--time-budget", "1m"];
+    fails(&train(folder.path(), &data, &fixed), 2, "the epochs of every stage are given");
+    let output = run(["pretrain", data.to_str().expect("UTF-8"), "--epochs", "0", "--dry-run"]);
+    fails(&output, 2, "nothing is to be trained");
+}
+
+#[test]
 fn a_loss_that_is_no_number_ends_the_run() {
     let folder = temporary();
     let data = flowers(folder.path(), 1);

@@ -164,6 +164,18 @@ fn a_run_that_goes_on_has_the_same_images_or_says_what_is_missing() {
     assert!(stderr(&output).contains("1 image of the run"), "{}", stderr(&output));
     fs::write(moved.join(&gone), kept).expect("back");
 
+    // A run is not gone on with as another one.
+    fs::write(run_folder.join("config.toml"), settings.replace("epochs = 100000", "epochs = 2"))
+        .expect("edited");
+    let output = run(resume);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(
+        stderr(&output).contains("config.toml was changed after the run began"),
+        "{}",
+        stderr(&output)
+    );
+    fs::write(run_folder.join("config.toml"), &settings).expect("put back");
+
     // A class that is added meanwhile does not matter.
     fs::create_dir(moved.join("a new class")).expect("made");
     fs::copy(moved.join(&gone), moved.join("a new class/1.png")).expect("copied");
@@ -229,6 +241,11 @@ fn fine_tuning_keeps_the_splits_of_the_run_it_starts_from() {
     let again = json(&run(["eval", text(&third), text(&data), "--json"]));
     assert_eq!((again["n"].as_u64(), again["images"]["left_out"].as_u64()), (Some(12), Some(48)));
 
+    let missing = folder.path().join("none.pth");
+    let args = ["finetune", text(&data), "--init", text(&missing), "--dry-run"];
+    let output = run(args);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+
     let settings = fs::read_to_string(second.join("config.toml")).expect("there");
     assert!(settings.contains("deit_micro_patch8_96"), "{settings}");
     let sources = fs::read_to_string(second.join("run.json")).expect("there");
@@ -263,6 +280,16 @@ fn one_bad_image_costs_no_other() {
     let output = run(["predict", text(&run_folder), text(&empty)]);
     assert_eq!(output.status.code(), Some(3), "{}", stderr(&output));
     assert!(stderr(&output).contains("holds no images"), "{}", stderr(&output));
+
+    let between = run([
+        "predict",
+        text(&run_folder),
+        text(&empty),
+        text(&new.join("none.png")),
+        text(&class),
+    ]);
+    assert_eq!(between.status.code(), Some(3), "{}", stderr(&between));
+    assert_eq!(String::from_utf8_lossy(&between.stdout).lines().count(), 5);
 
     fs::write(class.join("text.png"), "text").expect("written");
     for command in ["eval", "knn", "probe"] {

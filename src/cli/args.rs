@@ -1,5 +1,6 @@
 //! The command line: commands, their arguments and help texts.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
@@ -250,8 +251,8 @@ pub struct PredictArgs {
     #[arg(required = true)]
     pub images: Vec<PathBuf>,
     /// Classes to name for each image
-    #[arg(long, value_name = "N", default_value_t = 5)]
-    pub top_k: usize,
+    #[arg(long, value_name = "N", default_value = "5")]
+    pub top_k: NonZeroUsize,
     /// What an image that cannot be read does: error (ends here), or skip (named, and exit code 3 after
     /// all others)
     #[arg(long, value_name = "POLICY", default_value = "skip")]
@@ -277,7 +278,7 @@ pub struct ExportArgs {
     #[arg(required = true)]
     pub images: Vec<PathBuf>,
     /// The file; model.onnx in the export folder if not given
-    #[arg(long, value_name = "FILE")]
+    #[arg(short, long, value_name = "FILE")]
     pub output: Option<PathBuf>,
     /// Normalise inside the file: it takes `pixels`, bytes [batch, height, width, 3], instead of
     /// `images`, normalised floats [batch, 3, height, width]
@@ -407,7 +408,7 @@ pub struct DoctorArgs {
     /// A data set that should be readable
     pub data: Option<PathBuf>,
     /// Where runs would be written
-    #[arg(long, value_name = "DIR", default_value = "runs")]
+    #[arg(short, long, value_name = "DIR", default_value = "runs")]
     pub output: PathBuf,
     /// Print JSON, one object a line
     #[arg(long)]

@@ -8,7 +8,7 @@ use super::data_args::{
 };
 use super::progress::Progress;
 use super::readable::unreadable_image;
-use crate::config::{Layers, OnBadImage, RunConfig, Source};
+use crate::config::{Layers, RunConfig, Source};
 use crate::data::data_report::DataReport;
 use crate::data::manifest::{Manifest, Origin, Split, SplitOrigin};
 use crate::data::views::ViewPlan;
@@ -59,11 +59,7 @@ fn check(args: &CheckArgs) -> Result<()> {
         true => super::print_json(&report)?,
         false => print_report(&report)?,
     }
-    let policy = match args.on_bad_image {
-        BadImage::Error => OnBadImage::Error,
-        BadImage::Skip => OnBadImage::Skip,
-    };
-    check::apply_bad_policy(&manifest, &report, policy).map(|_| ())
+    check::apply_bad_policy(&manifest, &report, args.on_bad_image.policy()).map(|_| ())
 }
 
 fn stats(args: &StatsArgs) -> Result<()> {
@@ -105,6 +101,7 @@ fn preview(args: &PreviewArgs) -> Result<()> {
     if args.output.exists() {
         return Err(occupied(&args.output));
     }
+    refuse_inside(&args.output, &args.data)?;
     let config = config(&args.recipe, &args.set)?;
     let manifest = source::open(&args.data, &config.data, config.seed)?;
     let views = match args.stage {
@@ -113,9 +110,10 @@ fn preview(args: &PreviewArgs) -> Result<()> {
     };
     let train = manifest.indices(Split::Train);
     // Evenly spread, so that many classes show.
-    let step = (train.len() / args.count.max(1)).max(1);
+    let count = args.count.get();
+    let step = (train.len() / count).max(1);
     let mut crops = Vec::new();
-    for (sample, &position) in train.iter().enumerate().step_by(step).take(args.count) {
+    for (sample, &position) in train.iter().enumerate().step_by(step).take(count) {
         let image = match decode_sample(&manifest.samples[position], config.data.depth) {
             Ok(image) => image,
             Err(error) if args.on_bad_image == BadImage::Error => {
@@ -153,7 +151,7 @@ fn draw_split(args: &SplitArgs) -> Result<()> {
     config.data.allow_empty_class = args.allow_empty_class;
     let opened = source::open_noting(&args.data, &config.data, args.seed)?;
     match opened.manifest.split_origin {
-        SplitOrigin::Made => {}
+        SplitOrigin::Made | SplitOrigin::MadeByGroup => {}
         SplitOrigin::Given => {
             return Err(Error::Data(format!(
                 "{} has a split of its own, which fewvit uses",
@@ -169,6 +167,12 @@ fn draw_split(args: &SplitArgs) -> Result<()> {
     }
     if args.output.exists() {
         return Err(occupied(&args.output));
+    }
+    if args.output.extension().is_none_or(|extension| extension != "csv") {
+        return Err(Error::Usage(format!(
+            "--output {}: the table is written as CSV; give it a name that ends in .csv",
+            args.output.display()
+        )));
     }
     opened.warnings.iter().for_each(|note| eprintln!("note: {note}"));
     split::write_csv(&counted_from(&args.output, opened.manifest)?, &[], &args.output)?;
@@ -209,6 +213,21 @@ fn relative(path: &Path, folder: &Path) -> PathBuf {
     }
     let up = folder.components().skip(common).map(|_| Component::ParentDir);
     up.chain(path.components().skip(common)).collect()
+}
+
+/// Refuses to write a picture into the folder of the images, whose number it would add to.
+fn refuse_inside(output: &Path, data: &Path) -> Result<()> {
+    let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let inside =
+        || folder.canonicalize().ok()?.starts_with(data.canonicalize().ok()?).then_some(());
+    match inside() {
+        None => Ok(()),
+        Some(()) => Err(Error::Usage(format!(
+            "{} would become one of the images of {}; choose an --output elsewhere",
+            output.display(),
+            data.display()
+        ))),
+    }
 }
 
 fn occupied(path: &Path) -> Error {

@@ -1,10 +1,12 @@
 //! Arguments of `fewvit data ...`.
 
+use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::args::CommonArgs;
+use crate::config::OnBadImage;
 
 const CHECK: &str = "What is read as a data set:
 - DIR/CLASS/*: class folders; fewvit draws the split.
@@ -81,6 +83,16 @@ pub enum BadImage {
     Skip,
 }
 
+impl BadImage {
+    /// What it means in the configuration.
+    pub(super) fn policy(self) -> OnBadImage {
+        match self {
+            Self::Error => OnBadImage::Error,
+            Self::Skip => OnBadImage::Skip,
+        }
+    }
+}
+
 /// `data stats`.
 #[derive(Args, Clone, Debug)]
 pub struct StatsArgs {
@@ -103,13 +115,13 @@ pub struct PreviewArgs {
     #[arg(long, default_value = "pretrain")]
     pub stage: PreviewStage,
     /// Images to draw
-    #[arg(long, value_name = "N", default_value_t = 8)]
-    pub count: usize,
+    #[arg(long, value_name = "N", default_value = "8")]
+    pub count: NonZeroUsize,
     /// What an image that cannot be read does: error, or skip (named and left out)
     #[arg(long, value_name = "POLICY", default_value = "skip")]
     pub on_bad_image: BadImage,
     /// JPEG to write
-    #[arg(long, value_name = "FILE", default_value = "preview.jpg")]
+    #[arg(short, long, value_name = "FILE", default_value = "preview.jpg")]
     pub output: PathBuf,
     /// Recipe of the augmentation
     #[arg(long, value_name = "NAME", default_value = "paper")]
@@ -162,6 +174,6 @@ pub struct SplitArgs {
     #[arg(long)]
     pub allow_empty_class: bool,
     /// Table to write; the paths in it count from its folder
-    #[arg(long, value_name = "FILE", default_value = "splits.csv")]
+    #[arg(short, long, value_name = "FILE", default_value = "splits.csv")]
     pub output: PathBuf,
 }

@@ -79,6 +79,7 @@ mod tests {
     fn summary(correct: &[bool]) -> Summary {
         let right = correct.iter().filter(|&&c| c).count() as f64 / correct.len() as f64;
         Summary {
+            notes: Vec::new(),
             run: "run".to_owned(),
             top1: Some(right),
             top1_interval: Some((right - 0.1, right + 0.1)),

@@ -63,7 +63,7 @@ pub struct RunArgs {
     #[arg(long, value_name = "N", help_heading = "Run", value_parser = clap::value_parser!(u64).range(..=i64::MAX as u64))]
     pub seed: Option<u64>,
     /// Run folder; it must not hold anything yet [default: runs/NAME-N]
-    #[arg(long, value_name = "DIR", help_heading = "Run")]
+    #[arg(short, long, value_name = "DIR", help_heading = "Run")]
     pub output: Option<PathBuf>,
     /// Device to train on: cpu
     #[arg(long, help_heading = "Run")]

@@ -16,7 +16,7 @@ use crate::eval::probe::{Probe, ProbeOptions};
 use crate::report::features::{self, Named};
 use crate::report::words::interval;
 use crate::run::frozen::{Frozen, Hints};
-use crate::run::measured::{Measured, Wanted};
+use crate::run::measured::{Measured, Standing, Wanted};
 use crate::run::prepare::decode_sample;
 
 /// Features and labels of a labelled split.
@@ -32,6 +32,7 @@ struct Splits {
     train: Labelled,
     test: Labelled,
     classes: usize,
+    standing: Standing,
 }
 
 pub(super) fn nearest(args: &KnnArgs) -> Result<()> {
@@ -44,25 +45,28 @@ pub(super) fn nearest(args: &KnnArgs) -> Result<()> {
         value.map_or(Ok(()), |value| layers.put(key, value, Source::Flag(flag)))?;
     }
     let EvalConfig { knn_k: k, knn_temperature: t, .. } = layers.build()?.config.eval;
-    let Splits { train, test, classes } = splits(&args.frozen)?;
+    let Splits { train, test, classes, standing } = splits(&args.frozen)?;
     let bank = (&train.features[..], &train.labels[..]);
     let top1 = knn(bank, (&test.features, &test.labels), classes, k, t);
     let n = test.labels.len();
     let (low, high) = wilson((top1 * n as f64).round() as usize, n);
     if args.frozen.common.json {
-        return super::print_json(&json!({ "top1": top1, "top1_interval": [low, high], "n": n }));
+        return super::print_json(&json!({
+            "top1": top1, "top1_interval": [low, high], "n": n, "images": standing,
+        }));
     }
     super::print(&format!(
-        "{:.2}% of {n} images right ({}) by their {k} nearest of {}",
+        "{:.2}% of {n} images right ({}) by their {} nearest of {}",
         100.0 * top1,
         interval((low, high)),
+        k.min(train.labels.len()),
         train.labels.len()
     ))
 }
 
 pub(super) fn probe(args: &FrozenArgs) -> Result<()> {
     let config = defaults()?.probe;
-    let Splits { train, test, classes } = splits(args)?;
+    let Splits { train, test, classes, standing } = splits(args)?;
     let probe = Probe::fit(
         &train.features,
         &train.labels,
@@ -82,7 +86,7 @@ pub(super) fn probe(args: &FrozenArgs) -> Result<()> {
     if args.common.json {
         return super::print_json(&json!({
             "penalty": probe.penalty, "cross_validated": probe.validated,
-            "converged": probe.converged, "test": metrics,
+            "converged": probe.converged, "test": metrics, "images": standing,
         }));
     }
     super::print(&format!(
@@ -122,7 +126,8 @@ fn defaults() -> Result<EvalConfig> {
 }
 
 fn data(args: &FrozenArgs) -> Result<Measured> {
-    super::measured(&args.model, &args.data, crate::run::threads_or_all(args.common.threads))
+    let threads = crate::run::threads_or_all(args.common.threads);
+    super::measured(&args.model, &args.data, args.on_bad_image, threads)
 }
 
 fn splits(args: &FrozenArgs) -> Result<Splits> {
@@ -140,8 +145,9 @@ fn splits(args: &FrozenArgs) -> Result<Splits> {
         Ok(Labelled { positions, features, labels })
     };
     let (train, test) = (labelled(&train)?, labelled(&test)?);
-    eprintln!("note: {}", data.standing(&test.positions).describe());
-    Ok(Splits { train, test, classes: data.manifest.classes.len() })
+    let standing = data.standing(&test.positions);
+    eprintln!("note: {}", standing.describe());
+    Ok(Splits { train, test, classes: data.manifest.classes.len(), standing })
 }
 
 fn lacking(data: &Path) -> Error {

@@ -31,6 +31,7 @@ use signal_hook::iterator::Signals;
 use crate::error::{Error, Result};
 use crate::run::measured::Measured;
 use args::{Cli, Command};
+use data_args::BadImage;
 
 /// Parses the program's arguments, runs the command and returns the exit code.
 pub fn main() -> u8 {
@@ -86,8 +87,9 @@ fn run(command: Command) -> Result<()> {
 }
 
 /// The data as the run around `model` sees it; what there is to say of it goes to standard error.
-fn measured(model: &Path, data: &Path, threads: usize) -> Result<Measured> {
-    let (measured, notes) = crate::run::measured::open(model, data, threads)?;
+fn measured(model: &Path, data: &Path, on_bad_image: BadImage, threads: usize) -> Result<Measured> {
+    let policy = on_bad_image.policy();
+    let (measured, notes) = crate::run::measured::open(model, data, policy, threads)?;
     notes.iter().for_each(|note| eprintln!("note: {note}"));
     Ok(measured)
 }

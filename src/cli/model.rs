@@ -29,7 +29,7 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     let model = Classifier::open(&args.model)?;
     let classes = &model.description().classes;
     let threads = crate::run::threads_or_all(args.common.threads);
-    let mut data = super::measured(&args.model, &args.data, threads)?;
+    let mut data = super::measured(&args.model, &args.data, args.on_bad_image, threads)?;
     relabel(&mut data.manifest, classes)?;
     let positions = data.positions(args.split.map_or(Wanted::HeldOut, SplitChoice::wanted))?;
     let samples = &data.manifest.samples;
@@ -96,8 +96,20 @@ pub(super) fn predict(args: &PredictArgs) -> Result<()> {
     let model = Classifier::open(&args.model)?;
     let classes = &model.description().classes;
     let threads = crate::run::threads_or_all(args.common.threads);
-    let samples = all_images_at(&args.images)?;
     let mut unreadable = 0;
+    let mut samples = Vec::new();
+    for path in &args.images {
+        match images_at(path) {
+            Ok(found) => samples.extend(found),
+            Err(error) if args.on_bad_image == BadImage::Error => {
+                return Err(unreadable_image(error));
+            }
+            Err(error) => {
+                unreadable += 1;
+                eprintln!("fewvit: {error}");
+            }
+        }
+    }
     let depth = model.description().view.depth;
     let image = |i: usize| decode_sample(&samples[i], depth);
     model.each(samples.len(), &image, threads, |i, logits| match logits {
@@ -112,18 +124,14 @@ pub(super) fn predict(args: &PredictArgs) -> Result<()> {
     trained_on(&args.model, &samples, threads)?;
     match unreadable {
         0 => Ok(()),
-        n => Err(Error::Data(format!(
-            "{} of {} could not be read",
-            n,
-            counted(samples.len(), "image")
-        ))),
+        n => Err(Error::Data(format!("{} could not be read", counted(n, "image")))),
     }
 }
 
 /// Prints what the logits say of one image.
 fn say(args: &PredictArgs, file: &str, logits: &[f32], classes: &[String]) -> Result<()> {
     let log_p = log_softmax(logits);
-    let best = top(&log_p, args.top_k);
+    let best = top(&log_p, args.top_k.get());
     if args.common.json {
         let named =
             |&class: &usize| json!({ "class": classes[class], "probability": log_p[class].exp() });

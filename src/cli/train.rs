@@ -27,6 +27,7 @@ pub(super) fn finetune(args: &FinetuneArgs) -> Result<()> {
 fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Result<()> {
     let mut layers = args.layers(job, std::env::vars_os().collect())?;
     if let Some(init) = init {
+        run::weights_of(init)?;
         layers.inherit(run::inherited(init)?, init)?;
     }
     let resolved = run::settle(layers, job.stages())?;
@@ -34,6 +35,28 @@ fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Resul
         .into_iter()
         .filter(|stage| resolved.chosen(&format!("{}.optim.epochs", stage.as_str())))
         .collect();
+    let trained: Vec<StageName> = [
+        (StageName::Pretrain, job != Job::Finetune && resolved.config.pretrain.optim.epochs > 0),
+        (StageName::Finetune, job != Job::Pretrain),
+    ]
+    .into_iter()
+    .filter_map(|(stage, trained)| trained.then_some(stage))
+    .collect();
+    if trained.is_empty() {
+        return Err(Error::Usage(
+            "nothing is to be trained: pre-training has 0 epochs\n  give --epochs, or use `fewvit \
+             finetune`"
+                .to_owned(),
+        ));
+    }
+    let budget = resolved.config.time_budget > 0.0 && resolved.chosen("time_budget");
+    if budget && trained.iter().all(|stage| chosen.contains(stage)) {
+        return Err(Error::Usage(
+            "the time budget does nothing: the epochs of every stage are given\n  leave one of the \
+             two out"
+                .to_owned(),
+        ));
+    }
     let sources = resolved.sources();
     let config = resolved.config;
     let init = init.map(run::weights_of).transpose()?;

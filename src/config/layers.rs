@@ -142,7 +142,10 @@ impl Layers {
             }
         }
         for (key, setting) in &self.own {
-            settings.entry(key.clone()).or_default().push(setting.clone());
+            let (family, key) = of_family(key);
+            if family.is_none_or(|family| model.starts_with(family)) {
+                settings.entry(key.to_owned()).or_default().push(setting.clone());
+            }
         }
         Ok(settings)
     }
@@ -168,7 +171,12 @@ impl Layers {
     /// # Errors
     /// The file cannot be read, is no TOML or holds an unknown key.
     pub fn file(&mut self, path: &Path) -> Result<()> {
-        let text = std::fs::read_to_string(path).map_err(|e| Error::io("read", path, e))?;
+        let text = std::fs::read_to_string(path).map_err(|e| match e.kind() {
+            std::io::ErrorKind::NotFound => {
+                Error::Usage(format!("-c {}: there is no such file", path.display()))
+            }
+            _ => Error::io("read", path, e),
+        })?;
         let table = text
             .parse()
             .map_err(|e| Error::Usage(format!("{} is no TOML: {e}", path.display())))?;
@@ -220,7 +228,8 @@ impl Layers {
             let inner = flatten_below(key, table.clone());
             return inner.into_iter().try_for_each(|(k, v)| self.put(&k, v, source.clone()));
         }
-        if !self.known.contains(key) && !key.starts_with(OPTIONS) {
+        let (_, bare) = of_family(key);
+        if !self.known.contains(bare) && !bare.starts_with(OPTIONS) {
             let known = self.known.iter().map(String::as_str);
             return Err(unknown(known, key, &format!(" (from {source})")));
         }
@@ -288,6 +297,12 @@ impl Layers {
             .into_iter()
             .try_for_each(|(key, value)| self.put(&key, value, source.clone()))
     }
+}
+
+/// The family of `for.FAMILY.KEY`, and the key; other keys are for every family.
+fn of_family(key: &str) -> (Option<&str>, &str) {
+    let own = key.strip_prefix("for.").and_then(|rest| rest.split_once('.'));
+    own.map_or((None, key), |(family, key)| (Some(family), key))
 }
 
 /// Where the epochs of a stage were lowered and its warm-up was not touched, the warm-up keeps its

@@ -184,12 +184,32 @@ pub(super) fn class_folders(listing: &Listing, config: &DataConfig, seed: u64) -
     let mut opened = finish(manifest(listing, &classes, samples, origin), layout.to_owned())?;
     opened.warnings.extend(lost);
     opened.warnings.extend(stray_note(&stray));
+    opened.warnings.extend(same_inside(listing, &classes));
     if !divided {
         let no_groups = HashMap::new();
         let notes = stratified(&mut opened.manifest, &no_groups, config.test_fraction, seed)?;
         opened.warnings.extend(notes);
     }
     Ok(opened)
+}
+
+/// What to say where every class has the same folders inside, which may be the classes then.
+fn same_inside(listing: &Listing, classes: &BTreeSet<&str>) -> Option<String> {
+    let inside = |class: &str| -> BTreeSet<String> {
+        let prefix = format!("{class}/");
+        filled(listing, &prefix).map(str::to_owned).filter(|f| parse_split(f).is_none()).collect()
+    };
+    let mut all = classes.iter().map(|class| inside(class));
+    let first = all.next().filter(|first| first.len() > 1)?;
+    all.all(|other| other == first).then(|| {
+        let shown = |names: &mut dyn Iterator<Item = String>| shortened(&names.collect::<Vec<_>>());
+        format!(
+            "every class ({}) has the same folders inside: {}; if those are the classes, what is read \
+             as classes are parts of the set: put them together, or write a table (file,label,split)",
+            shown(&mut classes.iter().map(|class| (*class).to_owned())),
+            shown(&mut first.iter().cloned())
+        )
+    })
 }
 
 /// Images without folders: no labels.
@@ -246,7 +266,28 @@ fn is_divided(listing: &Listing, classes: &BTreeSet<&str>) -> Result<bool> {
         classes.iter().map(|class| (*class, splits(class))).collect();
     let all = || of_classes.iter().flat_map(|(_, splits)| splits);
     if !(all().any(|s| *s == Split::Train) && all().any(|s| *s != Split::Train)) {
-        return Ok(false);
+        let some = of_classes.iter().filter(|(_, splits)| !splits.is_empty());
+        let some: Vec<String> = some.map(|(class, _)| format!("{class}/")).collect();
+        return match some.is_empty() {
+            true => Ok(false),
+            false => Err(Error::Data(format!(
+                "{} folders named as one split inside, without a training and another split: {}; \
+                 rename them if they are no splits",
+                if some.len() == 1 { "a class has" } else { "some classes have" },
+                shortened(&some)
+            ))),
+        };
+    }
+    let nested = |class: &&&str| {
+        let prefix = format!("{class}/");
+        let mut parts = filled(listing, &prefix).filter(|part| parse_split(part).is_some());
+        parts.any(|part| is_divided_folder(listing, &format!("{prefix}{part}/")))
+    };
+    if let Some(folder) = classes.iter().find(nested) {
+        return Err(Error::Data(format!(
+            "{folder}/ has splits inside, and those have folders, which may be the classes; give \
+             {folder}/ itself if so"
+        )));
     }
     let without = of_classes.iter().filter(|(_, splits)| splits.is_empty());
     let without: Vec<String> = without.map(|(class, _)| format!("{class}/")).collect();

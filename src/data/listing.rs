@@ -268,6 +268,10 @@ impl Listing {
             let entry = entry.map_err(broken)?;
             let member = escaped(&entry.path_bytes());
             let kind = entry.header().entry_type();
+            // Archives made with `tar -C photos .` begin with the folder itself.
+            if normalised(&member).is_empty() {
+                continue;
+            }
             let Some(id) = inside(&member) else {
                 self.left_out.add(Reason::OutsideArchive, member);
                 continue;

@@ -53,8 +53,17 @@ pub enum SplitOrigin {
     Given,
     /// Drawn by us, stratified by class.
     Made,
+    /// Drawn by us, stratified by class, with the images of a group in one split.
+    MadeByGroup,
     /// No labels: everything is training data.
     Unlabelled,
+}
+
+impl SplitOrigin {
+    /// Whether we drew the splits.
+    pub fn is_made(self) -> bool {
+        matches!(self, Self::Made | Self::MadeByGroup)
+    }
 }
 
 /// A data set: what is in it, not the pixels.

@@ -297,6 +297,11 @@ fn sentence(layout: &str, manifest: &Manifest) -> String {
         SplitOrigin::Made => {
             format!("{layout}, {classes}, {images}; split drawn by fewvit: {named}")
         }
+        SplitOrigin::MadeByGroup => {
+            format!(
+                "{layout}, {classes}, {images}; split drawn by fewvit, groups together: {named}"
+            )
+        }
         SplitOrigin::Unlabelled => format!("{layout}, no labels, {images}"),
     }
 }

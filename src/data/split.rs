@@ -67,7 +67,10 @@ pub fn stratified(
     for unit in units.iter().zip(&taken).filter(|(_, taken)| **taken).map(|(unit, _)| unit) {
         unit.samples.iter().for_each(|&i| manifest.samples[i].split = Split::Test);
     }
-    manifest.split_origin = SplitOrigin::Made;
+    manifest.split_origin = match groups.is_empty() {
+        true => SplitOrigin::Made,
+        false => SplitOrigin::MadeByGroup,
+    };
     let untested = manifest.classes.iter().zip(&test).filter(|(_, n)| **n == 0);
     let untested: Vec<String> = untested.map(|(class, _)| class.clone()).collect();
     let note = (!untested.is_empty()).then(|| {

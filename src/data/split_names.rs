@@ -89,7 +89,7 @@ const CONTAINERS: [&str; 42] = [
 ];
 
 /// Further words that a split's name may have beside it.
-const FILLERS: [&str; 5] = ["seg", "subset", "cls", "part", "final"];
+const FILLERS: [&str; 7] = ["seg", "subset", "cls", "part", "final", "public", "private"];
 
 /// Words of folders that describe images: segmentations, boxes, labels.
 const ANNOTATIONS: [&str; 18] = [

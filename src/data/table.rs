@@ -4,7 +4,7 @@ mod classes;
 mod entries;
 mod text;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::Path;
 
 use super::file_name::{id_of, other_forms};
@@ -179,7 +179,8 @@ pub(super) fn open(
         return Err(Error::Data(format!("{layout} lists no images")));
     }
     notes.extend(unlabelled);
-    let classes = Classes::of(&entries, &class_names(listing)?)?;
+    let own = tables.iter().all(|(table, _)| table.is_own());
+    let classes = Classes::of(&entries, &class_names(listing)?, own)?;
     let mut rows = Rows::new(listing, &classes);
     entries.iter().for_each(|entry| rows.add(entry));
     let Rows { placed, groups, missing, problems, repeated, .. } = rows;
@@ -200,11 +201,30 @@ pub(super) fn open(
         Manifest { name: listing.name.clone(), classes: classes.names, samples, split_origin };
     let mut opened = finish(manifest, layout)?;
     opened.warnings.append(&mut notes);
+    if !made {
+        opened.warnings.extend(straddling_note(&opened.manifest, &groups));
+    }
     if made {
         let notes = stratified(&mut opened.manifest, &groups, config.test_fraction, seed)?;
         opened.warnings.extend(notes);
     }
     Ok(opened)
+}
+
+/// What to say of groups with images on both sides of a given split.
+fn straddling_note(manifest: &Manifest, groups: &HashMap<String, String>) -> Option<String> {
+    let of = |train: bool| -> BTreeSet<&String> {
+        let side = manifest.samples.iter().filter(|s| (s.split == Split::Train) == train);
+        side.filter_map(|sample| groups.get(&sample.id)).collect()
+    };
+    let both: Vec<String> = of(true).intersection(&of(false)).map(|g| (*g).clone()).collect();
+    (!both.is_empty()).then(|| {
+        format!(
+            "{} with images in training and held out, so accuracy may read too high: {}",
+            counted(both.len(), "group"),
+            shortened(&both)
+        )
+    })
 }
 
 /// The entries of all tables; where some have labels, a table without any is left out with a note,
@@ -397,7 +417,7 @@ fn with_splits(
     };
     let settle = |(sample, split): (Sample, Option<Split>)| match origin {
         SplitOrigin::Given => Sample { split: split.unwrap_or(sample.split), ..sample },
-        SplitOrigin::Made | SplitOrigin::Unlabelled => sample,
+        SplitOrigin::Made | SplitOrigin::MadeByGroup | SplitOrigin::Unlabelled => sample,
     };
     Ok((samples.into_iter().map(settle).collect(), origin))
 }

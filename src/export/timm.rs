@@ -111,10 +111,17 @@ pub fn inner(folder: &Path) -> PathBuf {
 pub fn describe(folder: &Path) -> Result<Description> {
     let folder = inner(folder);
     let path = folder.join("config.json");
-    if folder.is_dir() && !path.exists() {
+    if !path.exists() {
+        let hint = match (folder.join("run.json").is_file(), folder.is_file(), folder.is_dir()) {
+            (true, ..) => {
+                "a run that stopped before its end has none yet: fewvit resume finishes it"
+            }
+            (_, true, _) => "give a run folder, an export folder or an ONNX file",
+            (.., true) => "the model comes first, then the images",
+            _ => "it does not exist; check the spelling",
+        };
         return Err(Error::Usage(format!(
-            "{} holds no exported model (config.json and model.safetensors)\n  \
-             a run that stopped before its end has none yet: fewvit resume {0}",
+            "{} holds no exported model (config.json and model.safetensors)\n  {hint}",
             folder.display()
         )));
     }

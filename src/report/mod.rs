@@ -87,6 +87,12 @@ pub struct DataFacts {
     pub test_split: String,
     /// Whether we drew the split ourselves.
     pub split_made: bool,
+    /// Whether images of one group stayed in one split of ours.
+    #[serde(default)]
+    pub split_grouped: bool,
+    /// Measured images that are copies of training images.
+    #[serde(default)]
+    pub leaks: usize,
     /// Files that do not decode and were left out.
     pub bad_images: usize,
     /// Held-out images that the run whose weights this one starts from was trained on.
@@ -244,6 +250,8 @@ pub(crate) mod tests {
                 test_images: labels.len(),
                 test_split: "test".to_string(),
                 split_made: true,
+                split_grouped: false,
+                leaks: 0,
                 bad_images: 2,
                 seen_before: 0,
             },

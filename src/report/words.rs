@@ -109,7 +109,18 @@ impl ReportData {
                     pictures(self.data.seen_before)
                 ));
             }
-            if self.data.split_made {
+            if self.data.leaks > 0 {
+                notes.push(format!(
+                    "{} of the {split} split have the very content of training images, so the number is too good.",
+                    pictures(self.data.leaks)
+                ));
+            }
+            if self.data.split_grouped {
+                notes.push(format!(
+                    "The data came without a split; the {split} images were drawn at random from each class, the \
+                     images of a group together."
+                ));
+            } else if self.data.split_made {
                 notes.push(format!(
                     "The data came without a split; the {split} images were drawn at random from each class. \
                      If several images show the same object or patient, give a group column, or the number is too good."

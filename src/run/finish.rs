@@ -51,6 +51,8 @@ pub struct Summary {
     pub stages: Vec<StageFacts>,
     /// Data, model, weights and stages in words, one sentence an entry.
     pub done: Vec<String>,
+    /// What to know before using the number, likewise.
+    pub notes: Vec<String>,
     /// Whether each held-out image is right, for comparing runs image by image.
     #[serde(skip)]
     pub correct: Vec<bool>,
@@ -93,6 +95,7 @@ pub(super) fn finish(context: &Context, trained: &Trained, units: u64) -> Result
         headline: facts.headline(),
         interval_covers: facts.metrics.as_ref().map(|_| INTERVAL),
         done: facts.done(),
+        notes: facts.notes(),
         provenance: facts.provenance,
         stages: facts.stages,
         correct,
@@ -183,7 +186,9 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
             train_images: data.train.len(),
             test_images: data.held_out.len(),
             test_split: data.split_name(&data.held_out).to_owned(),
-            split_made: data.manifest.split_origin == SplitOrigin::Made,
+            split_made: data.manifest.split_origin.is_made(),
+            split_grouped: data.manifest.split_origin == SplitOrigin::MadeByGroup,
+            leaks: data.leaks(),
             bad_images: data.report.bad.len(),
             seen_before: data.seen_before,
         },

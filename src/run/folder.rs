@@ -1,5 +1,6 @@
 //! The run folder: where each file is, and that nothing in it is ever overwritten by another run.
 
+use std::collections::BTreeMap;
 use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
@@ -9,6 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::{Environment, Request};
 use crate::config::RunConfig;
 use crate::data::SplitOrigin;
+use crate::data::digest::Digest;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 
@@ -39,7 +41,13 @@ struct RunFile<R, F> {
     /// Runs of earlier versions lack it.
     #[serde(default = "Option::default")]
     found: Option<F>,
+    /// Content of the files that a run goes on from, by name.
+    #[serde(default)]
+    files: BTreeMap<String, String>,
 }
+
+/// Files that must be as they were when the run began.
+const PINNED: [&str; 3] = ["config.toml", "splits.csv", "classes.txt"];
 
 impl Folder {
     /// A new folder at `output`, or the first free `runs/NAME-1`, `runs/NAME-2`, ...; no other
@@ -164,7 +172,29 @@ impl Folder {
     /// # Errors
     /// The folder cannot be written.
     pub fn write_run(&self, request: &Request, found: &Found) -> Result<()> {
-        self.write_json("run.json", &RunFile { request, found: Some(found) })
+        let digest = |name: &str| Ok((name.to_owned(), Digest::of(self.read(name)?.as_bytes())));
+        let digests: Result<Vec<(String, Digest)>> =
+            PINNED.iter().map(|name| digest(name)).collect();
+        let files = digests?.into_iter().map(|(name, d)| (name, d.as_str().to_owned())).collect();
+        self.write_json("run.json", &RunFile { request, found: Some(found), files })
+    }
+
+    /// Refuses to go on with a run whose settings or splits were edited: it would be another run.
+    ///
+    /// # Errors
+    /// [`Error::Usage`] naming the file.
+    pub fn check_pinned(&self) -> Result<()> {
+        for (name, digest) in self.read_run::<serde::de::IgnoredAny>()?.files {
+            if Digest::of(self.read(&name)?.as_bytes()).as_str() != digest {
+                return Err(Error::Usage(format!(
+                    "{} was changed after the run began, and a run goes on as it is\n  put it back, or \
+                     start a new run with it: fewvit train DATA -c {}",
+                    self.join(&name).display(),
+                    self.join("config.toml").display()
+                )));
+            }
+        }
+        Ok(())
     }
 
     /// What was asked for and the configuration it runs with.

@@ -222,7 +222,11 @@ impl Forecast {
             );
         }
         let finishing = duration(self.finishing);
-        text += &format!("  finish    {finishing}: final measurement, ONNX file, report\n");
+        let what = match self.stages.iter().any(|stage| stage.stage == StageName::Finetune) {
+            true => "final measurement, ONNX file, report",
+            false => "report",
+        };
+        text += &format!("  finish    {finishing}: {what}\n");
         let total = self.seconds();
         let spilled = match self.spilled {
             0 => String::new(),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use burn::tensor::Device;
 
-use super::{Folder, weights_of};
+use super::{Folder, Request, weights_of};
 use crate::backbone::{HeadSpec, Net, NetSpec, Spec};
 use crate::config::{Layers, PosEmbed, RunConfig};
 use crate::error::{Error, Result};
@@ -63,6 +63,12 @@ pub fn open(path: &Path, hints: &Hints) -> Result<Frozen> {
         frozen.view = config.view;
         return Ok(frozen);
     }
+    if !path.exists() {
+        return Err(Error::Usage(format!(
+            "{} does not exist\n  check the spelling",
+            path.display()
+        )));
+    }
     let (Some(model), Some(size)) = (hints.model, hints.img_size) else {
         return Err(Error::Usage(format!(
             "{} is a file, which does not say what it holds; add --model NAME and --img-size PIXELS",
@@ -70,6 +76,15 @@ pub fn open(path: &Path, hints: &Hints) -> Result<Frozen> {
         )));
     };
     build(model, size, path, &defaults)
+}
+
+/// Whether the weights that a run starts from can be read and fit its model, before any image is.
+///
+/// # Errors
+/// They cannot or do not.
+pub fn check_init(request: &Request, config: &RunConfig) -> Result<()> {
+    let Some(init) = request.init.as_ref().filter(|_| !request.pretrain) else { return Ok(()) };
+    build(&config.model.name, config.finetune.img_size, &weights_of(init)?, config).map(|_| ())
 }
 
 fn build(model: &str, img_size: usize, weights: &Path, config: &RunConfig) -> Result<Frozen> {

@@ -7,7 +7,7 @@ use toml::Table;
 
 use super::folder::Folder;
 use super::seen::{Recognised, Seen};
-use crate::config::{DataConfig, Layers};
+use crate::config::{DataConfig, Layers, OnBadImage};
 use crate::data::digest::digests;
 use crate::data::source;
 use crate::data::words::counted;
@@ -40,6 +40,8 @@ pub struct Standing {
     pub in_training: usize,
     /// Measured images that the run held out.
     pub held_out: usize,
+    /// Measured images that were trained on before, in a run that the weights come from.
+    pub in_earlier_training: usize,
     /// Measured images that the run never saw; `None` for a model without its run.
     pub new: Option<usize>,
     /// Images of the data that were not measured.
@@ -50,11 +52,17 @@ pub struct Standing {
 ///
 /// # Errors
 /// The data or the run cannot be read.
-pub fn open(model: &Path, data: &Path, threads: usize) -> Result<(Measured, Vec<String>)> {
+pub fn open(
+    model: &Path,
+    data: &Path,
+    on_bad_image: OnBadImage,
+    threads: usize,
+) -> Result<(Measured, Vec<String>)> {
     let run = Folder::around(model);
     let (mut config, seed) = settings(run.as_ref())?;
     // The classes are the model's: an empty folder takes none of them away.
     config.allow_empty_class = true;
+    config.on_bad_image = on_bad_image;
     let opened = source::open_noting(data, &config, seed)?;
     let (manifest, mut notes) = (opened.manifest, opened.warnings);
     let recognised = match &run {
@@ -168,7 +176,8 @@ impl Measured {
     pub fn standing(&self, positions: &[usize]) -> Standing {
         let left_out = self.manifest.samples.len() - positions.len();
         let Some(run) = &self.recognised else {
-            return Standing { in_training: 0, held_out: 0, new: None, left_out };
+            let (in_training, held_out, in_earlier_training) = (0, 0, 0);
+            return Standing { in_training, held_out, in_earlier_training, new: None, left_out };
         };
         let count = |is: &dyn Fn(Option<Split>) -> bool| {
             positions.iter().filter(|&&i| is(run.splits[i])).count()
@@ -176,6 +185,7 @@ impl Measured {
         Standing {
             in_training: count(&|split| split == Some(Split::Train)),
             held_out: count(&|split| matches!(split, Some(Split::Val | Split::Test))),
+            in_earlier_training: positions.iter().filter(|&&i| run.earlier[i]).count(),
             new: Some(count(&|split| split.is_none())),
             left_out,
         }
@@ -186,10 +196,16 @@ impl Standing {
     /// The same in a sentence.
     pub fn describe(&self) -> String {
         let images = |n| counted(n, "image");
-        let left_out = match self.left_out {
+        let mut left_out = match self.left_out {
             0 => String::new(),
             n => format!("; {} not measured", images(n)),
         };
+        if self.in_earlier_training > 0 {
+            left_out += &format!(
+                "; {} in the training of a run that the weights come from",
+                images(self.in_earlier_training)
+            );
+        }
         let Some(new) = self.new else {
             return format!(
                 "the model comes without its run, so whether it was trained on these images is not \
@@ -227,8 +243,16 @@ mod tests {
             samples: splits.iter().enumerate().map(sample).collect(),
             split_origin: origin,
         };
-        let splits = splits.iter().map(|(_, of_run)| *of_run).collect();
-        Measured { manifest, recognised: run.then_some(Recognised { splits, edited: 0 }) }
+        let splits: Vec<_> = splits.iter().map(|(_, of_run)| *of_run).collect();
+        Measured {
+            manifest,
+            recognised: run.then_some(Recognised {
+                earlier: vec![false; splits.len()],
+                splits,
+                edited: 0,
+                as_edited: true,
+            }),
+        }
     }
 
     #[test]
@@ -242,11 +266,23 @@ mod tests {
         assert_eq!(data.positions(Wanted::All).expect("all"), [0, 1, 2, 3]);
         assert_eq!(data.halves(), (vec![0], vec![1, 2]));
         let standing = data.standing(&held_out);
-        let expected = Standing { in_training: 0, held_out: 1, new: Some(1), left_out: 2 };
+        let expected = Standing {
+            in_training: 0,
+            held_out: 1,
+            in_earlier_training: 0,
+            new: Some(1),
+            left_out: 2,
+        };
         assert_eq!(standing, expected);
         let text = "measured on 1 image that the run held out, 1 image that the run never saw; \
                     2 images not measured";
         assert_eq!(standing.describe(), text);
+        let earlier = Standing { in_earlier_training: 1, ..standing };
+        assert!(
+            earlier
+                .describe()
+                .ends_with("; 1 image in the training of a run that the weights come from")
+        );
 
         let own = [(Test, Some(Train)), (Train, Some(Val))];
         let data = measured(SplitOrigin::Made, &own, true);

@@ -116,6 +116,7 @@ pub fn plan(
 ) -> Result<Planned> {
     let began = Instant::now();
     let config = resolved(config)?;
+    frozen::check_init(request, &config)?;
     let data = prepare::prepare(request, &config, ui)?;
     let (config, forecast) = forecast::fit(request, &config, chosen, &data, began.elapsed())?;
     Ok(Planned { config, data, forecast })
@@ -149,6 +150,7 @@ pub fn resume(
     interrupted: &AtomicBool,
 ) -> Result<Summary> {
     folder.lock()?;
+    folder.check_pinned()?;
     let (mut request, config) = folder.read_request()?;
     if let Some(data) = data {
         request.data = data.to_path_buf();

@@ -81,9 +81,13 @@ impl<'a> Probe<'a> {
             StageName::Pretrain if due(config.pretrain.probe_every) => {
                 self.neighbours(record, state)
             }
-            // The last epoch's accuracy is measured once, by the final evaluation.
-            StageName::Finetune if due(config.finetune.eval_every) && epoch + 1 < epochs => {
-                self.accuracy(state)
+            StageName::Finetune if due(config.finetune.eval_every) => {
+                let data = self.context.data;
+                // What the final evaluation measures is not measured twice after the last epoch.
+                match epoch + 1 == epochs && data.watched == data.held_out {
+                    true => Ok(Found::default()),
+                    false => self.accuracy(state),
+                }
             }
             _ => Ok(Found::default()),
         }

@@ -1,5 +1,6 @@
 //! Data for a run: opened, split, checked, and decoded once.
 
+use std::collections::HashSet;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -11,7 +12,7 @@ use crate::data::check::{self, Checked};
 use crate::data::data_report::DataReport;
 use crate::data::digest::{Digest, digests};
 use crate::data::words::counted;
-use crate::data::{Manifest, Rgb8, Sample, Split, SplitOrigin, decode, source, split};
+use crate::data::{Manifest, Rgb8, Sample, Split, decode, source, split};
 use crate::error::{Error, Result};
 
 /// The images of a run.
@@ -71,17 +72,18 @@ fn keep_splits(init: &Path, manifest: &mut Manifest, threads: usize, ui: &dyn Ui
     let seen = Seen::read(&run)?.recognise(&samples, &digests(&samples, threads));
     let name = run.root().display();
     let held_out = seen.count(Some(Split::Test)) + seen.count(Some(Split::Val));
-    if manifest.split_origin == SplitOrigin::Made && held_out > 0 {
+    if manifest.split_origin.is_made() && held_out > 0 {
         let known = manifest.samples.iter_mut().zip(&seen.splits);
         known.for_each(|(sample, split)| sample.split = split.unwrap_or(sample.split));
         ui.note(&format!("  note: images that {name} saw stay in the splits they had there"));
     }
-    let both = manifest.samples.iter().zip(&seen.splits);
-    let seen_before =
-        both.filter(|(s, of)| s.split != Split::Train && **of == Some(Split::Train)).count();
+    let [measured, _] = self::held_out(manifest);
+    let trained = |i: &&usize| seen.splits[**i] == Some(Split::Train) || seen.earlier[**i];
+    let seen_before = measured.iter().filter(trained).count();
     if seen_before > 0 {
         ui.note(&format!(
-            "  note: {} here were in the training of {name}, so the accuracy may be too good",
+            "  note: {} here were in the training of {name} or of a run before it, so the accuracy \
+             may be too good",
             counted(seen_before, "held-out image")
         ));
     }
@@ -157,6 +159,13 @@ impl Prepared {
             Some(Split::Train) => "training",
             Some(Split::Test) | None => "test",
         }
+    }
+
+    /// Images measured at the end that have the content of a training image.
+    pub fn leaks(&self) -> usize {
+        let digest = |i: &usize| self.digests[*i].as_ref();
+        let trained: HashSet<&Digest> = self.train.iter().filter_map(digest).collect();
+        self.held_out.iter().filter_map(digest).filter(|digest| trained.contains(digest)).count()
     }
 
     /// Labels of the samples at `positions` in the manifest; empty if there are none.

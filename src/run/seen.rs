@@ -1,10 +1,10 @@
 //! Which images of a data set a run has seen, and in which of its splits.
 //!
-//! An image is recognised by its content, whatever its name is now. Where one image of the data is
-//! recognised, the data is that of the run, and an image of other content under a known name counts
-//! as that image edited; otherwise equal names mean nothing.
+//! An image is recognised by its content, whatever its name is now. Where most images under known
+//! names have the known content, the data is that of the run, and one of other content counts as that
+//! image edited; otherwise equal names mean nothing.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use super::folder::Folder;
 use crate::data::digest::Digest;
@@ -17,6 +17,8 @@ use crate::error::Result;
 pub struct Seen {
     by_digest: HashMap<Digest, Split>,
     by_id: HashMap<String, Listed>,
+    /// Content that the runs trained on which the run's weights come from.
+    earlier: HashSet<Digest>,
 }
 
 /// What a run knows of the images of a data set.
@@ -24,8 +26,12 @@ pub struct Seen {
 pub struct Recognised {
     /// The run's split of each image; `None` for images that the run never saw.
     pub splits: Vec<Option<Split>>,
+    /// Whether a run that the weights come from trained on the image.
+    pub earlier: Vec<bool>,
     /// Images that have the name of one that the run saw, but other content.
     pub edited: usize,
+    /// Whether those count as the run's images.
+    pub as_edited: bool,
 }
 
 impl Seen {
@@ -38,11 +44,9 @@ impl Seen {
         let mut seen = Self::of(split::read_csv(&folder.join("splits.csv"))?);
         let earlier = folder.request()?.init.and_then(|init| Folder::around(&init));
         if let Some(earlier) = earlier.filter(|earlier| earlier.root() != folder.root()) {
-            for (digest, split) in Self::read(&earlier)?.by_digest {
-                if split == Split::Train {
-                    seen.by_digest.entry(digest).or_insert(split);
-                }
-            }
+            let earlier = Self::read(&earlier)?;
+            let trained = earlier.by_digest.into_iter().filter(|(_, split)| *split == Split::Train);
+            seen.earlier.extend(trained.map(|(digest, _)| digest).chain(earlier.earlier));
         }
         Ok(seen)
     }
@@ -58,21 +62,28 @@ impl Seen {
             }
         }
         let by_id = listed.into_iter().map(|listed| (listed.id.clone(), listed)).collect();
-        Self { by_digest, by_id }
+        Self { by_digest, by_id, earlier: HashSet::new() }
     }
 
     /// What the run knows of the samples, whose content is `digests`.
     pub fn recognise(&self, samples: &[&Sample], digests: &[Option<Digest>]) -> Recognised {
         let mut splits: Vec<Option<Split>> = Vec::with_capacity(samples.len());
-        let mut edited = Vec::new();
+        let (mut edited, mut kept) = (Vec::new(), 0);
+        let earlier =
+            digests.iter().map(|digest| digest.as_ref().is_some_and(|d| self.earlier.contains(d)));
+        let earlier: Vec<bool> = earlier.collect();
         for (i, (sample, digest)) in samples.iter().zip(digests).enumerate() {
             let same = digest.as_ref().and_then(|digest| self.by_digest.get(digest).copied());
+            let same = same.or(earlier[i].then_some(Split::Train));
             let named = self.by_id.get(&sample.id);
+            kept += usize::from(digest.is_some() && named.is_some_and(|n| n.digest == *digest));
             splits.push(same.or_else(|| {
                 let named = named?;
                 match named.digest {
-                    // A run of an earlier version: names are all there is.
+                    // A run of an earlier version, or a file that cannot be read: names are all
+                    // there is.
                     None => Some(named.split),
+                    Some(_) if digest.is_none() => Some(named.split),
                     Some(_) => {
                         edited.push((i, named.split));
                         None
@@ -81,10 +92,11 @@ impl Seen {
             }));
         }
         let count = edited.len();
-        if splits.iter().any(Option::is_some) {
+        let as_edited = kept >= count;
+        if as_edited {
             edited.into_iter().for_each(|(i, split)| splits[i] = Some(split));
         }
-        Recognised { splits, edited: count }
+        Recognised { splits, earlier, edited: count, as_edited }
     }
 }
 
@@ -102,14 +114,14 @@ impl Recognised {
     /// What there is to say of names that misled; `None` if there were none.
     pub fn note(&self) -> Option<String> {
         let images = counted(self.edited, "image");
-        match (self.edited, self.any()) {
+        match (self.edited, self.as_edited) {
             (0, _) => None,
             (_, true) => Some(format!(
                 "{images} of other content than in the run under the same name: counted as edited \
                  copies, in the split that the run had them in"
             )),
             (_, false) => Some(format!(
-                "{images} under the name of one that the run saw, but none with the same content: \
+                "{images} under the name of one that the run saw, but of other content, as most are: \
                  counted as new. If these are the run's images saved anew, the figures are too good"
             )),
         }
@@ -158,10 +170,30 @@ mod tests {
         assert_eq!(edited.splits, [Some(Train), Some(Test), None]);
         assert!(edited.note().is_some_and(|note| note.contains("1 image of other content")));
 
+        let chance = recognised(run(), &[("a/1", "a dog"), ("a/2", "a cat"), ("a/3", "three")]);
+        assert_eq!(chance.splits, [None, None, Some(Train)], "one in common is no reason");
+
         let other = recognised(run(), &[("a/1", "a dog"), ("a/2", "a cat")]);
         assert_eq!((other.splits.clone(), other.any()), (vec![None, None], false));
         assert!(other.note().is_some_and(|note| note.contains("too good")));
         assert_eq!(other.count(None), 2);
+    }
+
+    #[test]
+    fn what_earlier_runs_trained_on_was_trained_on() {
+        let digests = ["one", "two", "four"].map(|content| Some(Digest::of(content.as_bytes())));
+        let mut seen = Seen::of(vec![listed("a/1", Some("one"), Split::Test)]);
+        seen.earlier = digests[..2].iter().flatten().cloned().collect();
+        let sample = |id: &str| Sample {
+            id: id.to_owned(),
+            origin: Origin::File(id.into()),
+            label: None,
+            split: Split::Test,
+        };
+        let samples = ["a/1", "b/2", "b/3"].map(sample);
+        let found = seen.recognise(&samples.iter().collect::<Vec<_>>(), &digests);
+        assert_eq!(found.splits, [Some(Split::Test), Some(Split::Train), None]);
+        assert_eq!(found.earlier, [true, true, false]);
     }
 
     #[test]

@@ -178,6 +178,12 @@ fn note_pretrained(context: &Context, weights: &Path) {
 /// # Errors
 /// A folder without either.
 pub fn weights_of(path: &Path) -> Result<PathBuf> {
+    if !path.exists() {
+        return Err(Error::Usage(format!(
+            "--init {}: there is no such file or folder\n  check the spelling",
+            path.display()
+        )));
+    }
     if !path.is_dir() {
         return Ok(path.to_path_buf());
     }

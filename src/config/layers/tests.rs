@@ -291,3 +291,24 @@ fn a_warm_up_keeps_its_share_of_fewer_epochs_unless_somebody_set_it() {
         assert_eq!(config.finetune.optim.warmup_epochs, expected, "{text}");
     }
 }
+
+#[test]
+fn a_recipe_that_was_printed_can_be_given_back_as_a_file() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("mine.toml");
+    for name in ["paper", "paper-448"] {
+        let text = super::super::recipe::get(name).expect(name).text;
+        std::fs::write(&path, text).expect("written");
+        for model in ["deit_tiny_patch16_224", "pvt_v2_b0", "t2t_vit_7"] {
+            let built = |layers: Layers| layers.build().expect("valid").config;
+            let mut given = Layers::new(name).expect(name);
+            given.put("model.name", model.into(), Source::Flag("--model")).expect("a key");
+            let mut again = given.clone();
+            again.file(&path).expect("the file");
+            again.put("model.name", model.into(), Source::Flag("--model")).expect("a key");
+            assert_eq!(built(again), built(given), "{name}, {model}");
+        }
+    }
+    let error = paper().file(&folder.path().join("none.toml")).expect_err("no file");
+    assert_eq!(error.exit_code(), 2);
+}

@@ -385,3 +385,27 @@ fn a_class_behind_a_broken_link_is_named() {
     let text = open(root.path(), &config(), 1).unwrap_err().to_string();
     assert!(text.contains("elm/ is a link to nowhere"), "{text}");
 }
+
+#[test]
+fn folders_that_could_mean_two_things_are_said_or_refused() {
+    // FER2013's names.
+    let inside = opened(&[
+        "a/Training/1.jpg",
+        "a/PublicTest/2.jpg",
+        "b/Training/1.jpg",
+        "b/PublicTest/2.jpg",
+    ]);
+    assert_eq!(ids(&inside.manifest, Split::Test), ["a/PublicTest/2.jpg", "b/PublicTest/2.jpg"]);
+    let parts = opened(&["fold_x/a/1.jpg", "fold_x/b/1.jpg", "fold_y/a/1.jpg", "fold_y/b/1.jpg"]);
+    let note = "every class (fold_x, fold_y) has the same folders inside: a, b";
+    assert!(parts.warnings.iter().any(|w| w.starts_with(note)), "{:?}", parts.warnings);
+    let some = refused(&["a/1.jpg", "b/1.jpg", "b/Test/2.jpg"]);
+    assert!(some.contains("a class has folders named as one split inside"), "{some}");
+    let sizes = ["224/train/a/1.jpg", "224/train/b/1.jpg", "224/test/a/2.jpg", "224/test/b/2.jpg"];
+    let twice: Vec<String> = sizes.iter().map(|path| path.replace("224", "512")).collect();
+    let both: Vec<&str> = sizes.iter().copied().chain(twice.iter().map(String::as_str)).collect();
+    assert!(refused(&both).contains("those have folders, which may be the classes"));
+    // A folder with a run.json of somebody else's is a class.
+    let alien = opened(&["a/1.jpg", "a/2.jpg", "a/run.json={\"km\":5}", "b/1.jpg", "b/2.jpg"]);
+    assert_eq!(alien.manifest.classes, ["a", "b"]);
+}

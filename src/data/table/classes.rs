@@ -15,13 +15,16 @@ pub(super) struct Classes {
 
 impl Classes {
     /// Sorted by the number beside the name where all have one, else as numbers if all are
-    /// numbers, else by bytes; named by `names` (label to name) where it knows them.
+    /// numbers, else by bytes; named by `names` (label to name) where it knows them. The names in a
+    /// table of fewvit's `own` are classes, whatever they look like.
     ///
     /// # Errors
     /// [`Error::Data`] if labels are lists, if two labels have one name, or if a name has two
     /// numbers.
-    pub fn of(entries: &[Entry], names: &HashMap<String, String>) -> Result<Self> {
-        refuse_lists(entries)?;
+    pub fn of(entries: &[Entry], names: &HashMap<String, String>, own: bool) -> Result<Self> {
+        if !own {
+            refuse_lists(entries)?;
+        }
         let labels: BTreeSet<&str> = entries.iter().filter_map(|e| e.class.as_deref()).collect();
         let mut labels: Vec<&str> = labels.into_iter().collect();
         let numbers = numbers(entries)?;
@@ -132,7 +135,7 @@ mod tests {
     fn classes(labels: &[(&str, Option<u64>)], names: &[(&str, &str)]) -> Result<Vec<String>> {
         let entries: Vec<Entry> = labels.iter().enumerate().map(entry).collect();
         let names = names.iter().map(|(label, name)| (label.to_string(), name.to_string()));
-        Ok(Classes::of(&entries, &names.collect())?.names)
+        Ok(Classes::of(&entries, &names.collect(), false)?.names)
     }
 
     #[test]

@@ -1,11 +1,11 @@
 //! What the columns of a table mean: rows become entries, one an image.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::super::listing::is_image_name;
 use super::super::manifest::Split;
 use super::super::split_names::parse_split;
-use super::super::words::shortened;
+use super::super::words::{counted, shortened};
 use super::text::{Table, is_called};
 use crate::error::{Error, Result};
 
@@ -62,7 +62,23 @@ const MAYBE_LABEL: [&str; 12] = [
 ];
 const SPLIT: [&str; 4] = ["split", "data_split", "dataset_split", "split_name"];
 /// Columns of the split if what they hold are names of splits.
-const MAYBE_SPLIT: [&str; 5] = ["set", "subset", "partition", "phase", "fold"];
+const MAYBE_SPLIT: [&str; 10] = [
+    "set",
+    "subset",
+    "partition",
+    "phase",
+    "fold",
+    "usage",
+    "mode",
+    "dataset",
+    "data_set",
+    "purpose",
+];
+/// Columns that say yes or no to a split, which fewvit does not read.
+const SPLIT_FLAG: [&str; 8] =
+    ["is_train", "is_training", "is_val", "is_valid", "is_validation", "is_test", "train", "test"];
+/// What programs write for a missing value.
+const MISSING: [&str; 7] = ["NA", "N/A", "#N/A", "NaN", "nan", "<NA>", "null"];
 const GROUP: [&str; 2] = ["group", "group_id"];
 
 /// An image as a table describes it.
@@ -116,19 +132,32 @@ pub(super) fn entries(table: &Table, split: Option<Split>) -> Result<(Vec<Entry>
     let mut notes: Vec<String> =
         table.notes.iter().map(|note| format!("{}: {note}", table.name)).collect();
     let columns = Columns { table, file };
-    let (class, index) = columns.label()?;
+    // fewvit's own tables hold names as they are; people write blanks beside separators.
+    let own = table.is_own();
+    let (class, index) = match own {
+        true => (columns.filled("class"), columns.filled("label")),
+        false => columns.label()?,
+    };
     if class.is_none() {
         columns.refuse_one_hot()?;
         notes.extend(columns.unlabelled_note());
+    } else if !own {
+        notes.extend(columns.other_labels_note(class, index));
+        notes.extend(columns.missing_note(class));
     }
-    let (split_column, unused) = columns.split();
+    let (split_column, unused) = columns.split()?;
     notes.extend(unused);
     let group = GROUP.iter().find_map(|name| columns.filled(name));
-    // fewvit's own tables hold names as they are; people write blanks beside separators.
-    let own =
-        table.columns.iter().map(String::as_str).take(4).eq(["file", "label", "class", "split"]);
+    let of_path = (split_column.is_none() && split.is_none()).then(|| columns.splits_of_paths());
+    let of_path = of_path.flatten();
+    if of_path.is_some() {
+        notes.push(format!(
+            "{}: no column says the split, so it is taken from the folders in the paths",
+            table.name
+        ));
+    }
     let given = split.map(|split| format!("{split:?}"));
-    let entry = |row: &super::text::Row| {
+    let entry = |(i, row): (usize, &super::text::Row)| {
         let field = |column: Option<usize>| {
             let field = &row.fields[column?];
             let field = if own { field } else { field.trim() };
@@ -137,13 +166,18 @@ pub(super) fn entries(table: &Table, split: Option<Split>) -> Result<(Vec<Entry>
         Entry {
             at: format!("{}, line {}", table.name, row.line),
             file: row.fields[file].clone(),
-            class: field(class).map(|text| whole_number(&text).unwrap_or(text)),
+            class: field(class).map(|text| match own {
+                true => text,
+                false => whole_number(&text).unwrap_or(text),
+            }),
             index: field(index).and_then(|text| text.parse().ok()),
-            split: field(split_column).or_else(|| given.clone()),
+            split: field(split_column)
+                .or_else(|| given.clone())
+                .or_else(|| of_path.as_ref().map(|of| format!("{:?}", of[i]))),
             group: field(group),
         }
     };
-    Ok((table.rows.iter().map(entry).collect(), notes))
+    Ok((table.rows.iter().enumerate().map(entry).collect(), notes))
 }
 
 /// What to say of a table that names no images.
@@ -253,22 +287,85 @@ impl Columns<'_> {
         })
     }
 
-    /// The column of the split, and what to say of one that is not used.
-    fn split(&self) -> (Option<usize>, Option<String>) {
-        if let Some(column) = SPLIT.iter().find_map(|name| self.filled(name)) {
-            return (Some(column), None);
-        }
-        let Some(column) = MAYBE_SPLIT.iter().find_map(|name| self.filled(name)) else {
-            return (None, None);
+    /// What to say of columns that could be the label and are not taken for it.
+    fn other_labels_note(&self, class: Option<usize>, index: Option<usize>) -> Option<String> {
+        let taken = self.table.columns.get(class?)?;
+        let others = LABEL.iter().chain(&MAYBE_LABEL).filter_map(|name| self.filled(name));
+        let others: BTreeSet<usize> =
+            others.filter(|column| ![class, index].contains(&Some(*column))).collect();
+        let others: Vec<String> = others.iter().map(|c| self.table.columns[*c].clone()).collect();
+        (!others.is_empty()).then(|| {
+            format!(
+                "{}: the classes are those of the column {taken}; not used: {}",
+                self.table.name,
+                shortened(&others)
+            )
+        })
+    }
+
+    /// What to say of labels that may stand for a missing value.
+    fn missing_note(&self, class: Option<usize>) -> Option<String> {
+        let missing = self.values(class?).filter(|(_, value)| MISSING.contains(value));
+        let missing: Vec<(usize, &str)> = missing.collect();
+        let (line, value) = missing.first()?;
+        Some(format!(
+            "{}: `{value}` is taken for a class ({}, first in line {line}); leave the label empty or \
+             the row out if it means that there is none",
+            self.table.name,
+            counted(missing.len(), "row")
+        ))
+    }
+
+    /// The split of each row by the folders of its path, if they all name one, training images and
+    /// others.
+    fn splits_of_paths(&self) -> Option<Vec<Split>> {
+        let of_path = |path: &str| {
+            let folders = path.rsplit_once(['/', '\\']).map_or("", |(folders, _)| folders);
+            folders.split(['/', '\\']).find_map(parse_split)
         };
-        match self.values(column).any(|(_, value)| parse_split(value).is_some()) {
-            true => (Some(column), None),
-            false => {
-                let name = &self.table.columns[column];
-                let what = "holds no names of splits (train, val, test) and is not used";
-                (None, Some(format!("{}: the column {name} {what}", self.table.name)))
-            }
+        let rows = self.table.rows.iter().map(|row| of_path(&row.fields[self.file]));
+        let splits: Vec<Split> = rows.collect::<Option<_>>()?;
+        let both = splits.contains(&Split::Train) && splits.iter().any(|s| *s != Split::Train);
+        both.then_some(splits)
+    }
+
+    /// The column of the split, and what to say of one that is not used.
+    fn split(&self) -> Result<(Option<usize>, Option<String>)> {
+        if let Some(column) = SPLIT.iter().find_map(|name| self.filled(name)) {
+            return Ok((Some(column), None));
         }
+        let is_split = |column: &usize| {
+            let mut values = self.values(*column).peekable();
+            values.peek().is_some() && values.all(|(_, value)| parse_split(value).is_some())
+        };
+        let mut maybe = MAYBE_SPLIT.iter().filter_map(|name| self.filled(name));
+        let maybe: Vec<usize> = maybe.by_ref().collect();
+        if let Some(column) = maybe
+            .iter()
+            .find(|column| self.values(**column).any(|(_, value)| parse_split(value).is_some()))
+        {
+            return Ok((Some(*column), None));
+        }
+        if let Some(name) = SPLIT_FLAG.iter().find(|name| self.filled(name).is_some()) {
+            return Err(Error::Data(format!(
+                "{}: the column {name} seems to say which images are held out; write one column \
+                 `split` with train, val or test",
+                self.table.name
+            )));
+        }
+        let mut others = (0..self.table.columns.len()).filter(|column| *column != self.file);
+        if let Some(column) = others.find(is_split) {
+            return Err(Error::Data(format!(
+                "{}: the column {} holds names of splits; call it `split` if they are meant",
+                self.table.name, self.table.columns[column]
+            )));
+        }
+        let unused = maybe.first().map(|column| {
+            let name = &self.table.columns[*column];
+            let what = "holds no names of splits (train, val, test) and is not used";
+            format!("{}: the column {name} {what}", self.table.name)
+        });
+        Ok((None, unused))
     }
 
     /// Refuses a table with a column of zeros and ones for each class.

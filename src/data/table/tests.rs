@@ -210,3 +210,49 @@ fn groups_stay_on_one_side() {
     assert_eq!(split(0), split(1));
     assert_eq!(split(2), split(3));
 }
+
+#[test]
+fn what_a_table_may_mean_is_said_or_refused() {
+    let notes = |content: &str| table("x.csv", content).unwrap().warnings.join("; ");
+    let error = |content: &str| table("x.csv", content).unwrap_err().to_string();
+    let flag = error("file,label,is_valid\ni/1.jpg,a,True\ni/2.jpg,b,False\n");
+    assert!(flag.contains("is_valid seems to say which images are held out"), "{flag}");
+    let hidden = error("file,label,what\ni/1.jpg,a,train\ni/2.jpg,b,test\n");
+    assert!(hidden.contains("the column what holds names of splits"), "{hidden}");
+    let usage = table("x.csv", "file,label,Usage\ni/1.jpg,a,Training\ni/2.jpg,a,PublicTest\n");
+    assert_eq!(rows(&usage.unwrap())[1], ("i/2.jpg", Some(0), Split::Test));
+    let other = notes("file,label,species\ni/1.jpg,good,oak\ni/2.jpg,bad,oak\ni/3.jpg,bad,elm\n");
+    assert!(other.contains("are those of the column label; not used: species"), "{other}");
+    let missing = notes("file,label\ni/1.jpg,a\ni/2.jpg,NA\ni/3.jpg,NA\n");
+    assert!(missing.contains("`NA` is taken for a class (2 rows, first in line 3)"), "{missing}");
+    let straddling =
+        "file,label,split,group\ni/1.jpg,a,train,p\ni/2.jpg,a,test,p\ni/3.jpg,a,train,q\n";
+    assert!(notes(straddling).contains("1 group with images in training and held out"));
+    let blanks = table("x.csv", "\"file\", \"label\"\ni/1.jpg, a\ni/2.jpg, \"a\"\n").unwrap();
+    assert_eq!(blanks.manifest.classes, ["a"]);
+
+    let root = tests::folder(&[
+        "x.csv=file,label\ntrain/1.jpg,a\ntest/2.jpg,a\n",
+        "train/1.jpg",
+        "test/2.jpg",
+    ]);
+    let opened = open_noting(&root.path().join("x.csv"), &tests::config(), 1).unwrap();
+    assert_eq!(rows(&opened)[0], ("test/2.jpg", Some(0), Split::Test));
+    assert!(opened.warnings.iter().any(|w| w.contains("taken from the folders in the paths")));
+}
+
+#[test]
+fn names_in_a_table_of_ours_are_as_they_are() {
+    let names = ["red", "blue", "red,blue", "[1]", "7", "7.0", "a", "a "];
+    let rows: Vec<String> = names
+        .iter()
+        .enumerate()
+        .map(|(i, name)| format!("i/{i}.jpg,{i},\"{name}\",train\n"))
+        .collect();
+    let content = format!("x.csv=file,label,class,split\n{}", rows.concat());
+    let images: Vec<String> = (0..names.len()).map(|i| format!("i/{i}.jpg")).collect();
+    let files: Vec<&str> = std::iter::once(&content).chain(&images).map(String::as_str).collect();
+    let root = tests::folder(&files);
+    let opened = open_noting(&root.path().join("x.csv"), &tests::config(), 1).unwrap();
+    assert_eq!(opened.manifest.classes, names);
+}

@@ -51,6 +51,11 @@ impl Table {
         Ok(table)
     }
 
+    /// Whether fewvit wrote it, with names of any kind: a run's `splits.csv`, or `data split`.
+    pub fn is_own(&self) -> bool {
+        self.columns.iter().map(String::as_str).take(4).eq(["file", "label", "class", "split"])
+    }
+
     /// Where a column is, with or without `_` between its words.
     pub fn column(&self, name: &str) -> Option<usize> {
         self.columns.iter().position(|column| is_called(column, name))
@@ -81,6 +86,9 @@ impl Table {
                 misfits.push(format!("line {line} has a quote that is not closed"));
             } else if fields.len() != self.columns.len() {
                 misfits.push(format!("line {line} has {}", counted(fields.len(), "field")));
+            }
+            if !self.is_own() {
+                fields.iter_mut().for_each(|field| *field = unquoted(field));
             }
             self.rows.push(Row { line, fields });
         }
@@ -140,6 +148,12 @@ impl Table {
     fn bad(&self, what: &str) -> Error {
         Error::Data(format!("{}: {what}", self.name))
     }
+}
+
+/// A field with blanks before its quotes, `a, "b"`, without both.
+fn unquoted(field: &str) -> String {
+    let inner = field.trim().strip_prefix('"').and_then(|rest| rest.strip_suffix('"'));
+    inner.map_or_else(|| field.to_owned(), |inner| inner.replace("\"\"", "\""))
 }
 
 type Object = serde_json::Map<String, serde_json::Value>;

@@ -133,7 +133,16 @@ fn how_the_images_were_measured_follows_from_what_was_measured() {
 #[test]
 fn a_split_and_bad_files_are_told_as_they_are() {
     let mut data = sample(5, 12);
-    say(&data, &["2 image files could not be read", "drawn at random"], &[]);
+    say(
+        &data,
+        &["2 image files could not be read", "drawn at random", "give a group column"],
+        &["very content"],
+    );
+    (data.data.leaks, data.data.split_grouped) = (6, true);
+    let grouped =
+        ["6 images of the test split have the very content", "images of a group together"];
+    say(&data, &grouped, &["give a group column"]);
+    (data.data.leaks, data.data.split_grouped) = (0, false);
     (data.data.bad_images, data.data.split_made) = (1, false);
     say(&data, &["1 image file could not be read"], &["drawn at random", "2 image"]);
     say(&data, &[], &["too good"]);
