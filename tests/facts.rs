@@ -38,14 +38,14 @@ fn the_command_in_the_report_repeats_the_run_bit_for_bit() {
     let data = flowers(folder.path(), 2);
     let (settings, first) = (tiny_run(folder.path()), folder.path().join("first"));
     let data = data.to_str().expect("UTF-8");
-    let words = ["train", data, "--time-budget", "30", "--seed", "3", "--method", "simclr"];
+    let words = ["train", data, "--yes", "--seed", "3", "--method", "simclr"];
     let words = [&words[..], &["--set", "finetune.eval_every=1"]].concat();
     let report = job(&words, &settings, &first);
     assert_eq!(report["test_use"], "watched", "there are no other images to watch");
     let (repeat, command) = (report["repeat"].as_str(), report["command"].as_str());
     let (repeat, command) = (repeat.expect("a command"), command.expect("a command"));
-    says(command, &["--time-budget 30", "--seed 3"], &[]);
-    says(repeat, &["fewvit train ", "first/config.toml"], &["--time-budget"]);
+    says(command, &["--yes", "--seed 3"], &[]);
+    says(repeat, &["fewvit train ", "first/config.toml"], &["--yes", "--seed"]);
     says(&card(&first), &[repeat, command, "SimCLR pre-training at 16 px"], &[]);
     let second = folder.path().join("second");
     let arguments: Vec<&str> = repeat.split(' ').skip(1).collect();

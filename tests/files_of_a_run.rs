@@ -229,6 +229,11 @@ fn settings_of_earlier_versions_are_read() {
         config.replace("[eval]\n", "[eval]\nbatch_size = 64\n").replace("depth = \"pil\"\n", "");
     assert_ne!(old, config);
     std::fs::write(&path, old).expect("written");
+    // Nor did they write down the content of their files.
+    let run_file = out.join("run.json");
+    let mut asked = json(&run_file);
+    asked.as_object_mut().expect("an object").remove("files");
+    std::fs::write(&run_file, asked.to_string()).expect("written");
     let output = run(["resume", &text(&out)]);
     assert!(output.status.success(), "{}", stderr(&output));
     // A new run is told that the key is gone.

@@ -60,8 +60,9 @@ pub(super) fn is_clutter(name: &str) -> bool {
 /// Whether a folder with these entries was written by fewvit: a run, begun or done, or an export.
 pub(super) fn is_own_folder(has: impl Fn(&str) -> bool) -> bool {
     let all = |names: &[&str]| names.iter().all(|name| has(name));
-    all(&["run.json", "config.toml"])
-        || all(&["run.json", "env.json"])
+    let beside = ["config.toml", "env.json", "splits.csv", "checkpoints", "plots", "export"];
+    // Other programs have a `run.json`, too.
+    beside.iter().any(|name| all(&["run.json", name]))
         || all(&["splits.csv", "config.toml"])
         || all(&["splits.csv", "classes.txt", "checkpoints"])
         || all(&["config.json", "model.safetensors"])

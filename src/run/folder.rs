@@ -173,8 +173,8 @@ impl Folder {
     /// The folder cannot be written.
     pub fn write_run(&self, request: &Request, found: &Found) -> Result<()> {
         let digest = |name: &str| Ok((name.to_owned(), Digest::of(self.read(name)?.as_bytes())));
-        let digests: Result<Vec<(String, Digest)>> =
-            PINNED.iter().map(|name| digest(name)).collect();
+        let there = PINNED.iter().filter(|name| self.join(name).is_file());
+        let digests: Result<Vec<(String, Digest)>> = there.map(|name| digest(name)).collect();
         let files = digests?.into_iter().map(|(name, d)| (name, d.as_str().to_owned())).collect();
         self.write_json("run.json", &RunFile { request, found: Some(found), files })
     }

@@ -205,7 +205,7 @@ fn groups_stay_on_one_side() {
     let table =
         table("x.csv", "file,label,group\ni/1.jpg,a,p\ni/2.jpg,a,p\ni/3.jpg,a,q\ni/4.jpg,b,q\n");
     let opened = table.unwrap();
-    assert_eq!(opened.manifest.split_origin, SplitOrigin::Made);
+    assert_eq!(opened.manifest.split_origin, SplitOrigin::MadeByGroup);
     let split = |i: usize| opened.manifest.samples[i].split;
     assert_eq!(split(0), split(1));
     assert_eq!(split(2), split(3));

@@ -223,7 +223,7 @@ fn header(text: &str, separator: u8) -> Vec<String> {
 }
 
 fn header_of(record: &csv::StringRecord) -> Vec<String> {
-    let mut columns: Vec<String> = record.iter().map(column_name).collect();
+    let mut columns: Vec<String> = record.iter().map(|name| column_name(&unquoted(name))).collect();
     while columns.len() > 1 && columns.last().is_some_and(String::is_empty) {
         columns.pop();
     }
