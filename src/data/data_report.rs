@@ -34,7 +34,7 @@ pub struct DataReport {
     /// Images of 16-bit samples.
     #[serde(default)]
     pub deep: usize,
-    /// Those of them that use only levels below [`DARK`].
+    /// Those of them that use only the darkest levels, below `DARK`.
     #[serde(default)]
     pub dark_deep: usize,
     /// The largest level in any image; `None` if none can be read.
