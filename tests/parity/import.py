@@ -157,7 +157,8 @@ def main(folder):
     official_t2t = T2tVit(160, 256, 7, 4, 2, Performer).eval()
     torch.save({"state_dict_ema": official_t2t.state_dict()}, path)
     small = T2tVit(112, 256, 7, 4, 2, Performer).eval()
-    state = official_t2t.state_dict() | {"pos_embed": small.pos_embed}
+    resampled = timm.layers.resample_abs_pos_embed(official_t2t.pos_embed, new_size=[7, 7], num_prefix_tokens=1, antialias=False)
+    state = official_t2t.state_dict() | {"pos_embed": resampled}
     small.load_state_dict(state)
     check("T2T-ViT of 160 px at 112 px", embed(path, "t2t_vit_7", 112, images, folder)[0], features(small, pixels))
 
