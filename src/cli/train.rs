@@ -26,8 +26,9 @@ pub(super) fn finetune(args: &FinetuneArgs) -> Result<()> {
 
 fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Result<()> {
     let mut layers = args.layers(job, std::env::vars_os().collect())?;
+    // Before anything else, so that a name that is not there is said first.
+    let weights = init.map(run::weights_of).transpose()?;
     if let Some(init) = init {
-        run::weights_of(init)?;
         layers.inherit(run::inherited(init)?, init)?;
     }
     let resolved = run::settle(layers, job.stages())?;
@@ -35,14 +36,10 @@ fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Resul
         .into_iter()
         .filter(|stage| resolved.chosen(&format!("{}.optim.epochs", stage.as_str())))
         .collect();
-    let trained: Vec<StageName> = [
-        (StageName::Pretrain, job != Job::Finetune && resolved.config.pretrain.optim.epochs > 0),
-        (StageName::Finetune, job != Job::Pretrain),
-    ]
-    .into_iter()
-    .filter_map(|(stage, trained)| trained.then_some(stage))
-    .collect();
-    if trained.is_empty() {
+    let stages = job.stages();
+    let pretrain = stages.pretrain && resolved.config.pretrain.optim.epochs > 0;
+    let finetune = stages.finetune;
+    if !pretrain && !finetune {
         return Err(Error::Usage(
             "nothing is to be trained: pre-training has 0 epochs\n  give --epochs, or use `fewvit \
              finetune`"
@@ -50,7 +47,9 @@ fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Resul
         ));
     }
     let budget = resolved.config.time_budget > 0.0 && resolved.chosen("time_budget");
-    if budget && trained.iter().all(|stage| chosen.contains(stage)) {
+    let is_fixed = |trained: bool, stage| !trained || chosen.contains(&stage);
+    if budget && is_fixed(pretrain, StageName::Pretrain) && is_fixed(finetune, StageName::Finetune)
+    {
         return Err(Error::Usage(
             "the time budget does nothing: the epochs of every stage are given\n  leave one of the \
              two out"
@@ -59,12 +58,11 @@ fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Resul
     }
     let sources = resolved.sources();
     let config = resolved.config;
-    let init = init.map(run::weights_of).transpose()?;
     let request = Request {
         data: absolute(data),
-        pretrain: job != Job::Finetune && config.pretrain.optim.epochs > 0,
-        finetune: job != Job::Pretrain,
-        init: init.as_deref().map(absolute),
+        pretrain,
+        finetune,
+        init: weights.as_deref().map(absolute),
         command: std::env::args().collect(),
         sources,
     };

@@ -83,10 +83,8 @@ impl EvalView {
             Ok(unreadable.into_iter().filter_map(|e| e.map(Err).or_else(|| made.next())).collect())
         };
         map_in_turn(count.div_ceil(IMAGES_AT_A_TIME), threads, few, |turn, results| {
-            let numbered = results?.into_iter().enumerate();
-            numbered
-                .into_iter()
-                .try_for_each(|(i, result)| sink(turn * IMAGES_AT_A_TIME + i, result))
+            let mut numbered = (turn * IMAGES_AT_A_TIME..).zip(results?);
+            numbered.try_for_each(|(i, result)| sink(i, result))
         })
     }
 }

@@ -338,8 +338,7 @@ impl Columns<'_> {
             let mut values = self.values(*column).peekable();
             values.peek().is_some() && values.all(|(_, value)| parse_split(value).is_some())
         };
-        let mut maybe = MAYBE_SPLIT.iter().filter_map(|name| self.filled(name));
-        let maybe: Vec<usize> = maybe.by_ref().collect();
+        let maybe: Vec<usize> = MAYBE_SPLIT.iter().filter_map(|name| self.filled(name)).collect();
         if let Some(column) = maybe
             .iter()
             .find(|column| self.values(**column).any(|(_, value)| parse_split(value).is_some()))
