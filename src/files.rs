@@ -1,7 +1,7 @@
 //! Files that are there whole or not at all.
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{BufWriter, Write as _};
 use std::path::Path;
 
 use crate::error::{Error, Result};
@@ -9,21 +9,32 @@ use crate::error::{Error, Result};
 /// Writes `bytes` to `path` so that either the old or the new content is there after a crash.
 ///
 /// # Errors
-/// The folder cannot be written or the disk is full; the old file is intact then.
+/// As [`stream_atomically`].
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
+    stream_atomically(path, |file| file.write_all(bytes))
+}
+
+/// Has `write` write to `path` so that either the old or the new content is there after a crash.
+///
+/// # Errors
+/// The folder cannot be written or the disk is full; the old file is intact then.
+pub fn stream_atomically(
+    path: &Path,
+    write: impl FnOnce(&mut BufWriter<File>) -> std::io::Result<()>,
+) -> Result<()> {
     // Beside the file and under its whole name: `a.csv` must not cost anybody their `a.tmp`.
     let mut temporary = path.as_os_str().to_owned();
     temporary.push(".partial");
     let temporary = Path::new(&temporary);
-    let write = || -> std::io::Result<()> {
-        let mut file = File::create(temporary)?;
-        file.write_all(bytes)?;
-        file.sync_all()?;
+    let replace = || -> std::io::Result<()> {
+        let mut file = BufWriter::new(File::create(temporary)?);
+        write(&mut file)?;
+        file.into_inner().map_err(|e| e.into_error())?.sync_all()?;
         std::fs::rename(temporary, path)?;
         // The rename itself reaches the disk with the folder.
         File::open(folder_of(path))?.sync_all()
     };
-    write().map_err(|source| {
+    replace().map_err(|source| {
         // A half-written temporary file must not hold on to the space that was missing.
         let _ = std::fs::remove_file(temporary);
         Error::io("write", path, source)

@@ -4,15 +4,14 @@
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 
-use safetensors::tensor::SafeTensors;
+use safetensors::tensor::{Dtype, TensorInfo};
 use serde::{Deserialize, Serialize};
 
 use super::optim::{Progress, TrainState};
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
 use crate::method::StateTensor;
 use crate::nn::ParamSpec;
-use crate::weights::{from_le_bytes, serialize_f32, to_le_bytes};
+use crate::weights::{TensorFile, ToWrite, from_le_bytes, write_tensors};
 
 /// Which stage a checkpoint belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,9 +48,9 @@ pub fn previous(path: &Path) -> PathBuf {
 /// Writes `state` to `path` and keeps what was there as [`previous`].
 ///
 /// # Errors
-/// As [`write_atomically`].
+/// As [`write_tensors`].
 pub fn save(path: &Path, stage: StageName, state: &TrainState) -> Result<()> {
-    let bytes = to_bytes(stage, state)?;
+    let metadata = metadata(stage, state)?;
     if path.exists() {
         // A hard link, so that `path` itself is never absent.
         let old = previous(path);
@@ -60,11 +59,11 @@ pub fn save(path: &Path, stage: StageName, state: &TrainState) -> Result<()> {
             .or_else(|_| std::fs::copy(path, &old).map(|_| ()))
             .map_err(|source| Error::io("keep the previous checkpoint as", &old, source))?;
     }
-    write_atomically(path, &bytes)
+    write_tensors(path, tensors(state), Some(metadata))
 }
 
-fn to_bytes(stage: StageName, state: &TrainState) -> Result<Vec<u8>> {
-    let mut tensors: Vec<(String, Vec<u8>, Vec<usize>)> = Vec::new();
+fn tensors(state: &TrainState) -> Vec<ToWrite<'_>> {
+    let mut tensors: Vec<ToWrite> = Vec::new();
     let vectors = [
         (PARAM, Some(&state.values)),
         (FIRST_MOMENT, Some(&state.m)),
@@ -75,24 +74,26 @@ fn to_bytes(stage: StageName, state: &TrainState) -> Result<Vec<u8>> {
     for (prefix, values) in vectors {
         let Some(values) = values else { continue };
         for spec in &state.specs {
-            let bytes = to_le_bytes(&values[spec.range.clone()]);
-            tensors.push((format!("{prefix}{}", spec.key), bytes, spec.shape.clone()));
+            let values = &values[spec.range.clone()];
+            tensors.push((format!("{prefix}{}", spec.key), &spec.shape, values));
         }
     }
     for (key, tensor) in &state.memory {
-        let bytes = to_le_bytes(&tensor.values);
-        tensors.push((format!("{MEMORY}{key}"), bytes, tensor.shape.clone()));
+        tensors.push((format!("{MEMORY}{key}"), &tensor.shape, &tensor.values));
     }
+    tensors
+}
+
+fn metadata(stage: StageName, state: &TrainState) -> Result<HashMap<String, String>> {
     let keys: Vec<_> = state.specs.iter().map(|spec| spec.key.as_str()).collect();
     let frozen: Vec<_> = state.specs.iter().map(|spec| spec.frozen).collect();
-    let header = HashMap::from([
+    Ok(HashMap::from([
         ("stage".to_owned(), stage.as_str().to_owned()),
         ("progress".to_owned(), json(&state.progress)?),
         ("keys".to_owned(), json(&keys)?),
         ("frozen".to_owned(), json(&frozen)?),
         ("encoder".to_owned(), json(&state.encoder)?),
-    ]);
-    serialize_f32(&tensors, Some(header))
+    ]))
 }
 
 /// Reads the checkpoint at `path`, or the previous one where that does not verify; `None` where
@@ -116,11 +117,9 @@ fn read(path: &Path) -> Result<(StageName, TrainState)> {
     let damaged = |why: String| {
         Error::Failed(format!("the checkpoint {} cannot be used: {why}", path.display()))
     };
-    let bytes = std::fs::read(path).map_err(|source| Error::io("read", path, source))?;
-    let (_, header) = SafeTensors::read_metadata(&bytes).map_err(|e| damaged(e.to_string()))?;
-    let file = SafeTensors::deserialize(&bytes).map_err(|e| damaged(e.to_string()))?;
+    let file = TensorFile::open(path).map_err(damaged)?;
     let field = |name: &str| -> Result<&String> {
-        let fields = header.metadata().as_ref();
+        let fields = file.metadata();
         fields.and_then(|m| m.get(name)).ok_or_else(|| damaged(format!("it lacks `{name}`")))
     };
     let parse = |e: serde_json::Error| damaged(e.to_string());
@@ -135,33 +134,42 @@ fn read(path: &Path) -> Result<(StageName, TrainState)> {
         "finetune" => StageName::Finetune,
         other => return Err(damaged(format!("`{other}` is no stage"))),
     };
+    let info = |name: &str| {
+        let info = file.info(name).filter(|info| info.dtype == Dtype::F32);
+        info.ok_or_else(|| damaged(format!("it lacks `{name}`")))
+    };
+    let read = |info: &TensorInfo| file.bytes(info).map_err(|e| damaged(e.to_string()));
     let mut specs: Vec<ParamSpec> = Vec::new();
+    for (key, &frozen) in keys.iter().zip(&frozen) {
+        let start = specs.last().map_or(0, |spec| spec.range.end);
+        let shape = info(&format!("{PARAM}{key}"))?.shape.clone();
+        let range = start..start + shape.iter().product::<usize>();
+        specs.push(ParamSpec { key: key.clone(), shape, range, frozen });
+    }
+    let len = specs.last().map_or(0, |spec| spec.range.end);
     let vector = |prefix: &str| -> Result<Vec<f32>> {
-        let mut values = Vec::new();
+        let mut values = Vec::with_capacity(len);
         for key in &keys {
-            let tensor = file.tensor(&format!("{prefix}{key}"));
-            values.extend(from_le_bytes(tensor.map_err(|e| damaged(e.to_string()))?.data()));
+            values.extend(from_le_bytes(&read(info(&format!("{prefix}{key}"))?)?));
         }
         Ok(values)
     };
     let (values, m, v) = (vector(PARAM)?, vector(FIRST_MOMENT)?, vector(SECOND_MOMENT)?);
-    for (key, &frozen) in keys.iter().zip(&frozen) {
-        let tensor = file.tensor(&format!("{PARAM}{key}")).map_err(|e| damaged(e.to_string()))?;
-        let start = specs.last().map_or(0, |spec| spec.range.end);
-        let shape = tensor.shape().to_vec();
-        let range = start..start + shape.iter().product::<usize>();
-        specs.push(ParamSpec { key: key.clone(), shape, range, frozen });
-    }
+    let names = file.names();
     let optional = |prefix: &str| -> Result<Option<Vec<f32>>> {
-        let there = file.names().iter().any(|name| name.starts_with(prefix));
+        let there = names.iter().any(|name| name.starts_with(prefix));
         there.then(|| vector(prefix)).transpose()
     };
     let (ema, teacher) = (optional(AVERAGE)?, optional(TEACHER)?);
-    let remembered = file.iter().filter_map(|(name, tensor)| {
-        let (shape, values) = (tensor.shape().to_vec(), from_le_bytes(tensor.data()).collect());
-        Some((name.strip_prefix(MEMORY)?.to_owned(), StateTensor { shape, values }))
-    });
-    let memory = remembered.collect();
+    let remembered = |name: &String| {
+        let key = name.strip_prefix(MEMORY)?;
+        let tensor = info(name).and_then(|info| {
+            let values = from_le_bytes(&read(info)?).collect();
+            Ok(StateTensor { shape: info.shape.clone(), values })
+        });
+        Some(tensor.map(|tensor| (key.to_owned(), tensor)))
+    };
+    let memory = names.iter().filter_map(remembered).collect::<Result<_>>()?;
     Ok((stage, TrainState { specs, values, m, v, ema, teacher, encoder, memory, progress }))
 }
 
@@ -198,6 +206,17 @@ mod tests {
         assert_eq!(load(&path).expect("loaded"), Some((StageName::Finetune, state(3))));
     }
 
+    /// The file that the first version wrote for this state, whose metadata came in any order, in the
+    /// one order that is sorted.
+    #[test]
+    fn the_file_of_a_state_is_always_the_same() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("last.safetensors");
+        save(&path, StageName::Finetune, &state(3)).expect("saved");
+        let digest = crate::data::digest::Digest::of(&std::fs::read(&path).expect("there"));
+        assert_eq!(digest.as_str(), "17b7a8f7f0f72075d79beff977698948");
+    }
+
     #[test]
     fn a_damaged_checkpoint_falls_back_to_the_previous_one() {
         let folder = tempfile::tempdir().expect("a temporary folder");
@@ -208,6 +227,7 @@ mod tests {
         std::fs::write(&path, &bytes[..bytes.len() - 3]).expect("truncated");
         let (_, loaded) = load(&path).expect("loaded").expect("the previous one");
         assert_eq!(loaded.progress.step, 1);
+        // A length that no memory could hold, of a header that is not there.
         std::fs::write(previous(&path), b"not a checkpoint").expect("damaged");
         let error = load(&path).expect_err("both are damaged");
         assert!(error.to_string().contains("last.safetensors cannot be used"), "{error}");

@@ -8,10 +8,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use pytorch_reader::{DType, PickleValue, PytorchReader};
-use safetensors::tensor::{Dtype, SafeTensors};
+use safetensors::tensor::Dtype;
 use zip::{CompressionMethod, ZipArchive};
 
-use super::to_f32;
+use super::{TensorFile, to_f32};
 use crate::error::{Error, Result};
 
 /// The largest pickle that is read, in bytes. It names tensors and holds none: DeiT-Base with its
@@ -59,7 +59,7 @@ impl Checkpoint {
         // A safetensors file begins with eight bytes of length and a JSON object.
         let tensors = match start.get(8) {
             _ if start.is_empty() => Err("it is empty".to_owned()),
-            Some(b'{') => in_safetensors(std::fs::read(path).map_err(io)?),
+            Some(b'{') => in_safetensors(path),
             _ => in_pickle(path),
         };
         let tensors = tensors.map_err(|why| unusable(&why))?;
@@ -99,18 +99,15 @@ impl Checkpoint {
 /// Tensors by name, or why there are none.
 type Found = std::result::Result<BTreeMap<String, Stored>, String>;
 
-fn in_safetensors(bytes: Vec<u8>) -> Found {
-    let bytes = Arc::new(bytes);
-    let (header, metadata) = SafeTensors::read_metadata(&bytes)
-        .map_err(|e| format!("it is a broken safetensors file ({e})"))?;
-    let start = 8 + header;
-    let tensors = metadata.tensors().into_iter().map(|(name, info)| {
-        let range = start + info.data_offsets.0..start + info.data_offsets.1;
-        let bytes = bytes.clone();
-        let read = Box::new(move || Ok(bytes[range.clone()].to_vec()));
-        (name, Stored { dtype: Some(info.dtype), shape: info.shape.clone(), read })
-    });
-    Ok(tensors.collect())
+fn in_safetensors(path: &Path) -> Found {
+    let file = TensorFile::open(path);
+    let file = Arc::new(file.map_err(|e| format!("it is a broken safetensors file ({e})"))?);
+    let tensor = |name: String| {
+        let (file, info) = (file.clone(), file.info(&name)?.clone());
+        let (dtype, shape) = (Some(info.dtype), info.shape.clone());
+        Some((name, Stored { dtype, shape, read: Box::new(move || file.bytes(&info)) }))
+    };
+    Ok(file.names().into_iter().filter_map(tensor).collect())
 }
 
 fn in_pickle(path: &Path) -> Found {

@@ -3,16 +3,17 @@
 
 mod checkpoint;
 mod import;
+mod tensor_file;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::path::Path;
 
-use safetensors::tensor::{Dtype, SafeTensors, TensorView, serialize};
+use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
 use crate::nn::ParamSpec;
 pub use import::{Head, Import, Take, import, import_taking};
+pub use tensor_file::{TensorFile, ToWrite, write_tensors};
 
 /// Shape and values of a named tensor.
 pub type Named = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
@@ -22,15 +23,20 @@ pub type Named = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 /// # Errors
 /// No safetensors file, or a tensor of another type than f32, f16, bf16 and f64.
 pub fn read(path: &Path) -> Result<Named> {
-    let bytes = std::fs::read(path).map_err(|source| Error::io("read", path, source))?;
-    let file = open(path, &bytes)?;
-    let tensor = |(name, view): (String, TensorView)| {
-        let values = floats(&view).ok_or_else(|| {
-            Error::Failed(format!("{}: `{name}` is {:?}, not float", path.display(), view.dtype()))
+    let file = TensorFile::open(path).map_err(|why| unusable(path, &why))?;
+    let tensor = |name: String| {
+        let Some(info) = file.info(&name) else { return Err(unusable(path, &name)) };
+        let bytes = file.bytes(info).map_err(|source| Error::io("read", path, source))?;
+        let values = to_f32(info.dtype, &bytes).ok_or_else(|| {
+            Error::Failed(format!("{}: `{name}` is {:?}, not float", path.display(), info.dtype))
         })?;
-        Ok((name, (view.shape().to_vec(), values)))
+        Ok((name, (info.shape.clone(), values)))
     };
-    file.tensors().into_iter().map(tensor).collect()
+    file.names().into_iter().map(tensor).collect()
+}
+
+fn unusable(path: &Path, why: &str) -> Error {
+    Error::Failed(format!("{} is no usable safetensors file: {why}", path.display()))
 }
 
 /// Opens the bytes of a safetensors file.
@@ -38,9 +44,7 @@ pub fn read(path: &Path) -> Result<Named> {
 /// # Errors
 /// They are none.
 pub fn open<'a>(path: &Path, bytes: &'a [u8]) -> Result<SafeTensors<'a>> {
-    SafeTensors::deserialize(bytes).map_err(|e| {
-        Error::Failed(format!("{} is no usable safetensors file: {e}", path.display()))
-    })
+    SafeTensors::deserialize(bytes).map_err(|e| unusable(path, &e.to_string()))
 }
 
 /// The values as f32, `None` for types that are no floats.
@@ -80,12 +84,12 @@ fn half_to_f32(half: u16) -> f32 {
 /// # Errors
 /// The file cannot be written.
 pub fn write(path: &Path, specs: &[ParamSpec], values: &[f32]) -> Result<()> {
-    let tensor = |spec: &ParamSpec| {
-        (spec.key.clone(), to_le_bytes(&values[spec.range.clone()]), spec.shape.clone())
-    };
-    let tensors: Vec<_> = specs.iter().map(tensor).collect();
+    let tensors = specs.iter().map(|spec| {
+        let values = &values[spec.range.clone()];
+        (spec.key.clone(), &spec.shape[..], values)
+    });
     let header = [("format".to_owned(), "pt".to_owned())].into();
-    write_atomically(path, &serialize_f32(&tensors, Some(header))?)
+    write_tensors(path, tensors.collect(), Some(header))
 }
 
 /// Fills `values` from `weights`: every parameter must be there in its shape, and nothing more.
@@ -112,28 +116,6 @@ pub fn fill_strictly(specs: &[ParamSpec], values: &mut [f32], weights: &Named) -
             problems.join("\n  ")
         ))),
     }
-}
-
-/// Serialises named little-endian f32 tensors.
-///
-/// # Errors
-/// A shape does not fit its data.
-pub fn serialize_f32(
-    tensors: &[(String, Vec<u8>, Vec<usize>)],
-    header: Option<HashMap<String, String>>,
-) -> Result<Vec<u8>> {
-    let views = tensors.iter().map(|(name, bytes, shape)| {
-        let view = TensorView::new(Dtype::F32, shape.clone(), bytes);
-        view.map(|view| (name.as_str(), view))
-    });
-    let failed = |e| Error::Failed(format!("cannot serialise the weights: {e}"));
-    let views = views.collect::<std::result::Result<Vec<_>, _>>().map_err(failed)?;
-    serialize(views, header).map_err(failed)
-}
-
-/// Little-endian bytes.
-pub fn to_le_bytes(values: &[f32]) -> Vec<u8> {
-    values.iter().flat_map(|v| v.to_le_bytes()).collect()
 }
 
 /// Values of little-endian f32 bytes.

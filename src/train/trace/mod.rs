@@ -13,9 +13,8 @@ use burn::tensor::Tensor;
 use safetensors::tensor::SafeTensors;
 
 use crate::error::Result;
-use crate::files::write_atomically;
 use crate::nn::ParamSpec;
-use crate::weights::{Named, serialize_f32, to_le_bytes};
+use crate::weights::{Named, write_tensors};
 
 /// Whether a file holds an earlier trace.
 fn is_trace(content: &[u8]) -> bool {
@@ -37,7 +36,6 @@ fn matrix(tensor: Tensor<2>) -> (Vec<usize>, Vec<f32>) {
 }
 
 fn write(path: &Path, out: Named, header: Option<HashMap<String, String>>) -> Result<()> {
-    let tensors: Vec<_> =
-        out.into_iter().map(|(key, (shape, v))| (key, to_le_bytes(&v), shape)).collect();
-    write_atomically(path, &serialize_f32(&tensors, header)?)
+    let tensors = out.iter().map(|(key, (shape, values))| (key.clone(), &shape[..], &values[..]));
+    write_tensors(path, tensors.collect(), header)
 }
