@@ -1,16 +1,16 @@
 //! A step's crops, made beside the step that runs.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
 use rand::seq::SliceRandom as _;
 
-use super::Rgb8;
 use super::cache::ImageStore;
 use super::mixing::Mix;
-use super::parallel::map_in_order;
-use super::views::ViewPlan;
+use super::parallel::for_each;
+use super::views::{ViewGroup, ViewPlan};
 use crate::error::Result;
 use crate::rng::{Purpose, stream};
 
@@ -38,19 +38,68 @@ pub struct CropBatch {
 pub enum Crops {
     /// As augmentation leaves them, `[rows, img_size, img_size, 3]`, unmixed.
     Bytes(Vec<u8>),
+    /// The same for some of the rows.
+    Part {
+        /// The crops of these rows, in their order.
+        bytes: Vec<u8>,
+        /// Where in `bytes` a row's crop is, counted in crops; `None` for the other rows.
+        places: Vec<Option<usize>>,
+    },
     /// As the model takes them, `[rows, 3, img_size, img_size]`: tensors from elsewhere, which are
     /// neither normalised nor mixed any more.
     Ready(Vec<f32>),
+}
+
+impl Crops {
+    /// Memory for crops of `len` bytes each: for all of the `rows`, or for those that are `wanted`
+    /// and the partners that `mix` mixes them with.
+    fn new(rows: usize, len: usize, wanted: Option<&[Range<usize>]>, mix: &Mix) -> Self {
+        let Some(wanted) = wanted else { return Self::Bytes(vec![0; rows * len]) };
+        let mut needed = vec![false; rows];
+        for row in wanted.iter().cloned().flatten() {
+            needed[row] = true;
+            needed[mix.partner[row]] = true;
+        }
+        let mut made = 0;
+        let place = |needed: bool| {
+            made += usize::from(needed);
+            needed.then(|| made - 1)
+        };
+        let places = needed.into_iter().map(place).collect();
+        Self::Part { bytes: vec![0; made * len], places }
+    }
+
+    /// Each row that has a crop of `len` bytes, and the place of that crop.
+    fn places_mut(&mut self, len: usize) -> Vec<(usize, &mut [u8])> {
+        match self {
+            Self::Bytes(bytes) => bytes.chunks_exact_mut(len).enumerate().collect(),
+            Self::Part { bytes, places } => {
+                let made = (0..places.len()).filter(|&row| places[row].is_some());
+                made.zip(bytes.chunks_exact_mut(len)).collect()
+            }
+            Self::Ready(_) => Vec::new(),
+        }
+    }
 }
 
 impl CropBatch {
     /// Writes row `row` as the model sees it, normalised and mixed, to `out` `[3, s, s]`.
     ///
     /// # Panics
-    /// If there is no such row or `out` has another size.
+    /// If there is no such row, it is none of those that were asked for, or `out` has another size.
     pub fn write_row(&self, row: usize, mean: [f32; 3], std: [f32; 3], out: &mut [f32]) {
+        let size = self.img_size;
         match &self.crops {
-            Crops::Bytes(crops) => self.mix.write_row(crops, row, self.img_size, mean, std, out),
+            Crops::Bytes(crops) => self.mix.write_row(crops, row, size, mean, std, out),
+            Crops::Part { bytes, places } => {
+                let crop = |row: usize| {
+                    let place = places[row];
+                    let place = place.unwrap_or_else(|| panic!("no crop was made for row {row}"));
+                    let len = size * size * 3;
+                    &bytes[place * len..][..len]
+                };
+                self.mix.blend((crop(row), crop(self.mix.partner[row])), size, mean, std, out);
+            }
             Crops::Ready(values) => out.copy_from_slice(&values[row * out.len()..][..out.len()]),
         }
     }
@@ -58,6 +107,18 @@ impl CropBatch {
 
 /// Draws the mixing of a group: `(stream, epoch, rows, img_size)`.
 pub type DrawMix = dyn Fn(&mut rand_chacha::ChaCha8Rng, usize, usize, usize) -> Mix + Send + Sync;
+
+/// Which rows of a batch get crops. Everything else in a batch is the same whatever they are.
+#[derive(Clone)]
+pub enum Rows {
+    /// All of them.
+    All,
+    /// A process's own and the partners that these are mixed with.
+    Own(Arc<OwnRows>),
+}
+
+/// The own rows of each group, given how many rows each group has.
+pub type OwnRows = dyn Fn(&[usize]) -> Vec<Vec<Range<usize>>> + Send + Sync;
 
 /// What a stage's batches are made from. Everything in a batch follows from this and the step.
 #[derive(Clone)]
@@ -76,6 +137,8 @@ pub struct BatchSource {
     pub drop_last: bool,
     /// Threads that cut crops.
     pub threads: usize,
+    /// The rows that get crops.
+    pub rows: Rows,
 }
 
 impl BatchSource {
@@ -97,47 +160,55 @@ impl BatchSource {
     /// # Errors
     /// The image cache cannot be read.
     pub fn batch(&self, step: usize) -> Result<Batch> {
-        let (epoch, within) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
-        let mut order: Vec<usize> = (0..self.images.len()).collect();
-        order.shuffle(&mut stream(self.seed, Purpose::Order, epoch as u32, 0, 0));
-        let first = within * self.batch_size;
-        let samples = &order[first..(first + self.batch_size).min(order.len())];
-        let views = self.cut(epoch, samples)?;
-        let mut first_view = 0;
-        let group = |(index, group): (usize, &super::views::ViewGroup)| {
-            let views = &views[first_view..first_view + group.count];
-            first_view += group.count;
-            let rows = samples.len() * group.count;
-            let img_size = group.augment.img_size();
-            let mut rng = stream(self.seed, Purpose::Mix, 0, step as u64, index as u32);
-            let pixels = views.iter().flatten().flat_map(|crop| &crop.pixels).copied();
-            CropBatch {
-                img_size,
-                views: group.count,
-                crops: Crops::Bytes(pixels.collect()),
-                samples: samples.repeat(group.count),
-                mix: (self.mix)(&mut rng, epoch, rows, img_size),
-            }
-        };
-        Ok(Batch { groups: self.views.groups.iter().enumerate().map(group).collect() })
+        self.batch_in_order(step, &mut Order::default())
     }
 
-    /// Every view of every sample: `[view][sample]`.
-    fn cut(&self, epoch: usize, samples: &[usize]) -> Result<Vec<Vec<Rgb8>>> {
-        let views: usize = self.views.groups.iter().map(|group| group.count).sum();
-        let of_sample = |&sample: &usize| -> Result<Vec<Rgb8>> {
-            let image = self.images.get(sample)?;
-            let crop = |view: usize| {
-                self.views.crop(&image, self.seed, epoch as u32, sample as u64, view as u32)
-            };
-            Ok((0..views).map(crop).collect())
+    /// [`Self::batch`], which draws the order of the step's epoch only if `order` is of another one.
+    fn batch_in_order(&self, step: usize, order: &mut Order) -> Result<Batch> {
+        let (epoch, within) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
+        let order = order.of(self, epoch);
+        let first = within * self.batch_size;
+        let samples = &order[first..(first + self.batch_size).min(order.len())];
+        let rows = self.views.groups.iter().map(|group| samples.len() * group.count);
+        let rows: Vec<usize> = rows.collect();
+        let wanted = match &self.rows {
+            Rows::All => None,
+            Rows::Own(own) => Some(own(&rows)),
         };
-        let by_sample = map_in_order(samples, self.threads, of_sample)?;
-        let mut by_view: Vec<Vec<Rgb8>> = (0..views).map(|_| Vec::new()).collect();
-        for crops in by_sample {
-            by_view.iter_mut().zip(crops).for_each(|(view, crop)| view.push(crop));
+        let group = |(index, group): (usize, &ViewGroup)| {
+            let (rows, img_size) = (rows[index], group.augment.img_size());
+            let mut rng = stream(self.seed, Purpose::Mix, 0, step as u64, index as u32);
+            let mix = (self.mix)(&mut rng, epoch, rows, img_size);
+            let wanted = wanted.as_ref().map(|wanted| &wanted[index][..]);
+            let crops = Crops::new(rows, img_size * img_size * 3, wanted, &mix);
+            let samples = samples.repeat(group.count);
+            CropBatch { img_size, views: group.count, crops, samples, mix }
+        };
+        let mut groups: Vec<_> = self.views.groups.iter().enumerate().map(group).collect();
+        self.cut(epoch, samples, &mut groups)?;
+        Ok(Batch { groups })
+    }
+
+    /// Fills the groups' crops, all of one image by one thread.
+    fn cut(&self, epoch: usize, samples: &[usize], groups: &mut [CropBatch]) -> Result<()> {
+        let mut images: Vec<_> = samples.iter().map(|&sample| (sample, Vec::new())).collect();
+        let mut first_view = 0;
+        for group in groups {
+            for (row, place) in group.crops.places_mut(group.img_size * group.img_size * 3) {
+                let (view, image) = (first_view + row / samples.len(), row % samples.len());
+                images[image].1.push((view as u32, place));
+            }
+            first_view += group.views;
         }
-        Ok(by_view)
+        images.retain(|(_, places)| !places.is_empty());
+        for_each(images, self.threads, |(sample, places)| {
+            let image = self.images.get(sample)?;
+            for (view, place) in places {
+                let crop = self.views.crop(&image, self.seed, epoch as u32, sample as u64, view);
+                place.copy_from_slice(&crop.pixels);
+            }
+            Ok(())
+        })
     }
 
     /// Makes the batches `first_step..end` one ahead of the reader.
@@ -145,14 +216,35 @@ impl BatchSource {
         let source = self.clone();
         let (sender, receiver) = sync_channel(1);
         let thread = std::thread::spawn(move || {
+            let mut order = Order::default();
             for step in first_step..end {
                 // A closed channel means that the reader stopped early.
-                if sender.send(source.batch(step)).is_err() {
+                if sender.send(source.batch_in_order(step, &mut order)).is_err() {
                     break;
                 }
             }
         });
         Prefetch { receiver: Some(receiver), thread: Some(thread) }
+    }
+}
+
+/// The order of the samples in the epoch that was asked for last. A million of them take longer to
+/// shuffle than some steps take, so that it is not done at every step.
+#[derive(Default)]
+struct Order {
+    epoch: Option<usize>,
+    samples: Vec<usize>,
+}
+
+impl Order {
+    fn of(&mut self, source: &BatchSource, epoch: usize) -> &[usize] {
+        if self.epoch != Some(epoch) {
+            self.samples = (0..source.images.len()).collect();
+            let mut rng = stream(source.seed, Purpose::Order, epoch as u32, 0, 0);
+            self.samples.shuffle(&mut rng);
+            self.epoch = Some(epoch);
+        }
+        &self.samples
     }
 }
 
@@ -181,47 +273,4 @@ impl Drop for Prefetch {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::super::views::ViewGroup;
-    use super::*;
-    use crate::config::Layers;
-
-    fn source(images: usize, batch_size: usize, drop_last: bool) -> BatchSource {
-        let config = Layers::new("insdis").and_then(Layers::build).expect("a recipe").config;
-        let views = ViewPlan::pretrain(&config.pretrain);
-        let groups = views.groups.into_iter().map(|group| ViewGroup { count: 1, ..group });
-        BatchSource {
-            images: Arc::new(ImageStore::of(vec![Rgb8::new(4, 4); images])),
-            views: Arc::new(ViewPlan { groups: groups.collect() }),
-            mix: Arc::new(|_, _, rows, _| Mix::none(rows)),
-            seed: 1,
-            batch_size,
-            drop_last,
-            threads: 1,
-        }
-    }
-
-    #[test]
-    fn a_last_batch_that_is_not_full_is_kept_or_dropped_but_never_the_only_one() {
-        for (images, batch, drop_last, sizes) in [
-            (10, 4, false, &[4, 4, 2][..]),
-            (10, 4, true, &[4, 4]),
-            (8, 4, true, &[4, 4]),
-            (3, 4, true, &[3]),
-            (3, 4, false, &[3]),
-        ] {
-            let source = source(images, batch, drop_last);
-            assert_eq!(source.steps_per_epoch(), sizes.len(), "{images} {batch} {drop_last}");
-            assert_eq!(source.images_per_epoch(), sizes.iter().sum::<usize>());
-            let mut seen = Vec::new();
-            for epoch in 0..2 {
-                let steps = (0..sizes.len()).map(|i| epoch * sizes.len() + i);
-                let batches = steps.map(|step| source.batch(step).expect("crops"));
-                let samples: Vec<_> = batches.map(|b| b.groups[0].samples.clone()).collect();
-                assert_eq!(samples.iter().map(Vec::len).collect::<Vec<_>>(), sizes);
-                seen.push(samples.concat());
-            }
-            assert!(images < 5 || seen[0] != seen[1], "another order, other images left out");
-        }
-    }
-}
+mod tests;

@@ -88,8 +88,20 @@ impl Mix {
         std: [f32; 3],
         out: &mut [f32],
     ) {
-        let crop = |row: usize| crops[row * s * s * 3..(row + 1) * s * s * 3].as_chunks().0;
-        let (own, other) = (crop(row), crop(self.partner[row]));
+        let crop = |row: usize| &crops[row * s * s * 3..(row + 1) * s * s * 3];
+        self.blend((crop(row), crop(self.partner[row])), s, mean, std, out);
+    }
+
+    /// [`Self::write_row`] of a row's own crop and its partner's, both `[s, s, 3]`.
+    pub(super) fn blend(
+        &self,
+        (own, other): (&[u8], &[u8]),
+        s: usize,
+        mean: [f32; 3],
+        std: [f32; 3],
+        out: &mut [f32],
+    ) {
+        let (own, other) = (own.as_chunks().0, other.as_chunks().0);
         for (c, plane) in out[..3 * s * s].chunks_exact_mut(s * s).enumerate() {
             let scale = 1.0 / (255.0 * std[c]);
             let offset = -mean[c] / std[c];

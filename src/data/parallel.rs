@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::mpsc;
+use std::sync::{Mutex, PoisonError, mpsc};
 
 use crate::error::Result;
 
@@ -63,4 +63,30 @@ pub fn map_in_order<T: Sync, R: Send>(
     };
     map_in_turn(items.len(), threads, |i| f(&items[i]), sink)?;
     Ok(results)
+}
+
+/// Calls `work` on each item, on `threads` threads.
+///
+/// # Errors
+/// One that `work` gave; it ends its own thread and not the others.
+pub fn for_each<T: Send>(
+    items: Vec<T>,
+    threads: usize,
+    work: impl Fn(T) -> Result<()> + Sync,
+) -> Result<()> {
+    let items = Mutex::new(items.into_iter());
+    let next = || items.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let take_turns = || {
+        while let Some(item) = next() {
+            work(item)?;
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..threads.max(1)).map(|_| scope.spawn(take_turns)).collect();
+        let join = |thread: std::thread::ScopedJoinHandle<Result<()>>| {
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        };
+        threads.into_iter().try_for_each(join)
+    })
 }

@@ -8,7 +8,7 @@ use super::observe::RunObserver;
 use super::{Context, Folder, provenance};
 use crate::backbone::{NetSpec, Spec};
 use crate::config::{OptimConfig, PosEmbed, RunConfig};
-use crate::data::loader::BatchSource;
+use crate::data::loader::{BatchSource, Rows};
 use crate::error::{Error, Result};
 use crate::export::timm;
 use crate::method::{self, Labels, Method, supervised::Supervised};
@@ -76,6 +76,7 @@ fn stage<'a>(
         batch_size: optim.batch_size,
         drop_last: optim.drop_last,
         threads: workers,
+        rows: Rows::All,
     };
     let micro_batch = parallel::micro_batch(optim.micro_batch, &net.spec, net.img_size);
     let precision = parallel::precision(config.amp_dtype);

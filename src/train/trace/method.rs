@@ -17,7 +17,7 @@ use crate::backbone::{HeadSpec, Net, NetSpec, Spec};
 use crate::config::{AmpDtype, CropGroup, RunConfig, to_toml};
 use crate::data::Rgb8;
 use crate::data::cache::ImageStore;
-use crate::data::loader::{Batch, BatchSource, CropBatch, Crops};
+use crate::data::loader::{Batch, BatchSource, CropBatch, Crops, Rows};
 use crate::data::mixing::Mix;
 use crate::error::{Error, Result};
 use crate::files::refuse_to_replace;
@@ -191,6 +191,7 @@ fn stage(
         batch_size,
         drop_last: false,
         threads: 1,
+        rows: Rows::All,
     };
     let micro_batch =
         parallel::micro_batch(config.pretrain.optim.micro_batch, &net.spec, net.img_size);
