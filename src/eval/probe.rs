@@ -73,18 +73,23 @@ impl Probe {
             .iter()
             .flat_map(|&penalty| (0..options.folds).map(move |fold| (penalty, fold)))
             .collect();
+        let all: Vec<usize> = (0..labels.len()).collect();
+        let problem = Regression { x: &x, labels, rows: &all, classes, penalty: 0.0 };
         let hits =
             crate::data::parallel::map_in_order(&jobs, options.threads, |&(penalty, fold)| {
-                let held_out = |i: usize| folds[i] % options.folds == fold;
-                let (x_in, y_in) = part(&x, labels, |i| !held_out(i));
-                let (x_out, y_out) = part(&x, labels, held_out);
-                if y_in.is_empty() {
+                let held_out = |&i: &usize| folds[i] % options.folds == fold;
+                let (rows_out, rows_in): (Vec<_>, Vec<_>) = all.iter().partition(|i| held_out(i));
+                if rows_in.is_empty() {
                     return Ok(0);
                 }
-                let (model, _) = fit(&x_in, &y_in, classes, penalty, options.iterations)?;
-                let logits = model.logits(&x_out);
-                let right = logits.chunks_exact(classes).zip(&y_out);
-                Ok(right.filter(|(row, label)| largest(row) == **label).count())
+                let part = Regression { rows: &rows_in, penalty, ..problem };
+                let (model, _) = fit(part, options.iterations)?;
+                let mut z = vec![0.0; classes];
+                let right = rows_out.into_iter().filter(|&i| {
+                    logits(&model.weights, x.row(i), &mut z);
+                    largest(&z) == labels[i]
+                });
+                Ok(right.count())
             })?;
         let by_penalty = hits.chunks_exact(options.folds.max(1)).map(|h| h.iter().sum::<usize>());
         // Of equal ones the strongest, listed first.
@@ -93,14 +98,21 @@ impl Probe {
         });
         let (penalty, hits) =
             best.ok_or_else(|| Error::Usage("a probe needs at least one penalty".to_owned()))?;
-        let (model, converged) = fit(&x, labels, classes, penalty, options.iterations)?;
+        let (model, converged) = fit(Regression { penalty, ..problem }, options.iterations)?;
         let validated = hits as f64 / labels.len() as f64;
         Ok(Self { penalty, validated, converged, scaling, model })
     }
 
     /// Logits `[n, classes]` of `features` `[n, dim]`.
     pub fn logits(&self, features: &[f32]) -> Vec<f32> {
-        self.model.logits(&self.scaling.apply(features)).iter().map(|&z| z as f32).collect()
+        let dim = self.scaling.mean.len().max(1);
+        let mut z = vec![0.0; self.model.classes];
+        let mut all = Vec::with_capacity(features.len() / dim * z.len());
+        for row in features.chunks_exact(dim) {
+            logits(&self.model.weights, &self.scaling.apply(row).values, &mut z);
+            all.extend(z.iter().map(|&z| z as f32));
+        }
+        all
     }
 }
 
@@ -134,15 +146,14 @@ impl Scaling {
     }
 }
 
-#[derive(Clone)]
 struct Matrix {
     values: Vec<f64>,
     columns: usize,
 }
 
 impl Matrix {
-    fn rows(&self) -> impl Iterator<Item = &[f64]> {
-        self.values.chunks_exact(self.columns)
+    fn row(&self, i: usize) -> &[f64] {
+        &self.values[i * self.columns..(i + 1) * self.columns]
     }
 }
 
@@ -157,23 +168,12 @@ fn ranks(labels: &[usize], classes: usize) -> Vec<usize> {
     labels.iter().map(&mut next).collect()
 }
 
-/// The rows and labels that `take` takes.
-fn part(x: &Matrix, labels: &[usize], take: impl Fn(usize) -> bool) -> (Matrix, Vec<usize>) {
-    let taken = || (0..labels.len()).filter(|&i| take(i));
-    let row = |i: usize| &x.values[i * x.columns..(i + 1) * x.columns];
-    let values = taken().flat_map(|i| row(i).iter().copied()).collect();
-    (Matrix { values, columns: x.columns }, taken().map(|i| labels[i]).collect())
-}
-
-impl Linear {
-    fn logits(&self, x: &Matrix) -> Vec<f64> {
-        let mut logits = vec![0.0; x.rows().count() * self.classes];
-        for (row, out) in x.rows().zip(logits.chunks_exact_mut(self.classes)) {
-            for (&v, weights) in row.iter().zip(self.weights.chunks_exact(self.classes)) {
-                out.iter_mut().zip(weights).for_each(|(z, w)| *z += v * w);
-            }
-        }
-        logits
+/// Logits `z` `[classes]` of one image's features `[dim + 1]`. Those of many images are never kept
+/// together: they would grow with images times classes.
+fn logits(weights: &[f64], row: &[f64], z: &mut [f64]) {
+    z.fill(0.0);
+    for (&v, weights) in row.iter().zip(weights.chunks_exact(z.len())) {
+        z.iter_mut().zip(weights).for_each(|(z, w)| *z += v * w);
     }
 }
 
@@ -182,9 +182,12 @@ fn largest(row: &[f64]) -> usize {
 }
 
 /// Mean cross-entropy plus `penalty / 2` times the squared weights; biases are free.
+#[derive(Clone, Copy)]
 struct Regression<'a> {
     x: &'a Matrix,
     labels: &'a [usize],
+    /// The images that it is fitted to.
+    rows: &'a [usize],
     classes: usize,
     penalty: f64,
 }
@@ -192,11 +195,12 @@ struct Regression<'a> {
 impl Regression<'_> {
     /// The value and, into `gradient` if given, the gradient at `weights`.
     fn at(&self, weights: &[f64], mut gradient: Option<&mut [f64]>) -> f64 {
-        let (n, c) = (self.labels.len() as f64, self.classes);
-        let model = Linear { weights: weights.to_vec(), classes: c };
-        let mut logits = model.logits(self.x);
+        let (n, c) = (self.rows.len() as f64, self.classes);
+        let mut z = vec![0.0; c];
         let mut loss = 0.0;
-        for ((row, z), &label) in self.x.rows().zip(logits.chunks_exact_mut(c)).zip(self.labels) {
+        for &i in self.rows {
+            let (row, label) = (self.x.row(i), self.labels[i]);
+            logits(weights, row, &mut z);
             let max = z.iter().fold(f64::NEG_INFINITY, |m, &v| m.max(v));
             let at_label = z[label];
             z.iter_mut().for_each(|v| *v = (*v - max).exp());
@@ -206,7 +210,7 @@ impl Regression<'_> {
             z.iter_mut().for_each(|v| *v /= sum * n);
             z[label] -= 1.0 / n;
             for (&v, g) in row.iter().zip(gradient.chunks_exact_mut(c)) {
-                g.iter_mut().zip(&*z).for_each(|(g, d)| *g += v * d);
+                g.iter_mut().zip(&z).for_each(|(g, d)| *g += v * d);
             }
         }
         let free = weights.len() - c;
@@ -244,15 +248,9 @@ const HISTORY: usize = 10;
 const TOLERANCE: f64 = 1e-5;
 
 /// The weights of least loss, and whether they were found within the iterations.
-fn fit(
-    x: &Matrix,
-    labels: &[usize],
-    classes: usize,
-    penalty: f64,
-    iterations: u64,
-) -> Result<(Linear, bool)> {
-    let start = vec![0.0; x.columns * classes];
-    let problem = Regression { x, labels, classes, penalty };
+fn fit(problem: Regression, iterations: u64) -> Result<(Linear, bool)> {
+    let classes = problem.classes;
+    let start = vec![0.0; problem.x.columns * classes];
     let unsolved = |e: Unsolved| Error::Failed(format!("the linear probe found no fit: {e}"));
     let solver = LBFGS::new(MoreThuenteLineSearch::new(), HISTORY)
         .with_tolerance_grad(TOLERANCE)
@@ -310,7 +308,8 @@ mod tests {
     fn the_gradient_is_the_slope() {
         let (features, labels) = data(7);
         let x = Scaling::of(&features, 2).apply(&features);
-        let problem = Regression { x: &x, labels: &labels, classes: 3, penalty: 0.3 };
+        let rows: Vec<usize> = (0..7).collect();
+        let problem = Regression { x: &x, labels: &labels, rows: &rows, classes: 3, penalty: 0.3 };
         let weights: Vec<f64> = (0..9).map(|i| (i as f64 * 0.7).sin()).collect();
         let mut gradient = vec![0.0; 9];
         problem.at(&weights, Some(&mut gradient));
@@ -331,7 +330,9 @@ mod tests {
         let (features, mut labels) = data(60);
         labels.iter_mut().for_each(|label| *label = usize::from(*label == 2));
         let x = Scaling::of(&features, 2).apply(&features);
-        let (model, _) = fit(&x, &labels, 2, 1e6, 200).expect("a fit");
+        let rows: Vec<usize> = (0..60).collect();
+        let problem = Regression { x: &x, labels: &labels, rows: &rows, classes: 2, penalty: 1e6 };
+        let (model, _) = fit(problem, 200).expect("a fit");
         let [a, b] = [model.weights[4], model.weights[5]];
         assert!((a - b - 2f64.ln()).abs() < 1e-3, "{a} {b}");
     }
