@@ -5,7 +5,7 @@
 //!
 //! Read it in this order: [`config`] (what determines a run), [`data`] (a path becomes batches),
 //! [`backbone`] and [`nn`] over [`ops`] (the models), [`graph`] (the same for ONNX), [`method`] and [`loss`] (what is trained for),
-//! [`train`] (the loop), [`eval`] (how good it is), [`report`] and [`export`] (what comes out),
+//! [`engine`] (what a step is computed with), [`train`] (the loop), [`eval`] (how good it is), [`report`] and [`export`] (what comes out),
 //! [`run`] (all of it in one run folder), [`mod@bench`] (how fast) and [`cli`].
 
 pub mod backbone;
@@ -13,6 +13,7 @@ pub mod bench;
 pub mod cli;
 pub mod config;
 pub mod data;
+pub mod engine;
 pub mod error;
 pub mod eval;
 pub mod export;

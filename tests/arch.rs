@@ -18,6 +18,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("data", &["config", "error", "files", "rng"]),
     ("backbone", &["error", "graph", "nn", "ops"]),
     ("method", &["backbone", "config", "data", "error", "loss", "nn", "rng", "schedule"]),
+    ("engine", &["error"]),
     (
         "train",
         &[
