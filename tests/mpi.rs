@@ -6,6 +6,7 @@
 
 use std::io::Write as _;
 use std::process::{Command, Output, Stdio};
+use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -14,9 +15,12 @@ use fewvit::engine::collective::{self, Collective};
 const TASK: &str = "FEWVIT_TEST_RANK";
 /// Long enough for a busy machine. A job that hangs fails the test.
 const LIMIT: Duration = Duration::from_secs(60);
+/// Jobs that start at the same moment trip over each other's temporary folder.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// What `ranks` processes print while they do a task; `None`, said loudly, without `mpirun`.
 fn mpirun(ranks: usize, task: &str) -> Option<Output> {
+    let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let program = std::env::current_exe().expect("a test program");
     let started = Command::new("mpirun")
         .args(["--allow-run-as-root", "--oversubscribe", "-n", &ranks.to_string()])
