@@ -202,7 +202,7 @@ mod tests {
     fn parts_are_aligned_and_as_large_as_they_fit() {
         assert_eq!(parts(0..3), [0..2, 2..3]);
         assert_eq!(parts(3..6), [3..4, 4..6]);
-        assert_eq!(parts(4..8), [4..8]);
+        assert_eq!(parts(4..9), [4..8, 8..9]);
         assert_eq!(parts(10..15), [10..12, 12..14, 14..15]);
     }
 
