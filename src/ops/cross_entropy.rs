@@ -6,7 +6,7 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::{Int, Tensor, TensorData, activation::log_softmax};
 use burn_flex::FlexTensor;
-use fewvit_kernels::{MixedTarget, SoftTargets, cross_entropy};
+use fewvit_kernels::{SoftTargets, cross_entropy};
 
 use super::buffers::Buffer;
 use super::storage::{contiguous, dims2, slice};
@@ -14,18 +14,16 @@ use super::storage::{contiguous, dims2, slice};
 /// See [`super::mixed_cross_entropy`]; composed of burn's operations.
 pub fn composed(logits: Tensor<2>, targets: SoftTargets) -> Tensor<1> {
     let SoftTargets { rows: targets, on, off } = targets;
-    let (rows, device) = (targets.len(), logits.device());
+    let (shape, device) = ([targets.len(), 2], logits.device());
+    // Two classes and two shares a row are all that crosses to the device.
+    let classes: Vec<i32> = targets.iter().flat_map(|t| [t.a as i32, t.b as i32]).collect();
+    let classes = Tensor::<2, Int>::from_data(TensorData::new(classes, shape), &device);
+    let shares: Vec<f32> = targets.iter().flat_map(|t| [t.lambda, 1.0 - t.lambda]).collect();
+    let shares = Tensor::<2>::from_data(TensorData::new(shares, shape), &device);
     // Gathering log-probabilities subtracts the logsumexp once for each unit of target mass.
     let log_p = log_softmax(logits, 1);
-    let at = |class: fn(&MixedTarget) -> usize, share: fn(&MixedTarget) -> f32| {
-        let classes: Vec<i64> = targets.iter().map(|target| class(target) as i64).collect();
-        let classes = Tensor::<2, Int>::from_data(TensorData::new(classes, [rows, 1]), &device);
-        let shares: Vec<f32> = targets.iter().map(share).collect();
-        let shares = Tensor::<1>::from_data(TensorData::new(shares, [rows]), &device);
-        log_p.clone().gather(1, classes).squeeze_dim::<1>(1) * shares
-    };
-    let mixed = at(|t| t.a, |t| t.lambda) + at(|t| t.b, |t| 1.0 - t.lambda);
-    -(mixed * on) - log_p.clone().sum_dim(1).squeeze_dim::<1>(1) * off
+    let mixed = (log_p.clone().gather(1, classes) * shares).sum_dim(1) * on;
+    -(mixed + log_p.sum_dim(1) * off).squeeze_dim::<1>(1)
 }
 
 /// See [`super::mixed_cross_entropy`]; one autodiff node over the kernel.

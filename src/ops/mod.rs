@@ -2,7 +2,8 @@
 //!
 //! On the CPU each is one autodiff node over a kernel of `fewvit-kernels` with a hand-written
 //! backward ([`fused`]); on every other device it is composed of burn's own operations
-//! ([`composed`]). The tests hold the two together, value and gradient.
+//! ([`composed`]), and [`composed_only`] does that on the CPU too. The tests hold the two together,
+//! value and gradient.
 //!
 //! Weights are stored as PyTorch and timm store them: a linear layer's is `[out, in]`.
 
@@ -25,6 +26,8 @@ mod precision;
 mod projection;
 mod storage;
 pub mod unfold;
+
+use std::cell::Cell;
 
 use burn::tensor::{Device, Tensor};
 
@@ -228,7 +231,27 @@ pub fn mixed_cross_entropy(logits: Tensor<2>, targets: SoftTargets) -> Tensor<1>
 /// Whether the kernels serve this device.
 fn on_cpu(device: &Device) -> bool {
     // Equality of devices ignores autodiff.
-    *device == Device::flex()
+    *device == Device::flex() && !COMPOSED_ONLY.get()
+}
+
+thread_local! {
+    static COMPOSED_ONLY: Cell<bool> = const { Cell::new(false) };
+}
+
+/// Runs `f` with every operation composed of burn's own, on the CPU too.
+///
+/// An operation is chosen when it is called, on the thread that calls it: a backward outside of `f`
+/// is that of what was called inside.
+pub fn composed_only<T>(f: impl FnOnce() -> T) -> T {
+    // Restored also when `f` panics.
+    struct Before(bool);
+    impl Drop for Before {
+        fn drop(&mut self) {
+            COMPOSED_ONLY.set(self.0);
+        }
+    }
+    let _before = Before(COMPOSED_ONLY.replace(true));
+    f()
 }
 
 #[cfg(test)]

@@ -15,31 +15,29 @@ use super::storage::{contiguous, slice};
 pub fn composed(x: Tensor<4>, windows: Windows) -> Tensor<4> {
     let [batch, height, width, channels] = x.dims();
     let (device, size) = (x.device(), windows.kernel.pow(2));
-    let tokens = x.reshape([batch * height * width, channels]);
+    let tokens = x.reshape([batch, height * width, channels]);
     // Places on the padding read one more token, of zeros.
-    let tokens = Tensor::cat(vec![tokens, Tensor::zeros([1, channels], &device)], 0);
-    let places = places(&windows, [batch, height, width]);
+    let tokens = Tensor::cat(vec![tokens, Tensor::zeros([batch, 1, channels], &device)], 1);
+    let places = places(&windows, [height, width]);
     let count = places.len();
     let places = Tensor::<1, Int>::from_data(TensorData::new(places, [count]), &device);
     let [rows, columns] = [height, width].map(|side| windows.count(side));
-    let seen = tokens.select(0, places).reshape([batch * rows * columns, size, channels]);
+    let seen = tokens.select(1, places).reshape([batch * rows * columns, size, channels]);
     seen.swap_dims(1, 2).reshape([batch, rows, columns, channels * size])
 }
 
-/// For each window in turn and each of its places, row by row: the token there, or `batch *
-/// height * width` on the padding.
-fn places(windows: &Windows, [batch, height, width]: [usize; 3]) -> Vec<i32> {
+/// For each window of one map in turn and each of its places, row by row: the token there, or
+/// `height * width` on the padding. All maps of a batch share it, so that it stays small enough to
+/// cross to a device at each call.
+fn places(windows: &Windows, [height, width]: [usize; 2]) -> Vec<i32> {
     let place = |window: usize, offset: usize, side: usize| {
         (window * windows.stride + offset).checked_sub(windows.padding).filter(|&at| at < side)
     };
     let mut tokens = Vec::new();
-    for sample in 0..batch {
-        for (row, column) in pairs(windows.count(height), windows.count(width)) {
-            for (down, right) in pairs(windows.kernel, windows.kernel) {
-                let at = place(row, down, height).zip(place(column, right, width));
-                let token = at.map(|(y, x)| (sample * height + y) * width + x);
-                tokens.push(token.unwrap_or(batch * height * width) as i32);
-            }
+    for (row, column) in pairs(windows.count(height), windows.count(width)) {
+        for (down, right) in pairs(windows.kernel, windows.kernel) {
+            let at = place(row, down, height).zip(place(column, right, width));
+            tokens.push(at.map_or(height * width, |(y, x)| y * width + x) as i32);
         }
     }
     tokens
