@@ -18,7 +18,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("data", &["config", "error", "files", "rng"]),
     ("backbone", &["error", "graph", "nn", "ops"]),
     ("method", &["backbone", "config", "data", "error", "loss", "nn", "rng", "schedule"]),
-    ("engine", &["error"]),
+    ("engine", &["data", "error", "ops", "rng"]),
     (
         "train",
         &[
@@ -32,16 +32,16 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "run",
         &[
-            "backbone", "config", "data", "error", "eval", "export", "files", "loss", "method",
-            "nn", "report", "train", "weights",
+            "backbone", "config", "data", "engine", "error", "eval", "export", "files", "loss",
+            "method", "nn", "report", "train", "weights",
         ],
     ),
     ("bench", &["backbone", "config", "data", "error", "method", "nn", "ops", "train"]),
     (
         "cli",
         &[
-            "backbone", "bench", "config", "data", "error", "eval", "export", "report", "run",
-            "train",
+            "backbone", "bench", "config", "data", "engine", "error", "eval", "export", "report",
+            "run", "train",
         ],
     ),
 ];

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use serde::Serialize;
 
+use crate::engine::device::{self, Adapter};
 use crate::error::Result;
 use crate::run::forecast::bytes;
 
@@ -67,6 +68,7 @@ pub fn examine(patient: &Patient) -> Vec<Finding> {
         memory(available_memory()),
         disk(patient.output),
     ];
+    findings.extend(devices(device::adapters()));
     findings.extend(patient.data.map(data));
     findings
 }
@@ -226,6 +228,25 @@ fn parse_df(text: &str) -> Option<u64> {
     words.get(percent.checked_sub(1)?)?.parse::<u64>().ok().map(|kb| kb * 1024)
 }
 
+/// A line an adapter, or what is missing for one; a binary that was built without is as it should be.
+fn devices(adapters: Result<Vec<Adapter>>) -> Vec<Finding> {
+    let line = |(i, a): (usize, &Adapter)| {
+        ok("device", format!("wgpu:{i} {a}, tensors up to {}", bytes(a.largest_tensor)))
+    };
+    match adapters {
+        Ok(adapters) => adapters.iter().enumerate().map(line).collect(),
+        Err(e) => {
+            let text = e.to_string();
+            let (missing, advice) = text.split_once('\n').unwrap_or((&text, ""));
+            let found = format!("cpu alone: {missing}");
+            vec![match advice.trim() {
+                "" => ok("device", found),
+                advice => warn("device", found, advice),
+            }]
+        }
+    }
+}
+
 fn data(path: &Path) -> Finding {
     let place = path.display();
     let read = match path.is_dir() {
@@ -248,6 +269,8 @@ fn data(path: &Path) -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::device::Kind;
+    use crate::error::Error;
 
     #[test]
     fn every_warning_says_what_to_do() {
@@ -255,7 +278,9 @@ mod tests {
         let missing = folder.path().join("no/such");
         let patient = Patient { simd: "scalar", data: Some(&missing), output: &missing };
         let findings = examine(&patient);
-        assert_eq!(findings.len(), 7);
+        let devices = findings.iter().filter(|f| f.name == "device").count();
+        assert!(devices >= 1);
+        assert_eq!(findings.len() - devices, 7);
         for f in &findings {
             assert_eq!(f.level == Level::Warn, !f.advice.is_empty(), "{f:?}");
         }
@@ -272,6 +297,21 @@ mod tests {
         assert_eq!(nowhere, "/proc cannot be written");
         fs::write(folder.path().join("a.jpg"), "x").expect("a file");
         assert_eq!(data(folder.path()).level, Level::Ok);
+    }
+
+    #[test]
+    fn devices_are_listed_or_what_is_missing_for_them() {
+        let [name, api, driver] = ["llvmpipe", "Vulkan", "Mesa 22"].map(str::to_owned);
+        let kind = Kind::Software;
+        let adapter = Adapter { name, kind, index: 0, api, driver, largest_tensor: 2_000_000_000 };
+        let found = devices(Ok(vec![adapter]));
+        let line =
+            "wgpu:0 llvmpipe (software on the CPU, no GPU; Vulkan, Mesa 22), tensors up to 2.0 GB";
+        assert_eq!(found, [ok("device", line.to_owned())]);
+        let missing = |text: &str| devices(Err(Error::Device(text.to_owned())));
+        assert_eq!(missing("no feature"), [ok("device", "cpu alone: no feature".to_owned())]);
+        let advised = missing("no driver\n  install one");
+        assert_eq!(advised, [warn("device", "cpu alone: no driver".to_owned(), "install one")]);
     }
 
     #[test]

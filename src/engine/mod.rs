@@ -1,4 +1,6 @@
-//! The engine room: what a training step is computed with.
+//! The engine room: the devices that compute, and the processes that compute together.
 
 pub mod collective;
+pub mod device;
 mod passes;
+pub mod pixels;

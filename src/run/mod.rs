@@ -33,6 +33,7 @@ pub use stages::{pretraining, weights_of};
 
 use crate::backbone::Spec;
 use crate::config::{AmpDtype, RunConfig};
+use crate::engine::device::{self, Place};
 use crate::error::{Error, Result};
 use crate::report::words::duration;
 use crate::train::checkpoint::{self, StageName};
@@ -239,15 +240,15 @@ pub fn threads_or_all(wanted: usize) -> usize {
     }
 }
 
-/// The device must be one that is compiled in.
+/// The device must be one that this version computes on.
 ///
 /// # Errors
-/// Any other than `cpu`.
+/// It is not there, or is not the CPU.
 pub fn check_device(device: &str) -> Result<()> {
-    match device {
-        "cpu" => Ok(()),
-        other => Err(Error::Device(format!(
-            "this fewvit has no device `{other}`; it was built for: cpu"
+    match device::find(device.parse()?)? {
+        Place::Cpu => Ok(()),
+        Place::Wgpu(adapter) => Err(Error::Device(format!(
+            "this version computes on the CPU, not on {adapter}: use --device cpu"
         ))),
     }
 }

@@ -1,0 +1,233 @@
+//! Which device computes: what users write behind `--device`, what the machine has, and what stops a
+//! run before it begins.
+
+mod read;
+mod self_check;
+#[cfg(feature = "wgpu")]
+mod wgpu;
+#[cfg(not(feature = "wgpu"))]
+#[path = "device/without_wgpu.rs"]
+mod wgpu;
+
+use std::fmt;
+use std::str::FromStr;
+
+use burn::tensor::Device;
+
+pub use read::{intact, read, watched};
+pub use self_check::self_check;
+pub use wgpu::adapters;
+
+use crate::error::{Error, Result};
+
+#[cfg(feature = "wgpu")]
+const BUILT_FOR: &str = "cpu, wgpu or wgpu:1, auto";
+#[cfg(not(feature = "wgpu"))]
+const BUILT_FOR: &str = "cpu";
+
+/// A device as users write it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeviceName {
+    /// `cpu`: the kernels of this crate.
+    Cpu,
+    /// `cuda` or `cuda:1`: an NVIDIA card. None is in this version.
+    Cuda(usize),
+    /// `wgpu` or `wgpu:1`: an entry of [`adapters`].
+    Wgpu(usize),
+    /// `auto`: the first GPU of [`adapters`] that is no software, otherwise the CPU.
+    Auto,
+}
+
+impl FromStr for DeviceName {
+    type Err = Error;
+
+    /// # Errors
+    /// There is no such device in any fewvit.
+    fn from_str(text: &str) -> Result<Self> {
+        let unknown = || {
+            Error::Device(format!(
+                "this fewvit has no device `{text}`; it was built for: {BUILT_FOR}"
+            ))
+        };
+        let (name, index) = match text.split_once(':') {
+            Some((name, index)) => (name, Some(index.parse().map_err(|_| unknown())?)),
+            None => (text, None),
+        };
+        match (name, index) {
+            ("cpu", None) => Ok(Self::Cpu),
+            ("auto", None) => Ok(Self::Auto),
+            ("cuda", index) => Ok(Self::Cuda(index.unwrap_or(0))),
+            ("wgpu", index) => Ok(Self::Wgpu(index.unwrap_or(0))),
+            _ => Err(unknown()),
+        }
+    }
+}
+
+/// What an adapter is made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kind {
+    /// A card of its own.
+    DiscreteGpu,
+    /// A part of the processor's chip.
+    IntegratedGpu,
+    /// A share of another machine's GPU.
+    VirtualGpu,
+    /// A driver that computes on the CPU.
+    Software,
+}
+
+impl fmt::Display for Kind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::DiscreteGpu => "GPU",
+            Self::IntegratedGpu => "integrated GPU",
+            Self::VirtualGpu => "virtual GPU",
+            Self::Software => "software on the CPU, no GPU",
+        })
+    }
+}
+
+/// A device that wgpu reaches.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Adapter {
+    /// As its driver calls it.
+    pub name: String,
+    /// What it is made of.
+    pub kind: Kind,
+    /// How many of its kind come before it.
+    pub index: usize,
+    /// Graphics API: `Vulkan`, `Metal` or `Dx12`.
+    pub api: String,
+    /// Its driver, with version.
+    pub driver: String,
+    /// The largest piece of memory that one tensor may have, in bytes: wgpu does not tell how much
+    /// there is in all.
+    pub largest_tensor: u64,
+}
+
+impl fmt::Display for Adapter {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, kind, api, driver, .. } = self;
+        write!(f, "{name} ({kind}; {api}, {driver})")
+    }
+}
+
+/// Where a run computes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// On the CPU, by the kernels of this crate.
+    Cpu,
+    /// On a device of wgpu.
+    Wgpu(Adapter),
+}
+
+/// What `name` means on this machine.
+///
+/// # Errors
+/// There is no such device here, with what to do about it.
+pub fn find(name: DeviceName) -> Result<Place> {
+    choose(name, adapters)
+}
+
+/// The drivers are asked only where the name calls for them.
+fn choose(name: DeviceName, adapters: impl FnOnce() -> Result<Vec<Adapter>>) -> Result<Place> {
+    match name {
+        DeviceName::Cpu => Ok(Place::Cpu),
+        DeviceName::Cuda(_) => Err(Error::Device(
+            "the device `cuda` is not in this version: use --device cpu".to_owned(),
+        )),
+        DeviceName::Wgpu(index) => {
+            let mut adapters = adapters()?;
+            match index < adapters.len() {
+                true => Ok(Place::Wgpu(adapters.swap_remove(index))),
+                false => Err(no_such(index, &adapters)),
+            }
+        }
+        DeviceName::Auto => {
+            let gpu = |adapter: &Adapter| adapter.kind != Kind::Software;
+            let found = adapters().unwrap_or_default().into_iter().find(gpu);
+            Ok(found.map_or(Place::Cpu, Place::Wgpu))
+        }
+    }
+}
+
+fn no_such(index: usize, adapters: &[Adapter]) -> Error {
+    let lines = adapters.iter().enumerate();
+    let there: String = lines.map(|(i, adapter)| format!("\n  wgpu:{i}  {adapter}")).collect();
+    Error::Device(format!("this machine has no device `wgpu:{index}`; it has:{there}"))
+}
+
+/// Makes a place ready for tensors, without autodiff.
+///
+/// # Errors
+/// Its driver does not give it to us.
+pub fn open(place: &Place) -> Result<Device> {
+    match place {
+        Place::Cpu => Ok(Device::flex()),
+        Place::Wgpu(adapter) => {
+            read::watch_threads();
+            wgpu::open(adapter)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn adapter(name: &str, kind: Kind) -> Adapter {
+        let [name, api, driver] = [name, "Vulkan", "driver 1"].map(str::to_owned);
+        Adapter { name, kind, index: 0, api, driver, largest_tensor: 1 << 30 }
+    }
+
+    #[test]
+    fn devices_are_read_as_users_write_them() {
+        let read = |text: &str| text.parse::<DeviceName>();
+        for (text, name) in [
+            ("cpu", DeviceName::Cpu),
+            ("auto", DeviceName::Auto),
+            ("cuda", DeviceName::Cuda(0)),
+            ("cuda:3", DeviceName::Cuda(3)),
+            ("wgpu", DeviceName::Wgpu(0)),
+            ("wgpu:12", DeviceName::Wgpu(12)),
+        ] {
+            assert_eq!(read(text).expect(text), name);
+        }
+        for text in ["tpu", "", "cpu:0", "auto:1", "wgpu:", "wgpu:x", "wgpu:-1", "CPU", "cuda:0:1"]
+        {
+            let error = read(text).expect_err(text);
+            assert_eq!(error.exit_code(), 4, "{text}");
+            assert!(
+                error.to_string().contains(&format!("`{text}`; it was built for: cpu")),
+                "{error}"
+            );
+        }
+    }
+
+    #[test]
+    fn auto_takes_a_gpu_but_never_software() {
+        let software = || adapter("llvmpipe", Kind::Software);
+        let gpu = || adapter("Radeon", Kind::DiscreteGpu);
+        let auto = |found| choose(DeviceName::Auto, || found).expect("always something");
+        assert_eq!(auto(Ok(vec![software()])), Place::Cpu);
+        assert_eq!(auto(Err(Error::Device("no driver".to_owned()))), Place::Cpu);
+        assert_eq!(auto(Ok(vec![gpu(), software()])), Place::Wgpu(gpu()));
+        let asked = choose(DeviceName::Wgpu(0), || Ok(vec![software()])).expect("asked for");
+        assert_eq!(asked, Place::Wgpu(software()));
+    }
+
+    #[test]
+    fn what_is_not_there_is_refused_with_what_is() {
+        let refused = |name, found| {
+            let error = choose(name, || found).expect_err("not there");
+            assert_eq!(error.exit_code(), 4);
+            error.to_string()
+        };
+        let one = || Ok(vec![adapter("llvmpipe", Kind::Software)]);
+        let text = refused(DeviceName::Wgpu(1), one());
+        assert!(text.contains("wgpu:0  llvmpipe (software on the CPU, no GPU; Vulkan"), "{text}");
+        assert!(refused(DeviceName::Cuda(0), one()).contains("not in this version"));
+        let text = refused(DeviceName::Wgpu(0), Err(Error::Device("no driver".to_owned())));
+        assert_eq!(text, "no driver");
+    }
+}
