@@ -66,7 +66,8 @@ fn answers(
 fn assert_close(a: &[f32], b: &[f32], what: &str) {
     assert_eq!(a.len(), b.len(), "{what}");
     let largest = b.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
-    let wrong = a.iter().zip(b).find(|(a, b)| !((*a - *b).abs() <= 1e-4 * largest));
+    let differ = |a: f32, b: f32| (a - b).is_nan() || (a - b).abs() > 1e-4 * largest;
+    let wrong = a.iter().zip(b).find(|&(&a, &b)| differ(a, b));
     assert!(wrong.is_none(), "{what}: {wrong:?} of {largest}");
 }
 

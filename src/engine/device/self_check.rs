@@ -29,8 +29,10 @@ pub fn self_check(device: &Device) -> Result<()> {
 fn compare(device: &[Answer], cpu: &[Answer]) -> Result<()> {
     for ((what, seen), (_, expected)) in device.iter().zip(cpu) {
         let largest = expected.iter().fold(0f32, |m, v| m.max(v.abs()));
-        // A maximum would not see what is not a number.
-        let wrong = |(a, b): &(&f32, &f32)| !((*a - *b).abs() <= TOLERANCE * largest);
+        let wrong = |(a, b): &(&f32, &f32)| {
+            let difference = (*a - *b).abs();
+            difference.is_nan() || difference > TOLERANCE * largest
+        };
         if let Some((a, b)) = seen.iter().zip(expected).find(wrong) {
             return Err(Error::Device(format!(
                 "the device answers wrongly and is not used: {what} should be {b} and is {a}\n  update its driver, or use --device cpu"
