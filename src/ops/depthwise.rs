@@ -4,7 +4,7 @@ use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::Checkpoi
 use burn::backend::autodiff::grads::Gradients;
 use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
-use burn::tensor::{Tensor, activation::gelu, module::conv2d, ops::ConvOptions};
+use burn::tensor::{Tensor, module::conv2d, ops::ConvOptions};
 use burn_flex::FlexTensor;
 use fewvit_kernels::{MapShape, depthwise_gelu_backward, depthwise_gelu_forward};
 
@@ -17,7 +17,7 @@ pub fn composed(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>) -> Tensor<4> {
     let channels = x.dims()[3];
     let options = ConvOptions::new([1, 1], [1, 1], [1, 1], channels);
     let y = conv2d(x.permute([0, 3, 1, 2]), weight, Some(bias), options);
-    gelu(y.permute([0, 2, 3, 1]))
+    super::composed::gelu(y.permute([0, 2, 3, 1]))
 }
 
 /// See [`super::depthwise_conv3x3_gelu`]; one autodiff node over the kernels.

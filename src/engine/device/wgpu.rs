@@ -26,22 +26,21 @@ static OPENED: Mutex<Vec<(Adapter, Device)>> = Mutex::new(Vec::new());
 /// No driver answers: what is missing, and how to get it.
 pub fn adapters() -> Result<Vec<Adapter>> {
     let _one_thread = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
+    // Asked once: it takes a while, and without XDG_RUNTIME_DIR Mesa complains at each time.
+    static FOUND: OnceLock<Vec<Adapter>> = OnceLock::new();
     // A driver may do anything, and what it does must not end the program.
-    let found = std::thread::spawn(ask).join().unwrap_or_default();
+    let found = FOUND.get_or_init(|| std::thread::spawn(ask).join().unwrap_or_default());
     match found.is_empty() {
         true => Err(Error::Device(nothing_answers(&driver_files(&DRIVER_FOLDERS.map(Path::new))))),
-        false => Ok(found),
+        false => Ok(found.clone()),
     }
 }
 
 /// The adapters of the first API that has a GPU, otherwise of the first that has anything.
 fn ask() -> Vec<Adapter> {
-    static INSTANCE: OnceLock<wgpu::Instance> = OnceLock::new();
-    let instance = INSTANCE.get_or_init(|| {
-        wgpu::Instance::new(wgpu::InstanceDescriptor {
-            backends: wgpu::Backends::PRIMARY,
-            ..wgpu::InstanceDescriptor::new_without_display_handle()
-        })
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor {
+        backends: wgpu::Backends::PRIMARY,
+        ..wgpu::InstanceDescriptor::new_without_display_handle()
     });
     let of = |(_, api): &(_, wgpu::Backend)| {
         let found = pollster::block_on(instance.enumerate_adapters((*api).into()));
