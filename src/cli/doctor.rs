@@ -239,7 +239,7 @@ fn devices(adapters: Result<Vec<Adapter>>) -> Vec<Finding> {
             let text = e.to_string();
             let (missing, advice) = text.split_once('\n').unwrap_or((&text, ""));
             let found = format!("cpu alone: {missing}");
-            vec![match advice.trim() {
+            vec![match advice.trim().replace("\n  ", "; ").as_str() {
                 "" => ok("device", found),
                 advice => warn("device", found, advice),
             }]
@@ -310,8 +310,11 @@ mod tests {
         assert_eq!(found, [ok("device", line.to_owned())]);
         let missing = |text: &str| devices(Err(Error::Device(text.to_owned())));
         assert_eq!(missing("no feature"), [ok("device", "cpu alone: no feature".to_owned())]);
-        let advised = missing("no driver\n  install one");
-        assert_eq!(advised, [warn("device", "cpu alone: no driver".to_owned(), "install one")]);
+        let advised = missing("no driver\n  install one\n  or none");
+        assert_eq!(
+            advised,
+            [warn("device", "cpu alone: no driver".to_owned(), "install one; or none")]
+        );
     }
 
     #[test]
