@@ -10,7 +10,8 @@ const REPEATS: usize = 15;
 fn main() -> fewvit::Result<()> {
     let number = |i| std::env::args().nth(i).and_then(|text| text.parse().ok());
     let (len, workers): (usize, usize) = (number(1).unwrap_or(5_717_416), number(2).unwrap_or(1));
-    let ranks = collective::start()?;
+    let _job = collective::start()?;
+    let ranks = collective::ranks();
     let threads =
         (std::thread::available_parallelism().map_or(1, usize::from) / ranks.local_size()).max(1);
     let mut own = vec![vec![1.0f32; len]; workers.max(1)];

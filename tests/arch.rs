@@ -17,26 +17,35 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("nn", &["graph", "ops", "rng"]),
     ("data", &["config", "error", "files", "rng"]),
     ("backbone", &["error", "graph", "nn", "ops"]),
-    ("method", &["backbone", "config", "data", "error", "loss", "nn", "rng", "schedule"]),
-    ("engine", &["data", "error", "ops", "rng"]),
+    ("method", &["backbone", "config", "data", "error", "loss", "nn", "ops", "rng", "schedule"]),
+    (
+        "engine",
+        &["backbone", "config", "data", "error", "loss", "method", "nn", "ops", "rng", "schedule"],
+    ),
     (
         "train",
         &[
-            "backbone", "config", "data", "error", "files", "loss", "method", "nn", "ops",
-            "schedule", "weights",
+            "backbone", "config", "data", "engine", "error", "files", "loss", "method", "nn",
+            "ops", "schedule", "weights",
         ],
     ),
-    ("eval", &["backbone", "config", "data", "error", "nn", "rng"]),
-    ("export", &["backbone", "config", "data", "error", "eval", "files", "graph", "nn", "weights"]),
+    ("eval", &["config", "data", "engine", "error", "ops", "rng"]),
+    (
+        "export",
+        &[
+            "backbone", "config", "data", "engine", "error", "eval", "files", "graph", "nn",
+            "weights",
+        ],
+    ),
     ("report", &["data", "error", "eval", "files", "loss"]),
     (
         "run",
         &[
             "backbone", "config", "data", "engine", "error", "eval", "export", "files", "loss",
-            "method", "nn", "report", "train", "weights",
+            "method", "report", "train", "weights",
         ],
     ),
-    ("bench", &["backbone", "config", "data", "error", "method", "nn", "ops", "train"]),
+    ("bench", &["backbone", "config", "data", "engine", "error", "method", "nn", "train"]),
     (
         "cli",
         &[
@@ -85,6 +94,21 @@ fn modules_use_only_what_lies_below_them() {
         }
     }
     assert!(wrong.is_empty(), "wrong direction:\n{}", wrong.join("\n"));
+}
+
+/// Everything else is told the device by an engine.
+#[test]
+fn only_engines_and_operations_name_a_device() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let named = |path: &PathBuf| {
+        let text = fs::read_to_string(path).expect("a readable source file");
+        text.contains("Device::flex") || text.contains("Device::default")
+    };
+    for path in sources(&root).into_iter().filter(named) {
+        let relative = path.strip_prefix(&root).expect("below src");
+        let room = relative.components().next().expect("a name").as_os_str();
+        assert!(room == "engine" || room == "ops", "{} names a device", relative.display());
+    }
 }
 
 #[test]

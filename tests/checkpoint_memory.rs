@@ -2,9 +2,9 @@
 //! process counts what every thread of it holds.
 
 use fewvit::config::Ema;
+use fewvit::engine::TrainState;
 use fewvit::nn::ParamSpec;
 use fewvit::train::checkpoint::{self, StageName};
-use fewvit::train::optim::TrainState;
 
 /// Parameters of a layer; sixteen of these and their moments and averages are 64 MiB.
 const LAYER: usize = 1 << 18;

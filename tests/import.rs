@@ -4,13 +4,12 @@ mod common;
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
 use common::{flowers, run, stderr, tiny_run};
 use fewvit::backbone::deit::DeitSpec;
 use fewvit::backbone::pvt_v2::PvtV2Spec;
 use fewvit::backbone::t2t_vit::{T2tVitSpec, TokenAttention};
-use fewvit::backbone::{Family, NetSpec, Spec, resize_pos_embed};
-use fewvit::nn::{Gather, Keys, ParamSpec};
+use fewvit::backbone::{NetSpec, Spec, Told, resize_pos_embed};
+use fewvit::nn::ParamSpec;
 use fewvit::weights::{self, Head, Import, Named, Take};
 
 // The sizes of tests/golden/{deit,backbones}.py.
@@ -42,10 +41,11 @@ fn expected(name: &str) -> Named {
 }
 
 /// Places and first values of a model of five classes.
-fn model(family: &'static dyn Family, img_size: usize) -> (Vec<ParamSpec>, Vec<f32>) {
+fn model(family: &'static dyn Told, img_size: usize) -> (Vec<ParamSpec>, Vec<f32>) {
     let spec = Spec { name: "tiny", timm_name: None, family };
-    let net = NetSpec::classifier(spec, img_size, 5).build(0, &Device::flex()).expect("a net");
-    (Keys::of(&net), Gather::of(&net))
+    let outline = NetSpec::classifier(spec, img_size, 5).outline().expect("a net");
+    let values = outline.draw(0);
+    (outline.parameters, values)
 }
 
 /// Writes tensors into a file of its own.
@@ -64,7 +64,7 @@ fn file(folder: &tempfile::TempDir, tensors: &Named) -> PathBuf {
 /// Imports tensors into a model.
 fn import(
     tensors: &Named,
-    family: &'static dyn Family,
+    family: &'static dyn Told,
     img_size: usize,
 ) -> fewvit::Result<(Vec<ParamSpec>, Vec<f32>, Import)> {
     let folder = tempfile::tempdir().expect("a folder");
@@ -78,7 +78,7 @@ fn renamed(tensors: Named, name: impl Fn(&str) -> String) -> Named {
 }
 
 /// Holds a checkpoint that `tests/golden/import.py` made against the weights it was made from.
-fn assert_weights(checkpoint: &str, family: &'static dyn Family, size: usize, of: &str, bits: i32) {
+fn assert_weights(checkpoint: &str, family: &'static dyn Told, size: usize, of: &str, bits: i32) {
     let (specs, mut values) = model(family, size);
     let before = values.clone();
     let seen = weights::import(&golden(checkpoint), &specs, &mut values).expect("it fits");
@@ -255,12 +255,12 @@ fn finetuning_starts_from_a_wrapped_checkpoint_and_says_what_became_of_it() {
     let folder = tempfile::tempdir().expect("a folder");
     let (data, settings) = (flowers(folder.path(), 1), tiny_run(folder.path()));
     let net = NetSpec::classifier(Spec::find("deit_micro_patch8_96").expect("ours"), 48, 1000);
-    let net = net.build(0, &Device::flex()).expect("a net");
-    let values = Gather::of(&net);
+    let outline = net.outline().expect("a net");
+    let values = outline.draw(0);
     let tensor = |spec: ParamSpec| {
         (format!("state_dict.module.{}", spec.key), (spec.shape, values[spec.range].to_vec()))
     };
-    let weights = file(&folder, &Keys::of(&net).into_iter().map(tensor).collect());
+    let weights = file(&folder, &outline.parameters.into_iter().map(tensor).collect());
     let out = folder.path().join("run");
     let [data, weights, settings, out] = [&data, &weights, &settings, &out].map(|p| p.display());
     let line = format!(

@@ -55,7 +55,8 @@ fn text(output: &Output) -> String {
 #[test]
 fn rank() {
     let Ok(task) = std::env::var(TASK) else { return };
-    let ranks = collective::start().expect("ranks");
+    let job = collective::start().expect("ranks");
+    let ranks = collective::ranks();
     assert!(ranks.size() > 1 && ranks.local_size() == ranks.size());
     assert_eq!(ranks.local_rank(), ranks.rank());
     match &*task {
@@ -83,6 +84,7 @@ fn rank() {
             ranks.fail(5);
             println!("rank {} ended by itself", ranks.rank());
             drop(ranks);
+            drop(job);
             std::process::exit(5);
         }
         _ => panic!("no such task: {task}"),

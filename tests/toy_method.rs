@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use fewvit::backbone::{HeadSpec, NetSpec, Spec};
 use fewvit::config::{Layers, LrSchedule, OptimKind, RunConfig, Source};
 use fewvit::data::Rgb8;
@@ -13,13 +13,12 @@ use fewvit::data::cache::ImageStore;
 use fewvit::data::loader::{BatchSource, Rows};
 use fewvit::data::mixing::Mix;
 use fewvit::data::views::ViewPlan;
+use fewvit::engine::{Machine, TrainState};
 use fewvit::loss::{Chance, normalize};
 use fewvit::method::{
     BatchFeatures, BatchLoss, Entry, Kind, Method, Objective, Setting, State, StateTensor,
 };
 use fewvit::train::checkpoint::{self, StageName};
-use fewvit::train::optim::TrainState;
-use fewvit::train::parallel::Engine;
 use fewvit::train::stage::{Checkpoints, EpochRecord, Observer, Stage, StepRecord};
 
 // What a file in src/method would hold.
@@ -150,9 +149,8 @@ fn stage(config: &RunConfig, workers: usize) -> fewvit::Result<Stage<'_>> {
         source,
         optim: &pretrain.optim,
         data: &config.data,
-        workers,
+        machine: Machine::cpu(workers),
         micro_batch: 3,
-        precision: fewvit_kernels::Precision::F32,
         dropout: true,
     })
 }
@@ -163,15 +161,13 @@ const SOUND: &str = "spread = 0.5\nbreaks = \"\"\nbreaks_at = 0";
 fn trained(workers: usize) -> (Vec<f64>, TrainState) {
     let config = config(SOUND);
     let stage = stage(&config, workers).expect("a stage");
-    let template = stage.net.build(0, &Device::flex()).expect("a net");
-    let mut state = stage.fresh(4).expect("a state");
-    let mut engine = Engine::new(workers, stage.micro_batch, state.values.len()).expect("threads");
+    let mut engine = stage.engine(stage.fresh(4).expect("a state")).expect("an engine");
     let mut losses = Vec::new();
     for batch in stage.source.prefetch(0, stage.total_steps()) {
         let batch = batch.expect("a batch");
-        losses.push(stage.step(&template, &mut engine, &mut state, &batch).expect("a step").loss);
+        losses.push(stage.step(&mut *engine, &batch).expect("a step").loss);
     }
-    (losses, state)
+    (losses, engine.into_state().expect("a state"))
 }
 
 #[test]

@@ -1,22 +1,24 @@
-//! Backbones: one file a family, with a table of its members. A new family is its file, a line in
-//! `TABLES` and a variant of [`Backbone`].
+//! Backbones: one file a family, which tells the model once and lists its members. A new family is its
+//! file and a line in `TABLES`.
 
-mod block;
 pub mod deit;
 mod net;
 mod pos_embed;
 pub mod pvt_v2;
 pub mod t2t_vit;
 mod token_module;
+mod weights;
 
-use burn::module::Module;
+use std::fmt::Debug;
+
 use burn::tensor::Tensor;
 
 use crate::error::{Error, Result};
-use crate::graph::{Graph, Value};
-use crate::nn::{DropPath, Init, Keys};
+use crate::nn::readers::onnx::Node;
+use crate::nn::{Onnx, Outline, Reader, Tensors};
 pub use net::{HeadSpec, Net, NetSpec};
 pub use pos_embed::resize_pos_embed;
+pub use weights::Weights;
 
 /// A named model.
 #[derive(Clone, Copy, Debug)]
@@ -26,32 +28,50 @@ pub struct Spec {
     /// The timm model that an export is loaded as, sizes given; none = timm has no such family.
     pub timm_name: Option<&'static str>,
     /// Its sizes.
-    pub family: &'static dyn Family,
+    pub family: &'static dyn Told,
 }
 
-/// The sizes of one member of a family, and what follows from them.
-pub trait Family: std::fmt::Debug + Sync {
+/// The sizes of one member of a family.
+pub trait Family: Debug + Sync {
     /// Width of the feature.
     fn num_features(&self) -> usize;
 
     /// The sides of images that it takes.
     fn img_sizes(&self) -> ImgSizes;
 
-    /// Multiply-accumulates of one forward pass of one image, without the head (recipe section
-    /// 5.6: convolutions, linear layers and attention products).
-    fn macs(&self, img_size: usize) -> u64;
-
-    /// Those of the layer that reads the pixels, whose input needs no gradient.
-    fn stem_macs(&self, img_size: usize) -> u64;
-
-    /// Values that are kept between forward and backward for one image, roughly.
-    fn activations(&self, img_size: usize) -> usize;
-
     /// The arguments that make timm's model this one.
     fn timm_args(&self, img_size: usize) -> serde_json::Value;
+}
 
-    /// A freshly initialised backbone; `img_size` is one it takes.
-    fn build(&self, img_size: usize, init: &mut Init) -> Backbone;
+/// A [`Family`] that tells its model.
+pub trait Tell: Family {
+    /// The model for square images of `img_size` pixels, told to a reader: images to one feature each,
+    /// `[batch, num_features]`. The order in which it declares parameters is that of checkpoints.
+    fn tell<R: Reader>(&self, r: &mut R, img_size: usize) -> R::Value;
+}
+
+/// A family as its readers hear it, one line a reader.
+pub trait Told: Family {
+    /// See [`Tensors`].
+    fn tensors(&self, r: &mut Tensors, img_size: usize) -> Tensor<2>;
+    /// See [`Onnx`].
+    fn onnx(&self, r: &mut Onnx, img_size: usize) -> Node;
+    /// See [`Outline`].
+    fn outline(&self, r: &mut Outline, img_size: usize);
+}
+
+impl<F: Tell> Told for F {
+    fn tensors(&self, r: &mut Tensors, img_size: usize) -> Tensor<2> {
+        self.tell(r, img_size)
+    }
+
+    fn onnx(&self, r: &mut Onnx, img_size: usize) -> Node {
+        self.tell(r, img_size)
+    }
+
+    fn outline(&self, r: &mut Outline, img_size: usize) {
+        self.tell(r, img_size);
+    }
 }
 
 /// Sides of images, in pixels.
@@ -68,7 +88,7 @@ const TABLES: &[&[Spec]] = &[deit::TABLE, pvt_v2::TABLE, t2t_vit::TABLE];
 
 impl Spec {
     /// A model that timm knows by the same name.
-    const fn new(name: &'static str, family: &'static dyn Family) -> Self {
+    const fn new(name: &'static str, family: &'static dyn Told) -> Self {
         Self { name, timm_name: Some(name), family }
     }
 
@@ -101,21 +121,28 @@ impl Spec {
         self.family.num_features()
     }
 
+    /// What the model without a head consists of and costs at an img-size that it takes.
+    pub fn outline(&self, img_size: usize) -> Outline {
+        let mut outline = Outline::new(img_size);
+        self.family.outline(&mut outline, img_size);
+        outline
+    }
+
     /// Multiply-accumulates of one forward pass of one image, without the head.
     pub fn macs(&self, img_size: usize) -> u64 {
-        self.family.macs(img_size)
+        self.outline(img_size).macs as u64
     }
 
     /// Matrix-product operations of one training step of one image: two a multiply-accumulate in the
     /// forward pass, four in the backward, less the gradient of the pixels, which nobody needs.
     pub fn train_flops(&self, img_size: usize) -> u64 {
-        6 * self.macs(img_size) - 2 * self.family.stem_macs(img_size)
+        let outline = self.outline(img_size);
+        6 * outline.macs as u64 - 2 * outline.stem_macs as u64
     }
 
     /// Parameters without a head, at an img-size (position embeddings depend on it).
     pub fn num_params(&self, img_size: usize) -> usize {
-        let backbone = self.family.build(img_size, &mut Init::shapes());
-        Keys::of(&backbone).last().map_or(0, |last| last.range.end)
+        self.outline(img_size).num_params()
     }
 
     /// Whether the model takes square images of `img_size` pixels.
@@ -133,55 +160,11 @@ impl Spec {
         };
         Err(Error::Usage(format!("{} takes images {wanted}; {img_size} is not", self.name)))
     }
-
-    /// A freshly initialised backbone for square images of `img_size` pixels.
-    ///
-    /// # Errors
-    /// An img-size that [`Self::check_img_size`] refuses.
-    pub fn build(&self, img_size: usize, init: &mut Init) -> Result<Backbone> {
-        self.check_img_size(img_size)?;
-        Ok(self.family.build(img_size, init))
-    }
-}
-
-/// A backbone of any family.
-// One exists at a time, and its parts live on the heap.
-#[expect(clippy::large_enum_variant)]
-#[derive(Module, Debug)]
-pub enum Backbone {
-    /// Plain vision transformer.
-    Deit(deit::Deit),
-    /// Pyramid vision transformer.
-    PvtV2(pvt_v2::PvtV2),
-    /// Tokens-to-token vision transformer.
-    T2tVit(t2t_vit::T2tVit),
-}
-
-impl Backbone {
-    /// Images to features: `[batch, 3, img_size, img_size]` to `[batch, num_features]`.
-    pub fn forward(&self, images: Tensor<4>, drop_path: &DropPath) -> Tensor<2> {
-        match self {
-            Self::Deit(deit) => deit.forward(images, drop_path),
-            Self::PvtV2(pvt) => pvt.forward(images, drop_path),
-            Self::T2tVit(t2t) => t2t.forward(images, drop_path),
-        }
-    }
-
-    /// [`Self::forward`] in ONNX operators, for images of `img_size` pixels.
-    pub fn graph(&self, g: &mut Graph, images: &Value, img_size: usize) -> Value {
-        match self {
-            Self::Deit(deit) => deit.graph(g, images),
-            Self::PvtV2(pvt) => pvt.graph(g, images, img_size),
-            Self::T2tVit(t2t) => t2t.graph(g, images, img_size),
-        }
-    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::nn::Gather;
-    use burn::tensor::Device;
 
     /// Model, img-size, parameters without a head, and multiply-accumulates.
     const COSTS: &[(&str, usize, usize, u64)] = &[
@@ -234,22 +217,13 @@ mod tests {
     }
 
     #[test]
-    fn counted_parameters_are_those_of_a_built_model() {
-        for name in ["deit_tiny_patch16_224", "pvt_v2_b0", "t2t_vit_7"] {
-            let spec = Spec::find(name).expect(name);
-            let backbone = spec.build(112, &mut Init::new(0, &Device::flex())).expect(name);
-            assert_eq!(Gather::of(&backbone).len(), spec.num_params(112), "{name}");
-        }
-    }
-
-    #[test]
     fn what_is_not_trained_is_marked() {
         // Recipe section 5.3, less the heads of 1000 classes.
         for (name, trained) in
             [("t2t_vit_7", 3_998_694), ("t2t_vit_14", 21_080_806), ("t2t_vit_t_14", 21_080_422)]
         {
             let spec = Spec::find(name).expect(name);
-            let keys = Keys::of(&spec.build(112, &mut Init::shapes()).expect(name));
+            let keys = spec.outline(112).parameters;
             let counted = keys.iter().filter(|key| !key.frozen).map(|key| key.range.len());
             assert_eq!(counted.sum::<usize>(), trained, "{name}");
             let frozen: Vec<_> = keys.iter().filter(|key| key.frozen).map(|k| &*k.key).collect();
@@ -278,5 +252,36 @@ mod tests {
         let error = Spec::find("deit_tiny").expect_err("no such model");
         assert!(error.to_string().contains("did you mean `deit_tiny_patch16_224`"), "{error}");
         assert_eq!(error.exit_code(), 2);
+    }
+
+    /// Attention that is looked at is that of the model: its rows are shares, and with the branches
+    /// computed layer by layer the features stay.
+    #[test]
+    fn taps_show_the_way_and_change_nothing() {
+        // Model, blocks, attentions by softmax, and the shape of the first and the last one.
+        for (name, blocks, attentions, first, last) in [
+            ("deit_tiny_patch16_224", 12, 12, [2, 3, 17, 17], [2, 3, 1, 17]),
+            ("pvt_v2_b0", 8, 8, [2, 1, 256, 4], [2, 8, 4, 4]),
+            ("t2t_vit_7", 7, 7, [2, 4, 17, 17], [2, 4, 1, 17]),
+        ] {
+            let net = NetSpec::classifier(Spec::find(name).expect(name), 64, 3);
+            let values = net.outline().expect(name).draw(5);
+            let weights = Weights::new(&net, values, &crate::ops::cpu()).expect(name);
+            let pixels = (0..2 * 3 * 64 * 64).map(|i| (i * 37 % 19) as f32 / 9.0 - 1.0).collect();
+            let pixels = burn::tensor::TensorData::new::<f32, _>(pixels, [2, 3, 64, 64]);
+            let images = Tensor::from_data(pixels, &crate::ops::cpu());
+            let plain = weights.net.features(images.clone(), &crate::nn::DropPath::OFF);
+            let (features, taps) = weights.net.tapped(images);
+            let apart = (features - plain).abs().max().into_scalar::<f32>();
+            assert!(apart < 1e-4, "{name}: {apart}");
+            assert_eq!((taps.tokens.len(), taps.attention.len()), (blocks, attentions), "{name}");
+            let shape = |tensor: Option<&Tensor<4>>| tensor.expect(name).dims();
+            assert_eq!(shape(taps.attention.first()), first, "{name}");
+            assert_eq!(shape(taps.attention.last()), last, "{name}");
+            for shares in taps.attention {
+                let off = (shares.sum_dim(3) - 1.0).abs().max().into_scalar::<f32>();
+                assert!(off < 1e-5, "{name}: {off}");
+            }
+        }
     }
 }

@@ -1,12 +1,14 @@
 //! A backbone with what is trained on top of it.
 
-use burn::module::Module;
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 
-use super::{Backbone, Spec};
+use super::Spec;
 use crate::error::Result;
 use crate::graph::{Graph, Pixels};
-use crate::nn::{DropPath, Init, Keys, Linear, LinearStart, Mlp, MlpSpec};
+use crate::nn::{
+    DropPath, Linear, LinearStart, Mlp, MlpSpec, Onnx, Outline, ParamSpec, Parameter, Reader, Taps,
+    Tensors,
+};
 
 /// What is trained on top of a backbone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,91 +52,139 @@ pub struct NetSpec {
 }
 
 impl NetSpec {
+    /// The backbone alone, whose parameters are the first ones of the whole. What is on top of it can
+    /// be as wide as there are images.
+    pub fn without_heads(&self) -> Self {
+        Self { heads: HeadSpec::default(), ..*self }
+    }
+
     /// Backbone and class head, as timm builds them.
     pub fn classifier(spec: Spec, img_size: usize, num_classes: usize) -> Self {
         Self { spec, img_size, heads: HeadSpec::classifier(num_classes, true) }
     }
 
-    /// Freshly initialised.
+    /// Parameters, first values and costs of the whole.
     ///
     /// # Errors
     /// An img-size the backbone cannot take.
-    pub fn build(&self, seed: u64, device: &Device) -> Result<Net> {
-        let mut init = Init::new(seed, device);
-        let backbone = self.spec.build(self.img_size, &mut init)?;
-        let num_features = self.spec.num_features();
-        let mut width = num_features;
-        let mut mlp = |spec: Option<MlpSpec>, init: &mut Init| {
-            let mlp = spec.map(|spec| Mlp::new(&spec, width, init));
+    pub fn outline(&self) -> Result<Outline> {
+        self.spec.check_img_size(self.img_size)?;
+        let mut outline = self.spec.outline(self.img_size);
+        self.declare_heads(&mut outline);
+        Ok(outline)
+    }
+
+    /// The places of all parameters in the flat vector.
+    ///
+    /// # Errors
+    /// As [`Self::outline`].
+    pub fn parameters(&self) -> Result<Vec<ParamSpec>> {
+        self.outline().map(|outline| outline.parameters)
+    }
+
+    /// The ONNX file of backbone and `head` with the weights `values`: `pixels` to `logits` and
+    /// `features`, for any batch; `metadata` goes into it. An MLP between the two stays out.
+    pub fn onnx(&self, values: &[f32], pixels: Pixels, metadata: &[(&str, String)]) -> Vec<u8> {
+        let mut graph = Graph::default();
+        let images = graph.images(pixels, self.img_size);
+        let mut r = Onnx::new(graph, values, images, self.img_size);
+        let features = self.spec.family.onnx(&mut r, self.img_size);
+        let head = self.declare_heads(&mut r).head;
+        let logits = head.map(|head| r.linear(features.clone(), &head));
+        let outputs = logits.iter().map(|logits| ("logits", logits));
+        r.finish(&outputs.chain([("features", &features)]).collect::<Vec<_>>(), metadata)
+    }
+
+    /// The heads, which follow the backbone.
+    fn declare_heads<R: Reader>(&self, r: &mut R) -> Heads<R::Weight> {
+        let HeadSpec { projector, predictor, num_classes, head_bias, head_start } = self.heads;
+        let mut width = self.spec.num_features();
+        let mut mlp = |r: &mut R, key: &str, spec: Option<MlpSpec>| {
+            let mlp = spec.map(|spec| Mlp::new(r, key, &spec, width));
             width = spec.map_or(width, |spec| spec.out);
             mlp
         };
-        let projector = mlp(self.heads.projector, &mut init);
-        let predictor = mlp(self.heads.predictor, &mut init);
-        let HeadSpec { num_classes, head_bias: bias, head_start, .. } = self.heads;
-        let head = (num_classes > 0)
-            .then(|| Linear::starting(head_start, [width, num_classes], bias, &mut init));
-        Ok(Net { backbone, projector, predictor, head, num_features })
+        let projector = mlp(r, "projector", projector);
+        let predictor = mlp(r, "predictor", predictor);
+        let sizes = [width, num_classes];
+        let head =
+            (num_classes > 0).then(|| Linear::starting(r, "head", sizes, head_start, head_bias));
+        Heads { projector, predictor, head }
     }
 }
 
-/// Backbone, optional MLPs and an optional linear layer, named `head` in every stage.
-#[derive(Module, Debug)]
+/// The layers of a [`HeadSpec`].
+#[derive(Clone, Debug)]
+struct Heads<W> {
+    projector: Option<Mlp<W>>,
+    predictor: Option<Mlp<W>>,
+    head: Option<Linear<W>>,
+}
+
+/// Backbone, optional MLPs and an optional linear layer, named `head` in every stage, with their
+/// weights on a device.
+#[derive(Clone, Debug)]
 pub struct Net {
-    backbone: Backbone,
-    projector: Option<Mlp>,
-    predictor: Option<Mlp>,
-    head: Option<Linear>,
-    num_features: usize,
+    spec: NetSpec,
+    /// Number of the backbone's parameters.
+    of_backbone: usize,
+    /// In the order of the flat vector.
+    parameters: Vec<Parameter>,
+    heads: Heads<Parameter>,
 }
 
 impl Net {
-    /// The backbone alone. What is on top of it can be as wide as there are images.
-    pub fn without_heads(self) -> Self {
-        Self { projector: None, predictor: None, head: None, ..self }
+    /// `parameters` are those of [`NetSpec::parameters`], in their order, the first `of_backbone` of
+    /// them the backbone's.
+    pub(super) fn new(spec: NetSpec, of_backbone: usize, parameters: Vec<Parameter>) -> Self {
+        let heads = spec.declare_heads(&mut Tensors::declaring(&parameters[of_backbone..]));
+        Self { spec, of_backbone, parameters, heads }
+    }
+
+    /// The same model over other tensors.
+    pub(super) fn over(&self, parameters: Vec<Parameter>) -> Self {
+        Self::new(self.spec, self.of_backbone, parameters)
+    }
+
+    /// The parameters in the order of the flat vector.
+    pub(super) fn parameters(&self) -> &[Parameter] {
+        &self.parameters
     }
 
     /// Width of the backbone's feature.
     pub fn num_features(&self) -> usize {
-        self.num_features
+        self.spec.spec.num_features()
     }
 
-    /// Images `[batch, 3, img_size, img_size]` to features `[batch, num_features]`.
+    /// Images `[batch, 3, img_size, img_size]`, normalised, to features `[batch, num_features]`.
     pub fn features(&self, images: Tensor<4>, drop_path: &DropPath) -> Tensor<2> {
-        self.backbone.forward(images, drop_path)
+        let mut r = Tensors::new(&self.parameters, images, drop_path);
+        self.spec.spec.family.tensors(&mut r, self.spec.img_size)
+    }
+
+    /// [`Self::features`] with what is computed on the way.
+    pub fn tapped(&self, images: Tensor<4>) -> (Tensor<2>, Taps) {
+        let mut taps = Taps::default();
+        let mut r = Tensors::new(&self.parameters, images, &DropPath::OFF).with_taps(&mut taps);
+        let features = self.spec.spec.family.tensors(&mut r, self.spec.img_size);
+        (features, taps)
     }
 
     /// Features `[batch, num_features]` through the projector, if there is one.
     pub fn projected(&self, features: Tensor<2>) -> Tensor<2> {
-        self.projector.iter().fold(features, |x, mlp| mlp.forward(x))
+        self.heads.projector.iter().fold(features, |x, mlp| mlp.forward(x))
     }
 
     /// Projected features through the predictor, if there is one.
     pub fn predicted(&self, projected: Tensor<2>) -> Tensor<2> {
-        self.predictor.iter().fold(projected, |x, mlp| mlp.forward(x))
+        self.heads.predictor.iter().fold(projected, |x, mlp| mlp.forward(x))
     }
 
     /// Features `[batch, num_features]` to logits `[batch, num_classes]`; without a head, to their
     /// projection.
     pub fn logits(&self, features: Tensor<2>) -> Tensor<2> {
         let x = self.projected(features);
-        self.head.iter().fold(x, |x, head| head.forward(x))
-    }
-
-    /// The ONNX file of backbone and `head`: `pixels` to `logits` and `features`, for images of
-    /// `img_size` pixels and any batch; `metadata` goes into it. An MLP between the two stays out.
-    pub fn onnx(&self, img_size: usize, pixels: Pixels, metadata: &[(&str, String)]) -> Vec<u8> {
-        let mut g = Graph::new(Keys::by_id(self));
-        let images = g.images(pixels, img_size);
-        let features = self.backbone.graph(&mut g, &images, img_size);
-        let logits = self
-            .head
-            .as_ref()
-            .map(|head| ("logits", head.graph(&mut g, &features), head.weight.val().dims()[0]));
-        let features = ("features", features, self.num_features);
-        let outputs: Vec<_> =
-            logits.iter().chain([&features]).map(|(n, v, w)| (*n, v, *w)).collect();
-        g.finish(&outputs, metadata)
+        self.heads.head.iter().fold(x, |x, head| head.forward(x))
     }
 
     /// The rows of `head`, `[num_classes, width]`, each scaled to length 1 (DINO's prototypes).
@@ -142,7 +192,7 @@ impl Net {
     /// # Panics
     /// If the net has no head.
     pub fn prototypes(&self) -> Tensor<2> {
-        let weight = self.head.as_ref().expect("a head of prototypes").weight.val();
+        let weight = self.heads.head.as_ref().expect("a head of prototypes").weight.two();
         let norms = weight.clone().square().sum_dim(1).sqrt();
         weight / norms
     }

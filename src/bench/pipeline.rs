@@ -2,12 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use burn::tensor::Device;
 use serde::Serialize;
 
 use super::peak_rss_gb;
 use crate::error::Result;
-use crate::train::parallel::Engine;
 use crate::train::stage::Stage;
 
 /// How fast a set passes.
@@ -45,16 +43,14 @@ pub fn data(stage: &Stage, duration: Duration) -> Result<PipelineSpeed> {
 /// # Errors
 /// The image cache cannot be read, the loss is no number.
 pub fn epoch(stage: &Stage, duration: Duration) -> Result<PipelineSpeed> {
-    let template = stage.net.build(0, &Device::flex())?;
-    let mut state = stage.fresh(stage.source.seed)?;
-    let mut engine = Engine::new(stage.workers, stage.micro_batch, state.values.len())?;
+    let mut engine = stage.engine(stage.fresh(stage.source.seed)?)?;
     let mut batches = stage.source.prefetch(0, usize::MAX);
     let (mut started, mut crops, mut waited) = (Instant::now(), 0, Duration::ZERO);
     for i in 0.. {
         let waiting = Instant::now();
         let Some(batch) = batches.next() else { break };
         waited += waiting.elapsed();
-        crops += stage.step(&template, &mut engine, &mut state, &batch?)?.crops;
+        crops += stage.step(&mut *engine, &batch?)?.crops;
         if i == 0 {
             (started, crops, waited) = (Instant::now(), 0, Duration::ZERO);
         } else if started.elapsed() >= duration {

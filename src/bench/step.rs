@@ -2,22 +2,19 @@
 
 use std::time::{Duration, Instant};
 
-use burn::tensor::Device;
-use fewvit_kernels::Precision;
 use serde::Serialize;
 
 use super::limits::multiply_adds;
 use super::{median, peak_rss_gb};
-use crate::backbone::{Net, NetSpec, Spec};
+use crate::backbone::{NetSpec, Spec};
 use crate::config::{Layers, RunConfig};
 use crate::data::loader::{Batch, CropBatch, Crops};
 use crate::data::mixing::Mix;
+use crate::engine::device::DeviceName;
+use crate::engine::{Engine, Machine, StepInput, TrainState, Update, micro_batch};
 use crate::error::Result;
-use crate::method::{self, Objective};
-use crate::nn::{DropPath, Gather, Keys, Weights};
-use crate::ops;
-use crate::train::optim::TrainState;
-use crate::train::parallel::{Engine, StepInput, micro_batch};
+use crate::method;
+use crate::nn::DropPath;
 
 /// Instance classes of the head: the size of the sets this is made for.
 const CLASSES: usize = 1000;
@@ -32,12 +29,10 @@ pub struct StepBench {
     pub img_size: usize,
     /// Crops a step.
     pub batch_size: usize,
-    /// Worker threads.
-    pub threads: usize,
+    /// What computes.
+    pub machine: Machine,
     /// Crops a worker passes through the model at a time; 0 = by model and img-size.
     pub micro_batch: usize,
-    /// Of the backbone's products.
-    pub precision: Precision,
     /// How long to measure.
     pub duration: Duration,
 }
@@ -50,8 +45,8 @@ pub struct StepSpeed {
     /// Matrix-product operations of the ordinary algorithm, so that exact savings count as speed.
     pub model_gflops: f64,
     /// `model_gflops` against the multiply-add limit of all threads in the same precision, measured
-    /// before and after.
-    pub fraction_of_peak: f64,
+    /// before and after; none for other devices than the CPU, whose limit is not known.
+    pub fraction_of_peak: Option<f64>,
     /// Median duration of a step.
     pub step_ms_median: f64,
     /// The most memory this process has held.
@@ -65,18 +60,21 @@ pub struct StepSpeed {
 pub fn step(bench: &StepBench) -> Result<StepSpeed> {
     let config = Layers::new("paper")?.build()?.config;
     let spec = Spec::find(&bench.model)?;
-    let template = NetSpec::classifier(spec, bench.img_size, CLASSES).build(1, &Device::flex())?;
-    let optim = &config.pretrain.optim;
-    let mut state = TrainState::new(Keys::of(&template), Gather::of(&template), optim.ema);
+    let net = NetSpec::classifier(spec, bench.img_size, CLASSES);
+    let (outline, optim) = (net.outline()?, &config.pretrain.optim);
+    let values = outline.draw(1);
+    let state = TrainState::new(outline.parameters, values, optim.ema);
+    let machine = &bench.machine;
+    let limit = || multiply_adds(machine.threads, machine.precision);
     let rows = micro_batch(bench.micro_batch, &spec, bench.img_size);
-    let mut engine = Engine::new(bench.threads, rows, state.values.len())?;
+    let mut engine = machine.engine(&net, rows, state)?;
     let batch = crops(bench);
-    let before = multiply_adds(bench.threads, bench.precision);
+    let before = limit();
     let (mut times, mut started) = (Vec::new(), Instant::now());
     // The first step makes the buffers that the others use again.
     for i in 0.. {
         let begin = Instant::now();
-        one(&mut engine, &template, (&batch, bench.precision), &config, &mut state)?;
+        one(&mut *engine, &batch, &config)?;
         match i {
             0 => started = Instant::now(),
             _ => times.push(begin.elapsed().as_secs_f64()),
@@ -85,41 +83,29 @@ pub fn step(bench: &StepBench) -> Result<StepSpeed> {
             break;
         }
     }
-    let limit = before.max(multiply_adds(bench.threads, bench.precision));
+    let on_cpu = machine.device == DeviceName::Cpu;
+    let limit = on_cpu.then(|| before.max(limit()));
     let seconds = median(times);
     let crops_per_s = bench.batch_size as f64 / seconds;
     let model_gflops = crops_per_s * spec.train_flops(bench.img_size) as f64 / 1e9;
     Ok(StepSpeed {
         crops_per_s,
         model_gflops,
-        fraction_of_peak: model_gflops / limit,
+        fraction_of_peak: limit.map(|limit| model_gflops / limit),
         step_ms_median: seconds * 1e3,
         peak_rss_gb: peak_rss_gb(),
     })
 }
 
 /// One optimiser step, as a stage does it.
-fn one(
-    engine: &mut Engine,
-    template: &Net,
-    (batch, precision): (&Batch, Precision),
-    config: &RunConfig,
-    state: &mut TrainState,
-) -> Result<()> {
+fn one(engine: &mut dyn Engine, batch: &Batch, config: &RunConfig) -> Result<()> {
     let method = method::pretraining(config, CLASSES, None)?;
-    let Objective::Rows(loss) = method.objective() else { return Ok(()) };
-    let optim = &config.pretrain.optim;
-    let (step, rate) = (state.progress.step as u32, optim.drop_path);
+    let (objective, optim) = (method.objective(), &config.pretrain.optim);
+    let (step, rate) = (engine.progress().step as u32, optim.drop_path);
     let drop_path = DropPath { rate, seed: 1, step, first_row: 0, training: true };
     let (mean, std) = (config.data.mean, config.data.std);
-    let input = StepInput { batch, drop_path, mean, std, precision };
-    let values = std::mem::take(&mut state.values);
-    let net = Weights::new(template.clone(), values, &Device::flex());
-    let (_, gradient) = engine.gradients(&net, &input, loss)?;
-    ops::forget_packed_weights();
-    state.values = net.into_values();
-    state.update(gradient, optim.lr, optim, &|_| 0);
-    Ok(())
+    engine.gradient(&StepInput { batch, objective, drop_path, mean, std, epoch: 0 })?;
+    engine.update(&Update { lr: optim.lr, optim, late: &|_| 0 })
 }
 
 /// Crops of a fixed pattern, each of a class of its own.

@@ -230,7 +230,7 @@ pub struct CommonArgs {
     /// Worker threads, 0 = all cores we may use
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub threads: usize,
-    /// Device: cpu
+    /// Device: cpu, auto, or wgpu:1 in a fewvit that was built for it
     #[arg(long, default_value = "cpu")]
     pub device: String,
     /// Print results as JSON, one object a line

@@ -11,6 +11,8 @@ use super::progress::Progress;
 use super::train::absolute;
 use crate::bench::{self, PipelineSpeed, StepBench};
 use crate::config::Unread;
+use crate::engine::Machine;
+use crate::engine::device::DeviceName;
 use crate::error::{Error, Result};
 use crate::run::{self, Request};
 use crate::train::stage::Stage;
@@ -47,23 +49,30 @@ fn step(args: &StepArgs) -> Result<()> {
             simd_level()
         )));
     }
+    let machine = Machine::named(&args.device, run::threads_or_all(args.threads))?;
+    if args.amp_dtype == Dtype::Bf16 && machine.device != DeviceName::Cpu {
+        let device = machine.device;
+        return Err(Error::Usage(format!("on {device} training is in f32; leave --amp-dtype out")));
+    }
+    let machine = Machine { precision: args.amp_dtype.precision(), ..machine };
     let speed = bench::step(&StepBench {
         model: args.model.clone(),
         img_size: args.img_size,
         batch_size: args.batch_size,
-        threads: run::threads_or_all(args.threads),
+        machine,
         micro_batch: args.micro_batch,
-        precision: args.amp_dtype.precision(),
         duration: seconds(args.seconds)?,
     })?;
     if args.json {
         return super::print_json(&speed);
     }
     super::print(&format!(
-        "{:.1} crops/s, {:.0} GFLOP/s = {:.0}% of the limit, {:.0} ms a step, {:.2} GiB",
+        "{:.1} crops/s, {:.0} GFLOP/s{}, {:.0} ms a step, {:.2} GiB",
         speed.crops_per_s,
         speed.model_gflops,
-        100.0 * speed.fraction_of_peak,
+        speed
+            .fraction_of_peak
+            .map_or(String::new(), |f| format!(" = {:.0}% of the limit", 100.0 * f)),
         speed.step_ms_median,
         speed.peak_rss_gb
     ))

@@ -13,6 +13,7 @@ use crate::data::data_report::DataReport;
 use crate::data::manifest::{Manifest, Origin, Split, SplitOrigin};
 use crate::data::views::ViewPlan;
 use crate::data::{check, file_name, source, split, synth};
+use crate::engine::device;
 use crate::error::{Error, Result};
 use crate::report::pictures;
 use crate::run::prepare::decode_sample;
@@ -53,7 +54,7 @@ fn examine(path: &Path, allow_empty_class: bool, wanted: usize) -> Result<(Manif
 }
 
 fn check(args: &CheckArgs) -> Result<()> {
-    run::check_device(&args.common.device)?;
+    device::settle(args.common.device.parse()?)?;
     let (manifest, report) = examine(&args.data, args.allow_empty_class, args.common.threads)?;
     match args.common.json {
         true => super::print_json(&report)?,
@@ -63,7 +64,7 @@ fn check(args: &CheckArgs) -> Result<()> {
 }
 
 fn stats(args: &StatsArgs) -> Result<()> {
-    run::check_device(&args.common.device)?;
+    device::settle(args.common.device.parse()?)?;
     let (_, report) = examine(&args.data, args.allow_empty_class, args.common.threads)?;
     if args.common.json {
         return super::print_json(&report);

@@ -8,6 +8,7 @@ use super::args::SplitChoice;
 use super::frozen_args::{EmbedArgs, FrozenArgs, KnnArgs};
 use super::readable::Readable;
 use crate::config::{EvalConfig, Layers, Source};
+use crate::engine::Machine;
 use crate::error::{Error, Result};
 use crate::eval::infer::Inference;
 use crate::eval::knn::knn;
@@ -156,9 +157,10 @@ fn lacking(data: &Path) -> Error {
 
 /// The backbone; what there is to say of its weights goes to standard error.
 fn open(args: &FrozenArgs) -> Result<Frozen> {
-    crate::run::check_device(&args.common.device)?;
     let hints = Hints { model: args.name.as_deref(), img_size: args.img_size };
-    let frozen = crate::run::frozen::open(&args.model, &hints)?;
+    let threads = crate::run::threads_or_all(args.common.threads);
+    let machine = Machine::named(&args.common.device, threads)?;
+    let frozen = crate::run::frozen::open(&args.model, &hints, &machine)?;
     frozen.notes.iter().for_each(|note| eprintln!("note: {note}"));
     Ok(frozen)
 }
@@ -171,10 +173,9 @@ fn extract(
     positions: &[usize],
 ) -> Result<(Vec<usize>, Vec<f32>)> {
     let inference = Inference {
-        net: &frozen.net,
-        img_size: frozen.img_size,
+        model: &*frozen.model,
         view: frozen.view,
-        threads: crate::run::threads_or_all(args.common.threads),
+        machine: &Machine::cpu(crate::run::threads_or_all(args.common.threads)),
     };
     let image = |i: usize| decode_sample(&data.manifest.samples[positions[i]], frozen.view.depth);
     let mut readable = Readable::new(args.on_bad_image);

@@ -25,9 +25,10 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser as _;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
+use crate::engine::collective;
 use crate::error::{Error, Result};
 use crate::run::measured::Measured;
 use args::{Cli, Command};
@@ -43,18 +44,49 @@ pub fn main() -> u8 {
             return u8::try_from(error.exit_code()).unwrap_or(2);
         }
     };
-    match run(cli.command) {
+    let job = match collective::start() {
+        Ok(job) => job,
+        Err(error) => return exit_code(Err(error)),
+    };
+    let code = exit_code(run(cli.command));
+    if code != 0 {
+        collective::ranks().fail(code);
+    }
+    drop(job);
+    code
+}
+
+/// The exit code of a command, whose error goes to standard error.
+fn exit_code(result: Result<()>) -> u8 {
+    match result {
         Ok(()) => 0,
         // Whoever read the results has enough of them: `fewvit predict photos/ | head`.
         Err(Error::Io { source, .. }) if source.kind() == ErrorKind::BrokenPipe => 0,
+        // The processes of a job stop together, and the first one says so.
+        Err(error @ (Error::Interrupted(_) | Error::Stopped(_))) if !first() => error.exit_code(),
         Err(error) => {
-            let _ = writeln!(std::io::stderr(), "fewvit: {error}");
+            let process = match collective::ranks().rank() {
+                0 => String::new(),
+                rank => format!(" (process {rank})"),
+            };
+            let _ = writeln!(std::io::stderr(), "fewvit{process}: {error}");
             error.exit_code()
         }
     }
 }
 
 fn run(command: Command) -> Result<()> {
+    let shared = matches!(
+        command,
+        Command::Train(_) | Command::Pretrain(_) | Command::Finetune(_) | Command::Resume(_)
+    );
+    let ranks = collective::ranks().size();
+    if ranks > 1 && !shared {
+        return Err(Error::Usage(format!(
+            "this command was started {ranks} times at once; mpirun is for train, pretrain, finetune \
+             and resume\n  start it by itself"
+        )));
+    }
     let out = &mut std::io::stdout();
     let env = || std::env::vars_os().collect();
     match command {
@@ -96,6 +128,10 @@ fn measured(model: &Path, data: &Path, on_bad_image: BadImage, threads: usize) -
 
 /// Prints a line of results.
 fn print(text: &str) -> Result<()> {
+    // Of several processes one speaks.
+    if !first() {
+        return Ok(());
+    }
     recipe::print(&mut std::io::stdout(), &format!("{text}\n"))
 }
 
@@ -104,6 +140,11 @@ fn print_json(value: &impl serde::Serialize) -> Result<()> {
     let text = serde_json::to_string(value)
         .map_err(|e| Error::Failed(format!("cannot print the result: {e}")))?;
     print(&text)
+}
+
+/// Whether this is the only process of its job or the first one.
+fn first() -> bool {
+    collective::ranks().rank() == 0
 }
 
 /// Set by Ctrl-C or a request of the system to end; the run finishes its step and writes a
@@ -123,14 +164,17 @@ fn interrupted() -> Result<&'static AtomicBool> {
 }
 
 fn listen() -> std::io::Result<()> {
-    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])?;
+    let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP, SIGUSR1])?;
     std::thread::Builder::new().name("signals".to_owned()).spawn(move || {
         for signal in &mut signals {
             BY_SYSTEM.store(signal != SIGINT, Ordering::Relaxed);
             if STOP.swap(true, Ordering::Relaxed) {
                 std::process::exit(if signal == SIGINT { 130 } else { 75 });
             }
-            let _ = writeln!(std::io::stderr(), "stopping after this step; once more to stop now");
+            if first() {
+                let _ =
+                    writeln!(std::io::stderr(), "stopping after this step; once more to stop now");
+            }
         }
     })?;
     Ok(())

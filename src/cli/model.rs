@@ -14,6 +14,7 @@ use crate::data::digest::digests;
 use crate::data::file_name;
 use crate::data::manifest::{Manifest, Origin, Sample, Split};
 use crate::data::words::counted;
+use crate::engine::Machine;
 use crate::error::{Error, Result};
 use crate::eval::metric::{Metrics, log_softmax, top};
 use crate::export::{Classifier, onnx, timm};
@@ -25,10 +26,10 @@ use crate::run::prepare::decode_sample;
 use crate::run::seen::Seen;
 
 pub(super) fn eval(args: &EvalArgs) -> Result<()> {
-    crate::run::check_device(&args.common.device)?;
-    let model = Classifier::open(&args.model)?;
-    let classes = &model.description().classes;
     let threads = crate::run::threads_or_all(args.common.threads);
+    let machine = Machine::named(&args.common.device, threads)?;
+    let model = Classifier::open(&args.model, &machine)?;
+    let classes = &model.description().classes;
     let mut data = super::measured(&args.model, &args.data, args.on_bad_image, threads)?;
     relabel(&mut data.manifest, classes)?;
     let positions = data.positions(args.split.map_or(Wanted::HeldOut, SplitChoice::wanted))?;
@@ -92,10 +93,10 @@ fn relabel(manifest: &mut Manifest, classes: &[String]) -> Result<()> {
 }
 
 pub(super) fn predict(args: &PredictArgs) -> Result<()> {
-    crate::run::check_device(&args.common.device)?;
-    let model = Classifier::open(&args.model)?;
-    let classes = &model.description().classes;
     let threads = crate::run::threads_or_all(args.common.threads);
+    let machine = Machine::named(&args.common.device, threads)?;
+    let model = Classifier::open(&args.model, &machine)?;
+    let classes = &model.description().classes;
     let mut unreadable = 0;
     let mut samples = Vec::new();
     for path in &args.images {
@@ -160,14 +161,16 @@ fn trained_on(model: &Path, samples: &[Sample], threads: usize) -> Result<()> {
 }
 
 pub(super) fn export(args: &ExportArgs) -> Result<()> {
-    let timm::Loaded { net, description } = timm::read(&args.model)?;
+    let threads = crate::run::threads_or_all(args.threads);
+    let machine = Machine::cpu(threads);
+    let timm::Loaded { model, values, description } = timm::read(&args.model, &machine)?;
     let path = args.output.clone().unwrap_or_else(|| timm::inner(&args.model).join("model.onnx"));
     let samples = all_images_at(&args.images)?;
     let decode = |sample| decode_sample(sample, description.view.depth);
     let images: Vec<Rgb8> = samples.iter().map(decode).collect::<Result<_>>()?;
-    let threads = crate::run::threads_or_all(args.threads);
     let embed = args.embed_preprocessing;
-    let difference = onnx::write(&path, &net, &description, embed, &images, threads)?;
+    let difference =
+        onnx::write(&path, (&*model, &values), &description, embed, &images, &machine)?;
     if args.json {
         return super::print_json(&json!({
             "file": path,

@@ -7,6 +7,7 @@ use std::time::Instant;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
+use crate::engine::collective;
 use crate::report::words::duration;
 use crate::run::Ui;
 
@@ -36,6 +37,10 @@ struct State {
 impl Progress {
     /// On standard error.
     pub fn new() -> Self {
+        // Of several processes one speaks.
+        if collective::ranks().rank() > 0 {
+            return Self::lines(Box::new(std::io::sink()));
+        }
         let on_terminal = ProgressBar::with_draw_target(None, ProgressDrawTarget::stderr());
         match std::io::stderr().is_terminal() {
             true => Self::with(Sink::Bar(on_terminal)),

@@ -4,13 +4,14 @@ use toml::Value;
 
 use super::trace_args::TraceArgs;
 use crate::config::{Layers, RunConfig, Source, Unread, recipe};
+use crate::engine::Machine;
 use crate::error::{Error, Result};
 use crate::run::{self, Stages};
 use crate::train::trace::method::{self, MethodTrace};
 use crate::train::trace::supervised::{self, TraceOptions};
 
 pub(super) fn trace(args: &TraceArgs) -> Result<()> {
-    run::check_device(&args.device)?;
+    let machine = Machine::named(&args.device, 1)?;
     if args.steps == 0 {
         return Err(Error::Usage("--steps 0 leaves nothing to trace".to_owned()));
     }
@@ -23,6 +24,7 @@ pub(super) fn trace(args: &TraceArgs) -> Result<()> {
             weights: args.weights.clone(),
             batch: args.batch.clone(),
             out: args.out.clone(),
+            device: machine.device,
         }),
         (None, Some(num_classes), Some(img_size), Some(weights)) => {
             supervised::trace(&TraceOptions {
@@ -36,7 +38,7 @@ pub(super) fn trace(args: &TraceArgs) -> Result<()> {
                 lr: args.lr.unwrap_or(5e-4),
                 weight_decay: args.weight_decay.unwrap_or(1e-3),
                 steps: args.steps,
-                precision: args.amp_dtype.precision(),
+                machine: Machine { precision: args.amp_dtype.precision(), ..machine },
             })
         }
         _ => Err(Error::Usage(

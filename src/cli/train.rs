@@ -8,6 +8,7 @@ use super::args::{DataArgs, FinetuneArgs, ResumeArgs};
 use super::flags::{Job, RunArgs, TrainArgs};
 use super::progress::Progress;
 use crate::config::{RunConfig, mark_fitted};
+use crate::engine::collective;
 use crate::error::{Error, Result};
 use crate::report::words::duration;
 use crate::run::{self, Folder, Request, Summary, Ui as _};
@@ -77,7 +78,6 @@ pub(super) fn go(
     chosen: &[StageName],
     args: &RunArgs,
 ) -> Result<Option<Summary>> {
-    run::check_device(&config.device)?;
     let ui = Progress::new();
     let planned = run::plan(request, config, chosen, &ui)?;
     ui.note(&planned.forecast.describe());
@@ -87,8 +87,13 @@ pub(super) fn go(
         }
         return Ok(None);
     }
-    confirm(planned.forecast.seconds(), args.yes)?;
-    let folder = Folder::create(args.output.as_deref(), &planned.data.manifest.name)?;
+    let folder = match collective::ranks().rank() {
+        0 => {
+            confirm(planned.forecast.seconds(), args.yes)?;
+            Folder::create(args.output.as_deref(), &planned.data.manifest.name)?
+        }
+        rank => Folder::scratch(rank)?,
+    };
     ui.note(&format!("run folder: {}", folder.root().display()));
     let interrupted = super::interrupted()?;
     let mut request = request.clone();

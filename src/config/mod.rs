@@ -9,7 +9,7 @@ mod resolved;
 mod validate;
 
 pub(crate) use layers::flatten;
-pub use layers::{Layers, Setting, Source, mark_fitted, to_toml};
+pub use layers::{Layers, Setting, Source, from_toml, mark_fitted, to_toml};
 pub use resolved::{Resolved, Unread};
 pub use validate::validate;
 

@@ -83,24 +83,35 @@ impl Crops {
 }
 
 impl CropBatch {
+    /// The crop of row `row` before mixing, `[s, s, 3]`; `None` where crops come ready for the model.
+    ///
+    /// # Panics
+    /// If there is no such row or it is none of those that were asked for.
+    pub fn crop(&self, row: usize) -> Option<&[u8]> {
+        let len = self.img_size * self.img_size * 3;
+        match &self.crops {
+            Crops::Bytes(bytes) => Some(&bytes[row * len..][..len]),
+            Crops::Part { bytes, places } => {
+                let place = places[row];
+                let place = place.unwrap_or_else(|| panic!("no crop was made for row {row}"));
+                Some(&bytes[place * len..][..len])
+            }
+            Crops::Ready(_) => None,
+        }
+    }
+
     /// Writes row `row` as the model sees it, normalised and mixed, to `out` `[3, s, s]`.
     ///
     /// # Panics
-    /// If there is no such row, it is none of those that were asked for, or `out` has another size.
+    /// As [`Self::crop`], or if `out` has another size.
     pub fn write_row(&self, row: usize, mean: [f32; 3], std: [f32; 3], out: &mut [f32]) {
-        let size = self.img_size;
-        match &self.crops {
-            Crops::Bytes(crops) => self.mix.write_row(crops, row, size, mean, std, out),
-            Crops::Part { bytes, places } => {
-                let crop = |row: usize| {
-                    let place = places[row];
-                    let place = place.unwrap_or_else(|| panic!("no crop was made for row {row}"));
-                    let len = size * size * 3;
-                    &bytes[place * len..][..len]
-                };
-                self.mix.blend((crop(row), crop(self.mix.partner[row])), size, mean, std, out);
+        let pair = self.crop(row).zip(self.crop(self.mix.partner[row]));
+        match (pair, &self.crops) {
+            (Some(pair), _) => self.mix.blend(pair, self.img_size, mean, std, out),
+            (None, Crops::Ready(values)) => {
+                out.copy_from_slice(&values[row * out.len()..][..out.len()]);
             }
-            Crops::Ready(values) => out.copy_from_slice(&values[row * out.len()..][..out.len()]),
+            (None, _) => {}
         }
     }
 }

@@ -15,7 +15,7 @@ use std::ops::Range;
 
 use sha2::{Digest as _, Sha256};
 
-pub use launcher::start;
+pub use launcher::{Job, ranks, start};
 #[cfg(feature = "mpi")]
 pub use mpi::Mpi;
 

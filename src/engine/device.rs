@@ -11,6 +11,7 @@ mod wgpu;
 
 use std::fmt;
 use std::str::FromStr;
+use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::Device;
 
@@ -19,6 +20,7 @@ pub use self_check::self_check;
 pub use wgpu::adapters;
 
 use crate::error::{Error, Result};
+use crate::ops;
 
 #[cfg(feature = "wgpu")]
 const BUILT_FOR: &str = "cpu, wgpu or wgpu:1, auto";
@@ -36,6 +38,17 @@ pub enum DeviceName {
     Wgpu(usize),
     /// `auto`: the first GPU of [`adapters`] that is no software, otherwise the CPU.
     Auto,
+}
+
+impl fmt::Display for DeviceName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cpu => f.write_str("cpu"),
+            Self::Cuda(index) => write!(f, "cuda:{index}"),
+            Self::Wgpu(index) => write!(f, "wgpu:{index}"),
+            Self::Auto => f.write_str("auto"),
+        }
+    }
 }
 
 impl FromStr for DeviceName {
@@ -157,18 +170,38 @@ fn no_such(index: usize, adapters: &[Adapter]) -> Error {
     Error::Device(format!("this machine has no device `wgpu:{index}`; it has:{there}"))
 }
 
-/// Makes a place ready for tensors, without autodiff.
+/// What `auto` means on this machine; other names stay, once it is known that there is such a device.
 ///
 /// # Errors
-/// Its driver does not give it to us.
-pub fn open(place: &Place) -> Result<Device> {
-    match place {
-        Place::Cpu => Ok(Device::flex()),
-        Place::Wgpu(adapter) => {
-            read::watch_threads();
-            wgpu::open(adapter)
+/// There is none.
+pub fn settle(name: DeviceName) -> Result<DeviceName> {
+    let place = find(name)?;
+    match (name, place) {
+        (DeviceName::Auto, Place::Wgpu(first)) => {
+            let index = adapters()?.iter().position(|adapter| *adapter == first);
+            Ok(DeviceName::Wgpu(index.unwrap_or(0)))
         }
+        (DeviceName::Auto, Place::Cpu) => Ok(DeviceName::Cpu),
+        (name, _) => Ok(name),
     }
+}
+
+/// A device ready for tensors, without autodiff. The first time it has to show that it computes what the
+/// CPU does.
+///
+/// # Errors
+/// It is not there, its driver does not give it to us, or it answers wrongly.
+pub fn open(name: DeviceName) -> Result<Device> {
+    let Place::Wgpu(adapter) = find(name)? else { return Ok(ops::cpu()) };
+    static CHECKED: Mutex<Vec<Adapter>> = Mutex::new(Vec::new());
+    read::watch_threads();
+    let device = wgpu::open(&adapter)?;
+    let mut checked = CHECKED.lock().unwrap_or_else(PoisonError::into_inner);
+    if !checked.contains(&adapter) {
+        self_check(&device)?;
+        checked.push(adapter);
+    }
+    Ok(device)
 }
 
 #[cfg(test)]

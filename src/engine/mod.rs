@@ -1,6 +1,197 @@
-//! The engine room: the devices that compute, and the processes that compute together.
+//! The engine room: what turns a batch into new weights, and images into features, on some device.
+//!
+//! A stage knows [`Engine`] and [`Model`] alone. Each engine is one room behind them: [`cpu`] over the
+//! kernels, data-parallel over threads; [`composed`] over burn's own operations, on any device that
+//! burn knows and, on the CPU, the oracle of the others.
 
+pub mod batches;
 pub mod collective;
+pub mod composed;
+pub mod cpu;
 pub mod device;
-mod passes;
+mod model;
+pub mod optim;
+pub mod passes;
 pub mod pixels;
+pub mod state;
+
+use std::sync::Arc;
+
+use fewvit_kernels::{Precision, bf16_is_faster, has_bf16};
+
+use crate::backbone::NetSpec;
+use crate::config::{AmpDtype, OptimConfig};
+use crate::data::loader::Batch;
+use crate::error::{Error, Result};
+use crate::method::Objective;
+use crate::nn::DropPath;
+pub use batches::{micro_batch, own_rows};
+use collective::{Collective, Single};
+use composed::ComposedEngine;
+use cpu::CpuEngine;
+use device::DeviceName;
+use model::BurnModel;
+pub use model::{Model, Outputs};
+pub use state::{Progress, TrainState};
+
+/// A model in training: its weights, what the optimiser and the method remember, and the gradient of
+/// the step.
+pub trait Engine {
+    /// The loss of the weights on a batch and its gradient, which the engine keeps for
+    /// [`Self::update`]. What the method remembers is brought up to date.
+    ///
+    /// # Errors
+    /// The device or a worker failed.
+    fn gradient(&mut self, input: &StepInput) -> Result<Slope>;
+
+    /// Moves the weights along the kept gradient and counts the step.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn update(&mut self, update: &Update) -> Result<()>;
+
+    /// Moves the averaged weights towards the weights, where the recipe keeps an average by epoch.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn average(&mut self) -> Result<()>;
+
+    /// Moves the momentum encoder towards the weights: `t = m t + (1 - m) s`.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn follow(&mut self, momentum: f32) -> Result<()>;
+
+    /// How far the stage is.
+    fn progress(&mut self) -> &mut Progress;
+
+    /// All that a checkpoint holds.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn state(&mut self) -> Result<&TrainState>;
+
+    /// The kept gradient before clipping, in the order of the flat vector.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn kept_gradient(&mut self) -> Result<Vec<f32>>;
+
+    /// The state, without a copy of what the engine holds on the host.
+    ///
+    /// # Errors
+    /// The device failed.
+    fn into_state(self: Box<Self>) -> Result<TrainState>;
+}
+
+/// What a step computes on besides the weights.
+pub struct StepInput<'a> {
+    /// The crops.
+    pub batch: &'a Batch,
+    /// The loss.
+    pub objective: Objective<'a>,
+    /// Stochastic depth of this step; its `first_row` is set for each micro-batch.
+    pub drop_path: DropPath,
+    /// Input normalisation.
+    pub mean: [f32; 3],
+    /// Input normalisation.
+    pub std: [f32; 3],
+    /// The stage's epoch, from 0.
+    pub epoch: usize,
+}
+
+/// Loss of a step and length of its gradient.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Slope {
+    /// Mean over the rows of a group, groups summed (recipe section 2.6).
+    pub loss: f64,
+    /// Sum of the squares of the gradient's values: finite exactly if all of them are.
+    pub squared: f64,
+}
+
+/// How a step moves the weights.
+pub struct Update<'a> {
+    /// Learning rate of this step.
+    pub lr: f64,
+    /// Optimiser, with the weight decay of this step.
+    pub optim: &'a OptimConfig,
+    /// First steps in which the parameter of this key keeps its value.
+    pub late: &'a dyn Fn(&str) -> usize,
+}
+
+/// What computes: one process of this machine, and those that it works with.
+#[derive(Clone)]
+pub struct Machine {
+    /// Worker threads of this process.
+    pub threads: usize,
+    /// Of the products of backbones and of the heads of coupled losses. Classifiers are f32.
+    pub precision: Precision,
+    /// The processes that train together.
+    pub ranks: Arc<dyn Collective>,
+    /// Where models are; the threads are the CPU's.
+    pub device: DeviceName,
+}
+
+impl Machine {
+    /// A device by name, for models that are asked and not trained.
+    ///
+    /// # Errors
+    /// There is no such device, or it answers wrongly.
+    pub fn named(device: &str, threads: usize) -> Result<Self> {
+        let device = device::settle(device.parse()?)?;
+        device::open(device)?;
+        Ok(Self { device, ..Self::cpu(threads) })
+    }
+
+    /// The CPU and this process alone, all products in f32.
+    pub fn cpu(threads: usize) -> Self {
+        Self {
+            threads,
+            precision: Precision::F32,
+            ranks: Arc::new(Single),
+            device: DeviceName::Cpu,
+        }
+    }
+
+    /// An engine that trains the model `net` on from `state`, `micro_batch` rows at a time.
+    ///
+    /// # Errors
+    /// The system gives no more threads, the device is not there.
+    pub fn engine(
+        &self,
+        net: &NetSpec,
+        micro_batch: usize,
+        state: TrainState,
+    ) -> Result<Box<dyn Engine>> {
+        if self.device == DeviceName::Cpu {
+            return Ok(Box::new(CpuEngine::new(self, net, micro_batch, state)?));
+        }
+        if self.ranks.size() > 1 {
+            return Err(Error::Usage(format!(
+                "several processes train together on the CPU only, not on {}",
+                self.device
+            )));
+        }
+        let device = device::open(self.device)?;
+        Ok(Box::new(ComposedEngine::new(&device, self.threads, net, micro_batch, state)))
+    }
+
+    /// The model `net` with the given weights, to be asked.
+    ///
+    /// # Errors
+    /// An img-size that the backbone cannot take, the device is not there.
+    pub fn model(&self, net: &NetSpec, values: &[f32]) -> Result<Box<dyn Model>> {
+        let device = device::open(self.device)?;
+        Ok(Box::new(BurnModel::new(net, values, device)?))
+    }
+}
+
+/// What `amp_dtype` means on this machine: bf16 only where the processor multiplies it, `auto` where
+/// that is faster.
+pub fn precision(amp_dtype: AmpDtype) -> Precision {
+    match amp_dtype {
+        AmpDtype::Bf16 if has_bf16() => Precision::Bf16,
+        AmpDtype::Auto if bf16_is_faster() => Precision::Bf16,
+        AmpDtype::Bf16 | AmpDtype::Auto | AmpDtype::F32 => Precision::F32,
+    }
+}

@@ -81,7 +81,7 @@ mod tests {
             for (row, out) in expected.chunks_exact_mut(3 * s * s).enumerate() {
                 mix.write_row(&crops, row, s, mean, std, out);
             }
-            let seen = pixels(&crops, &mix, s, mean, std, &Device::flex());
+            let seen = pixels(&crops, &mix, s, mean, std, &crate::ops::cpu());
             assert_eq!(seen.dims(), [rows, 3, s, s]);
             let seen: Vec<f32> = seen.into_data().try_to_vec().expect("f32");
             for (a, b) in seen.iter().zip(&expected) {

@@ -5,7 +5,7 @@
 //! All figures are of features on the unit sphere, where the methods and the k-NN probe compare
 //! them.
 
-use burn::tensor::{DType, Device, Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
 
 use super::knn::normalised;
 
@@ -222,7 +222,7 @@ pub fn effective_rank(unit: &[f32], dim: usize) -> f64 {
 /// Roots of the eigenvalues of the smaller of the two Gram matrices, which is symmetric and
 /// positive, so that its singular values are its eigenvalues.
 fn singular_values(features: &[f32], dim: usize) -> Vec<f64> {
-    let device = Device::flex();
+    let device = crate::ops::cpu();
     let wide: Vec<f64> = features.iter().map(|&v| f64::from(v)).collect();
     let data = TensorData::new(wide, [rows(features, dim), dim]);
     let x = Tensor::<2>::from_data(data, (&device, DType::F64));

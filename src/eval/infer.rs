@@ -1,15 +1,12 @@
 //! Features and logits of many images, on all threads.
 
-use burn::tensor::{Device, Tensor, TensorData};
-
-use crate::backbone::Net;
 use crate::config::{Depth, Interpolation, RunConfig};
 use crate::data::Rgb8;
 use crate::data::augment::eval_view;
 use crate::data::mixing::Mix;
 use crate::data::parallel::{map_in_order, map_in_turn};
+use crate::engine::{Machine, Model, Outputs};
 use crate::error::Result;
-use crate::nn::DropPath;
 
 /// Images a thread passes through the model at a time.
 const IMAGES_AT_A_TIME: usize = 8;
@@ -91,50 +88,47 @@ impl EvalView {
 
 /// A model and how its inputs are made.
 pub struct Inference<'a> {
-    /// The model, on a device without autodiff.
-    pub net: &'a Net,
-    /// Side of its images.
-    pub img_size: usize,
+    /// The model.
+    pub model: &'a dyn Model,
     /// How an image becomes its input.
     pub view: EvalView,
-    /// Worker threads.
-    pub threads: usize,
-}
-
-/// What a model says of a set of images.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct Outputs {
-    /// `[images, num_features]`.
-    pub features: Vec<f32>,
-    /// `[images, num_classes]`.
-    pub logits: Vec<f32>,
+    /// What computes.
+    pub machine: &'a Machine,
 }
 
 impl Inference<'_> {
-    /// Features and logits of `count` images, in order; `image(i)` decodes one.
+    /// Features and logits of `count` images, in order; `image(i)` decodes one. Several processes
+    /// share the images out, and each gets the answers for all.
     ///
     /// # Errors
-    /// An image cannot be read.
+    /// An image cannot be read, the model's device failed.
     pub fn run(
         &self,
         count: usize,
         image: &(dyn Fn(usize) -> Result<Rgb8> + Sync),
     ) -> Result<Outputs> {
-        let mut all = Outputs::default();
-        self.each(count, image, |_, outputs| {
+        let ranks = &self.machine.ranks;
+        let first = |rank: usize| count * rank / ranks.size();
+        let (start, end) = (first(ranks.rank()), first(ranks.rank() + 1));
+        let mut own = Outputs::default();
+        self.each(end - start, &|i| image(start + i), |_, outputs| {
             let outputs = outputs?;
-            all.features.extend(outputs.features);
-            all.logits.extend(outputs.logits);
+            own.features.extend(outputs.features);
+            own.logits.extend(outputs.logits);
             Ok(())
         })?;
-        Ok(all)
+        if ranks.size() == 1 {
+            return Ok(own);
+        }
+        let Outputs { features, logits } = own;
+        Ok(Outputs { features: ranks.all_gather(&features)?, logits: ranks.all_gather(&logits)? })
     }
 
     /// Hands `sink` features and logits of each of `count` images, in order and as soon as they are
     /// there; `image(i)` decodes one, and what it cannot decode reaches `sink` as its error.
     ///
     /// # Errors
-    /// Those of `sink`.
+    /// Those of `sink`, the model's device failed.
     pub fn each(
         &self,
         count: usize,
@@ -142,7 +136,7 @@ impl Inference<'_> {
         sink: impl FnMut(usize, Result<Outputs>) -> Result<()>,
     ) -> Result<()> {
         let work = |views: &[Rgb8]| {
-            let few = self.forward(views);
+            let few = self.forward(views)?;
             let of_image = |values: &[f32]| {
                 let width = values.len() / views.len();
                 let rows = (0..views.len()).map(|i| values[i * width..(i + 1) * width].to_vec());
@@ -151,36 +145,29 @@ impl Inference<'_> {
             let rows = of_image(&few.features).into_iter().zip(of_image(&few.logits));
             Ok(rows.map(|(features, logits)| Outputs { features, logits }).collect())
         };
-        self.view.of_images(self.img_size, (count, self.threads), image, work, sink)
+        let counts = (count, self.machine.threads);
+        self.view.of_images(self.model.spec().img_size, counts, image, work, sink)
     }
 
     /// Features `[images, num_features]` of views that have the model's size already; `view(i)`
     /// makes one.
     ///
     /// # Errors
-    /// An image cannot be read.
+    /// An image cannot be read, the model's device failed.
     pub fn features_of_views(
         &self,
         count: usize,
         view: &(dyn Fn(usize) -> Result<Rgb8> + Sync),
     ) -> Result<Vec<f32>> {
         let starts: Vec<usize> = (0..count).step_by(IMAGES_AT_A_TIME).collect();
-        let parts = map_in_order(&starts, self.threads, |&start| {
+        let parts = map_in_order(&starts, self.machine.threads, |&start| {
             let views = (start..(start + IMAGES_AT_A_TIME).min(count)).map(view);
-            Ok(self.forward(&views.collect::<Result<Vec<_>>>()?).features)
+            Ok(self.forward(&views.collect::<Result<Vec<_>>>()?)?.features)
         })?;
         Ok(parts.concat())
     }
 
-    fn forward(&self, views: &[Rgb8]) -> Outputs {
-        let size = self.img_size;
-        let pixels = self.view.normalised(views, size);
-        let data = TensorData::new(pixels, [views.len(), 3, size, size]);
-        let images = Tensor::from_data(data, &Device::flex());
-        let features = self.net.features(images, &DropPath::OFF);
-        let logits = self.net.logits(features.clone());
-        let values =
-            |t: Tensor<2>| t.into_data().try_to_vec().expect("features and logits are f32");
-        Outputs { features: values(features), logits: values(logits) }
+    fn forward(&self, views: &[Rgb8]) -> Result<Outputs> {
+        self.model.outputs(self.view.normalised(views, self.model.spec().img_size))
     }
 }

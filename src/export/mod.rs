@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::config::{Depth, Interpolation};
 use crate::data::Rgb8;
+use crate::engine::Machine;
 use crate::error::Result;
 use crate::eval::infer::{EvalView, Inference};
 
@@ -76,10 +77,10 @@ impl Classifier {
     ///
     /// # Errors
     /// Nothing of that kind, or weights that do not fit.
-    pub fn open(path: &Path) -> Result<Self> {
+    pub fn open(path: &Path, machine: &Machine) -> Result<Self> {
         match path.extension().is_some_and(|e| e == "onnx") {
             true => onnx::read(path).map(Self::Onnx),
-            false => timm::read(path).map(Self::Timm),
+            false => timm::read(path, machine).map(Self::Timm),
         }
     }
 
@@ -104,9 +105,9 @@ impl Classifier {
         mut sink: impl FnMut(usize, Result<Vec<f32>>) -> Result<()>,
     ) -> Result<()> {
         match self {
-            Self::Timm(timm::Loaded { net, description }) => {
-                let Description { img_size, view, .. } = *description;
-                let inference = Inference { net, img_size, view, threads };
+            Self::Timm(timm::Loaded { model, description, .. }) => {
+                let machine = &Machine::cpu(threads);
+                let inference = Inference { model: &**model, view: description.view, machine };
                 inference.each(count, image, |i, outputs| sink(i, outputs.map(|o| o.logits)))
             }
             Self::Onnx(model) => model.each(count, image, threads, sink),

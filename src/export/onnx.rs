@@ -8,8 +8,8 @@ use rten_tensor::prelude::*;
 use rten_tensor::{NdTensor, Tensor};
 
 use super::{Description, Preprocessing};
-use crate::backbone::Net;
 use crate::data::Rgb8;
+use crate::engine;
 use crate::error::{Error, Result};
 use crate::eval::infer::Inference;
 use crate::files::{refuse_to_replace, write_atomically};
@@ -26,38 +26,38 @@ const PREPROCESSING: &str = "preprocessing";
 /// The name of the input that takes bytes and normalises them itself.
 const BYTES: &str = "pixels";
 
-/// Writes `net` to `path`, with its normalisation inside if `embed`; returns the largest difference
-/// of its logits from `net`'s on `images`.
+/// Writes `model`, whose weights are `values`, to `path`, with its normalisation inside if `embed`;
+/// returns the largest difference of the file's logits from the model's on `images`.
 ///
 /// # Errors
 /// No images; a difference above 1e-4 ([`Error::Verification`], and nothing is written);
 /// `path` holds something else or cannot be written.
 pub fn write(
     path: &Path,
-    net: &Net,
+    (model, values): (&dyn engine::Model, &[f32]),
     description: &Description,
     embed: bool,
     images: &[Rgb8],
-    threads: usize,
+    machine: &engine::Machine,
 ) -> Result<f32> {
     if images.is_empty() {
         return Err(Error::Usage("an ONNX file is checked on images, and there are none".into()));
     }
     refuse_to_replace(path, |content| load(path, content.to_vec()).is_ok())?;
-    let &Description { img_size, view, .. } = description;
+    let view = description.view;
     let pixels = match embed {
         true => Pixels::Bytes { mean: view.mean, std: view.std },
         false => Pixels::Normalised,
     };
-    let bytes = net.onnx(img_size, pixels, &metadata(description)?);
+    let bytes = model.spec().onnx(values, pixels, &metadata(description)?);
     let written = load(path, bytes.clone())?;
     let image = |i: usize| Ok(images[i].clone());
     let mut theirs = Vec::new();
-    written.each(images.len(), &image, threads, |_, logits| {
+    written.each(images.len(), &image, machine.threads, |_, logits| {
         theirs.extend(logits?);
         Ok(())
     })?;
-    let inference = Inference { net, img_size, view, threads };
+    let inference = Inference { model, view, machine };
     let ours = inference.run(images.len(), &image)?.logits;
     let difference = largest_difference(&ours, &theirs);
     if difference.is_nan() || difference > TOLERANCE {
@@ -177,10 +177,9 @@ impl Loaded {
 mod tests {
     use super::*;
     use crate::backbone::t2t_vit::{T2tVitSpec, TokenAttention};
-    use crate::backbone::{Family, NetSpec, Spec, deit::DeitSpec, pvt_v2::PvtV2Spec};
+    use crate::backbone::{NetSpec, Spec, Told, deit::DeitSpec, pvt_v2::PvtV2Spec};
     use crate::config::{Depth, Interpolation};
     use crate::eval::infer::EvalView;
-    use burn::tensor::Device;
 
     const PVT: PvtV2Spec = PvtV2Spec {
         embed_dims: [4, 8, 10, 16],
@@ -196,7 +195,7 @@ mod tests {
         token_dim: 8,
         attention: TokenAttention::Performer,
     };
-    const FAMILIES: [&dyn Family; 5] = [
+    const FAMILIES: [&dyn Told; 5] = [
         &DeitSpec { embed_dim: 16, depth: 3, num_heads: 2, patch_size: 8 },
         &PVT,
         &PvtV2Spec { linear: true, ..PVT },
@@ -204,9 +203,18 @@ mod tests {
         &T2tVitSpec { attention: TokenAttention::Transformer, ..T2T },
     ];
 
-    fn model(family: &'static dyn Family, img_size: usize) -> (Net, Description) {
+    /// A model, its weights and what is said of it.
+    struct Tiny {
+        model: Box<dyn engine::Model>,
+        values: Vec<f32>,
+        description: Description,
+    }
+
+    fn model(family: &'static dyn Told, img_size: usize) -> Tiny {
         let spec = Spec { name: "tiny", timm_name: None, family };
-        let net = NetSpec::classifier(spec, img_size, 3).build(7, &Device::flex()).expect("a net");
+        let net = NetSpec::classifier(spec, img_size, 3);
+        let values = net.outline().expect("a net").draw(7);
+        let model = engine::Machine::cpu(2).model(&net, &values).expect("a model");
         let view = EvalView {
             crop_pct: 0.875,
             interpolation: Interpolation::Bicubic,
@@ -215,7 +223,8 @@ mod tests {
             std: [0.2, 0.25, 0.3],
         };
         let classes = ["a", "b", "\"c\""].map(str::to_owned).to_vec();
-        (net, Description { model: "tiny".to_owned(), img_size, classes, view })
+        let description = Description { model: "tiny".to_owned(), img_size, classes, view };
+        Tiny { model, values, description }
     }
 
     fn images(count: usize) -> Vec<Rgb8> {
@@ -229,9 +238,16 @@ mod tests {
         for (i, family) in FAMILIES.into_iter().enumerate() {
             for (img_size, embed) in [(48, false), (64, true)] {
                 let path = folder.path().join(format!("{i}-{img_size}.onnx"));
-                let (net, description) = model(family, img_size);
-                let difference = write(&path, &net, &description, embed, &images(9), 2)
-                    .unwrap_or_else(|e| panic!("{family:?} at {img_size} px: {e}"));
+                let Tiny { model, values, description } = model(family, img_size);
+                let difference = write(
+                    &path,
+                    (&*model, &values),
+                    &description,
+                    embed,
+                    &images(9),
+                    &engine::Machine::cpu(2),
+                )
+                .unwrap_or_else(|e| panic!("{family:?} at {img_size} px: {e}"));
                 assert!(difference < 2e-5, "{family:?} at {img_size} px: {difference}");
                 let read = read(&path).expect("what was written");
                 assert_eq!(read.description, description);
@@ -243,17 +259,20 @@ mod tests {
     fn a_file_that_gives_other_logits_is_not_written() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("model.onnx");
-        let (net, description) = model(FAMILIES[0], 48);
+        let Tiny { model, values, description } = model(FAMILIES[0], 48);
         let mut lying = description.clone();
         lying.img_size = 40;
-        let error = write(&path, &net, &lying, false, &images(1), 1);
+        let error =
+            write(&path, (&*model, &values), &lying, false, &images(1), &engine::Machine::cpu(1));
         assert!(error.is_err() && !path.exists());
         let (a, b) = ([0.0, 1.0], [0.0, 1.1]);
         assert!(largest_difference(&a, &b) > TOLERANCE);
         assert!(largest_difference(&a, &[0.0, f32::NAN]).is_nan());
         assert!(largest_difference(&a, &a[..1]).is_nan());
         assert_eq!(largest_difference(&a, &a), 0.0);
-        let error = write(&path, &net, &description, false, &[], 1).expect_err("no images");
+        let error =
+            write(&path, (&*model, &values), &description, false, &[], &engine::Machine::cpu(1))
+                .expect_err("no images");
         assert_eq!(error.exit_code(), 2);
     }
 
@@ -261,15 +280,23 @@ mod tests {
     fn files_that_are_no_classifier_of_ours_are_named() {
         let folder = tempfile::tempdir().expect("a folder");
         let path = folder.path().join("model.onnx");
-        let (net, description) = model(FAMILIES[0], 48);
-        let bytes = net.onnx(48, Pixels::Normalised, &metadata(&description).expect("metadata"));
-        let bare = net.onnx(48, Pixels::Normalised, &[]);
+        let Tiny { model, values, description } = model(FAMILIES[0], 48);
+        let written = metadata(&description).expect("metadata");
+        let bytes = model.spec().onnx(&values, Pixels::Normalised, &written);
+        let bare = model.spec().onnx(&values, Pixels::Normalised, &[]);
         for content in [&b"nothing"[..], b"", &bytes[..bytes.len() / 2], &bare] {
             std::fs::write(&path, content).expect("written");
             let error = read(&path).map(|_| ()).expect_err("unusable");
             assert!(error.to_string().contains("model.onnx cannot be used"), "{error}");
         }
-        let refused = write(&path, &net, &description, false, &images(1), 1);
+        let refused = write(
+            &path,
+            (&*model, &values),
+            &description,
+            false,
+            &images(1),
+            &engine::Machine::cpu(1),
+        );
         assert_eq!(refused.expect_err("somebody's file").exit_code(), 2);
     }
 }

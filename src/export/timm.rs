@@ -2,17 +2,17 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Device;
 use serde::Deserialize;
 use serde_json::json;
 
 use super::{Description, Preprocessing};
-use crate::backbone::{Net, NetSpec, Spec};
+use crate::backbone::{NetSpec, Spec};
 use crate::config::Depth;
+use crate::engine::{Machine, Model};
 use crate::error::{Error, Result};
 use crate::eval::infer::EvalView;
 use crate::files::write_atomically;
-use crate::nn::{Gather, Keys, ParamSpec, Replace};
+use crate::nn::ParamSpec;
 use crate::weights;
 
 /// A trained classifier and how its inputs are made.
@@ -73,7 +73,9 @@ fn config(model: &Exported) -> serde_json::Value {
 /// An exported classifier, ready to use.
 pub struct Loaded {
     /// The model.
-    pub net: Net,
+    pub model: Box<dyn Model>,
+    /// Its weights.
+    pub values: Vec<f32>,
     /// What the folder says of it.
     pub description: Description,
 }
@@ -140,14 +142,13 @@ pub fn describe(folder: &Path) -> Result<Description> {
 ///
 /// # Errors
 /// As [`describe`]; weights that do not fit.
-pub fn read(folder: &Path) -> Result<Loaded> {
+pub fn read(folder: &Path, machine: &Machine) -> Result<Loaded> {
     let description = describe(folder)?;
     let Description { model, img_size, classes, .. } = &description;
-    let net = NetSpec::classifier(Spec::find(model)?, *img_size, classes.len())
-        .build(0, &Device::flex())?;
-    let (specs, mut values) = (Keys::of(&net), Gather::of(&net));
+    let net = NetSpec::classifier(Spec::find(model)?, *img_size, classes.len());
+    let outline = net.outline()?;
+    let mut values = vec![0.0; outline.num_params()];
     let weights = weights::read(&inner(folder).join("model.safetensors"))?;
-    weights::fill_strictly(&specs, &mut values, &weights)?;
-    let net = Replace::values_of(net, &values, &Device::flex());
-    Ok(Loaded { net, description })
+    weights::fill_strictly(&outline.parameters, &mut values, &weights)?;
+    Ok(Loaded { model: machine.model(&net, &values)?, values, description })
 }

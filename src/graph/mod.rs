@@ -1,15 +1,11 @@
 //! A network written down as operators of ONNX (opset 17).
 //!
-//! Modules that have a `forward` have a `graph` beside it, which says the same in these operators;
-//! the export holds the two together on photographs. Rows of tokens are `[batch * tokens, dim]` here
+//! The reader of models that writes ONNX files speaks these; the export holds a file and its model
+//! together on photographs. Rows of tokens are `[batch * tokens, dim]` here
 //! as there, so a linear layer is one `Gemm` over weights in PyTorch's layout.
 
 mod proto;
 
-use std::collections::HashMap;
-
-use burn::module::{Param, ParamId};
-use burn::tensor::Tensor;
 use prost::Message;
 
 use crate::ops::Windows;
@@ -37,17 +33,12 @@ pub enum Pixels {
 }
 
 /// A network, growing.
+#[derive(Default)]
 pub struct Graph {
-    keys: HashMap<ParamId, String>,
     inner: proto::Graph,
 }
 
 impl Graph {
-    /// An empty graph for a module whose parameters have these `keys`.
-    pub fn new(keys: HashMap<ParamId, String>) -> Self {
-        Self { keys, inner: proto::Graph::default() }
-    }
-
     /// The input, as `[batch, 3, img_size, img_size]` and normalised.
     pub fn images(&mut self, pixels: Pixels, img_size: usize) -> Value {
         let (name, kind, shape) = match pixels {
@@ -66,18 +57,11 @@ impl Graph {
     }
 
     /// A parameter, under its key.
-    ///
-    /// # Panics
-    /// If the graph was made for another module.
-    pub fn weight<const D: usize>(&mut self, param: &Param<Tensor<D>>) -> Value {
-        let name = self.keys.get(&param.id).expect("a parameter of the graph's module").clone();
-        if !self.inner.initializer.iter().any(|tensor| tensor.name == name) {
-            let tensor = param.val();
-            let shape = tensor.dims();
-            let values: Vec<f32> = tensor.into_data().try_to_vec().expect("parameters are f32");
-            self.initializer(&name, &shape, &values);
+    pub fn weight(&mut self, key: &str, shape: &[usize], values: &[f32]) -> Value {
+        if !self.inner.initializer.iter().any(|tensor| tensor.name == key) {
+            self.initializer(key, shape, values);
         }
-        Value(name)
+        Value(key.to_owned())
     }
 
     /// Values that are no parameter.

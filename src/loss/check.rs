@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use rand::RngExt as _;
 use safetensors::SafeTensors;
 
@@ -23,7 +23,7 @@ pub fn random(rows: usize, cols: usize, index: u64) -> Matrix {
 pub fn tensor(matrix: &Matrix) -> Tensor<2> {
     let shape = [matrix.len(), matrix[0].len()];
     let values: Vec<f32> = matrix.iter().flatten().map(|&v| v as f32).collect();
-    Tensor::from_data(TensorData::new(values, shape), &Device::flex())
+    Tensor::from_data(TensorData::new(values, shape), &crate::ops::cpu())
 }
 
 /// The values of a tensor, row-major.
@@ -45,7 +45,7 @@ pub fn value_and_gradients(
     inputs: &[Matrix],
     loss: impl Fn(&[Tensor<2>]) -> Tensor<1>,
 ) -> (f64, Vec<Vec<f64>>) {
-    let device = Device::flex().autodiff();
+    let device = crate::ops::cpu().autodiff();
     let leaf = |m: &Matrix| Tensor::from_data(tensor(m).into_data(), &device).require_grad();
     let leaves: Vec<Tensor<2>> = inputs.iter().map(leaf).collect();
     let loss = loss(&leaves);

@@ -48,7 +48,6 @@ pub fn updated_centre(centre: Tensor<1>, teacher: Tensor<2>, momentum: f64) -> T
 mod tests {
     use super::*;
     use crate::loss::check::*;
-    use burn::tensor::Device;
 
     fn row(matrix: &Matrix) -> Tensor<1> {
         tensor(matrix).squeeze_dim(0)
@@ -112,7 +111,7 @@ mod tests {
 
     #[test]
     fn a_uniform_student_gives_chance_and_equal_sides_the_entropy() {
-        let device = Device::flex();
+        let device = crate::ops::cpu();
         let (batch, views, dim) = (3, 5, 7);
         let zero = || Tensor::<1>::zeros([dim], &device);
         let teacher = || tensor(&random(2 * batch, dim, 4));
@@ -130,7 +129,7 @@ mod tests {
     #[test]
     fn subtracting_the_centre_undoes_a_constant_shift_of_the_teacher() {
         let (student, teacher, shift) = (random(8, 6, 6), random(4, 6, 7), random(1, 6, 8));
-        let zero = Tensor::<1>::zeros([6], &Device::flex());
+        let zero = Tensor::<1>::zeros([6], &crate::ops::cpu());
         let shifted = tensor(&teacher) + tensor(&shift);
         let plain = dino(tensor(&student), tensor(&teacher), zero, 0.1, 0.07);
         let centred = dino(tensor(&student), shifted, row(&shift), 0.1, 0.07);
@@ -140,7 +139,7 @@ mod tests {
     #[test]
     fn the_centre_approaches_a_constant_teacher_geometrically() {
         let teacher = random(1, 4, 9);
-        let mut centre = Tensor::<1>::zeros([4], &Device::flex());
+        let mut centre = Tensor::<1>::zeros([4], &crate::ops::cpu());
         for _ in 0..10 {
             centre = updated_centre(centre, tensor(&teacher).repeat_dim(0, 6), 0.9);
         }
@@ -150,7 +149,7 @@ mod tests {
 
     #[test]
     fn the_teacher_gets_no_gradient() {
-        let device = Device::flex().autodiff();
+        let device = crate::ops::cpu().autodiff();
         let leaf =
             |m: Matrix| Tensor::<2>::from_data(tensor(&m).into_data(), &device).require_grad();
         let (student, teacher) = (leaf(random(6, 4, 10)), leaf(random(4, 4, 11)));

@@ -100,7 +100,7 @@ mod tests {
 
     #[test]
     fn equal_features_give_chance() {
-        let features = normalize(Tensor::ones([12, 5], &burn::tensor::Device::flex()));
+        let features = normalize(Tensor::ones([12, 5], &crate::ops::cpu()));
         let labels: Vec<usize> = (0..12).map(|row| row % 3).collect();
         let chance = 0.1 / 0.07 * 11f64.ln();
         assert_close(&values(sup_con(features, &labels, 0.1, 0.07)), &[chance], 1e-5);

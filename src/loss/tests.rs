@@ -76,7 +76,7 @@ fn eq_19_the_reference_values_of_appendix_c() {
 
 #[test]
 fn eq_18_mixed_loss_and_its_gradient_equal_the_naive_twin() {
-    let device = Device::flex().autodiff();
+    let device = crate::ops::cpu().autodiff();
     for (rows, classes) in [(1, 2), (3, 3), (7, 10), (16, 129)] {
         let logits = random(rows, classes, (rows * classes) as u64);
         let targets: Vec<_> = (0..rows)
@@ -126,7 +126,7 @@ fn eq_17_others_form_is_uniform_form_with_the_converted_epsilon() {
 fn soft_targets_are_used_as_they_are() {
     let logits = random(4, 6, 1);
     let targets: Vec<f64> = random(4, 6, 2).chunks(6).flat_map(softmax).collect();
-    let device = Device::flex();
+    let device = crate::ops::cpu();
     let loss = soft_cross_entropy(tensor(&logits, 4, &device), tensor(&targets, 4, &device));
     let expected: Vec<f64> =
         logits.chunks(6).zip(targets.chunks(6)).map(|(o, y)| naive(o, y)).collect();
@@ -136,7 +136,7 @@ fn soft_targets_are_used_as_they_are() {
 #[test]
 fn eqs_13_to_16_gradients_of_instance_discrimination() {
     let (n, d) = (9, 4);
-    let device = Device::flex().autodiff();
+    let device = crate::ops::cpu().autodiff();
     let (z, w) = (random(n, d, 3), random(n, d, 4));
     let zt = tensor(&z, n, &device).require_grad();
     let wt = tensor(&w, n, &device).require_grad();
@@ -164,7 +164,7 @@ fn eqs_13_to_16_gradients_of_instance_discrimination() {
 fn eqs_5_to_7_instance_discrimination_with_tied_weights_is_infonce() {
     let (n, d) = (8, 5);
     let (za, zb) = (random(n, d, 6), random(n, d, 7));
-    let device = Device::flex();
+    let device = crate::ops::cpu();
     let targets: Vec<_> = (0..n).map(hard).collect();
     let dot = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(x, y)| x * y).sum::<f64>();
     let row = |m: &[f64], i: usize| m[i * d..(i + 1) * d].to_vec();
@@ -194,7 +194,7 @@ fn eq_12_deep_clustering_is_instance_discrimination_with_tied_rows() {
         let cluster: Vec<usize> = (0..3).flat_map(|k| vec![k; sizes[k]]).collect();
         let tied: Vec<f64> =
             cluster.iter().flat_map(|&k| centres[k * d..(k + 1) * d].to_vec()).collect();
-        let device = Device::flex().autodiff();
+        let device = crate::ops::cpu().autodiff();
         let run =
             |weights: &[f64], rows: usize, targets: &[MixedTarget], shift: Option<Vec<f64>>| {
                 let zt = tensor(&z, n, &device).require_grad();
@@ -235,7 +235,7 @@ fn eq_12_deep_clustering_is_instance_discrimination_with_tied_rows() {
 fn t3_update_frequency_of_the_other_rows() {
     // At uniform P = 1/N the gradient of a row's logits is 1/N - C (eq. 20).
     let (classes, epsilon) = (50, 0.1);
-    let device = Device::flex().autodiff();
+    let device = crate::ops::cpu().autodiff();
     let o = Tensor::<2>::zeros([1, classes], &device).require_grad();
     let t = MixedTarget { a: 2, b: 7, lambda: 0.7 };
     let smoothing = Smoothing::new(epsilon, SmoothingKind::Others, classes);
@@ -248,13 +248,13 @@ fn t3_update_frequency_of_the_other_rows() {
 #[test]
 fn normalised_rows_have_length_one_and_zero_rows_a_finite_gradient() {
     // Summed with unequal weights, or the gradient would hide a row's direction.
-    let weights = tensor(&[1.0, -2.0, 0.5], 1, &Device::flex());
+    let weights = tensor(&[1.0, -2.0, 0.5], 1, &crate::ops::cpu());
     check::agrees_with_twin(
         &[check::random(4, 3, 1)],
         |t| (normalize(t[0].clone()) * weights.clone()).sum(),
         |m| check::unit(&m[0]).iter().map(|row| row[0] - 2.0 * row[1] + 0.5 * row[2]).sum(),
     );
-    let rows = tensor(&[3.0, 4.0, 0.0, 0.0, 1e-3, 0.0], 3, &Device::flex());
+    let rows = tensor(&[3.0, 4.0, 0.0, 0.0, 1e-3, 0.0], 3, &crate::ops::cpu());
     close(&values(normalize(rows)), &[0.6, 0.8, 0.0, 0.0, 1.0, 0.0], 1e-6);
     let (_, gradient) =
         check::value_and_gradients(&[vec![vec![0.0; 3]]], |t| normalize(t[0].clone()).sum());
@@ -264,8 +264,8 @@ fn normalised_rows_have_length_one_and_zero_rows_a_finite_gradient() {
 #[test]
 fn logsumexp_stands_large_numbers_and_masked_entries() {
     let masked = f64::NEG_INFINITY;
-    let rows = tensor(&[900.0, 900.0, masked, -900.0, masked, -900.0], 2, &Device::flex());
-    let references = tensor(&[900.0, 0.0, 0.0, -900.0], 2, &Device::flex());
+    let rows = tensor(&[900.0, 900.0, masked, -900.0, masked, -900.0], 2, &crate::ops::cpu());
+    let references = tensor(&[900.0, 0.0, 0.0, -900.0], 2, &crate::ops::cpu());
     let ln2 = std::f64::consts::LN_2;
     let expected = [ln2, 900.0 + ln2, -900.0 + ln2, ln2];
     close(&values(logsumexp_above(rows, references)), &expected, 1e-6);

@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor};
+use burn::tensor::Tensor;
 use rand::RngExt as _;
 use serde::Deserialize;
 
@@ -93,7 +93,7 @@ impl BatchLoss for MoCoV2 {
         let normal = rand_distr::StandardNormal;
         let drawn = (0..shape[0] * shape[1]).map(|_| rng.sample::<f32, _>(normal)).collect();
         let drawn = StateTensor { shape: shape.clone(), values: drawn };
-        let rows = normalize(drawn.tensor(&Device::flex()));
+        let rows = normalize(drawn.tensor(&crate::ops::cpu()));
         State::from([
             ("queue".to_owned(), StateTensor { shape, values: values(rows) }),
             ("queue_at".to_owned(), StateTensor { shape: vec![1], values: vec![0.0] }),

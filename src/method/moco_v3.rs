@@ -148,7 +148,6 @@ mod tests {
     use super::super::pretraining;
     use crate::backbone::Spec;
     use crate::config::{Layers, Source};
-    use crate::nn::{Init, Keys};
 
     /// The original stops the gradient of its patch convolution; a norm behind it goes on learning.
     #[test]
@@ -163,7 +162,7 @@ mod tests {
             let config = layers.build().expect(model).config;
             let method = pretraining(&config, 4, None).expect(model);
             let spec = Spec::find(model).expect(model);
-            let keys = Keys::of(&spec.build(112, &mut Init::shapes()).expect(model));
+            let keys = spec.outline(112).parameters;
             let frozen = keys.iter().filter(|spec| method.frozen_epochs(&spec.key) > 0);
             let frozen: Vec<&str> = frozen.map(|spec| spec.key.as_str()).collect();
             assert_eq!(frozen, expected, "{model}");

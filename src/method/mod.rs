@@ -55,6 +55,7 @@ pub trait Method: Send + Sync {
 }
 
 /// How a method's loss is computed.
+#[derive(Clone, Copy)]
 pub enum Objective<'a> {
     /// Row by row: crops pass through the model in any grouping.
     Rows(&'a dyn RowLoss),

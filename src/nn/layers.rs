@@ -1,11 +1,12 @@
-//! Layers with timm's field names and weight layouts.
+//! Layers: their parameters under timm's keys and in PyTorch's layouts.
 
-use burn::module::{Module, Param};
-use burn::tensor::Tensor;
+use super::init::Start;
+use super::reader::Reader;
+use crate::ops::Windows;
 
-use super::Init;
-use crate::graph::{Graph, Value};
-use crate::ops::{self, Windows};
+/// Standard deviation of a transformer's linear layers (cut at 100 sigma in the original, so never;
+/// recipe section 5, "Conventions").
+const LINEAR_STD: f32 = 0.02;
 
 /// First values of a linear layer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,165 +19,220 @@ pub enum LinearStart {
 }
 
 /// `x W^T + b`.
-#[derive(Module, Debug)]
-pub struct Linear {
+#[derive(Clone, Debug)]
+pub struct Linear<W> {
     /// `[out, in]`.
-    pub weight: Param<Tensor<2>>,
+    pub weight: W,
     /// `[out]`.
-    pub bias: Option<Param<Tensor<1>>>,
+    pub bias: Option<W>,
+    /// Width of the input.
+    pub input: usize,
+    /// Width of the output.
+    pub output: usize,
 }
 
-impl Linear {
-    /// Weight from a normal of standard deviation 0.02 (cut at 100 sigma in the original, so never),
-    /// bias 0 (recipe section 5, "Conventions").
-    pub fn new(input: usize, output: usize, init: &mut Init) -> Self {
-        Self {
-            weight: init.normal([output, input], 0.02),
-            bias: Some(init.constant([output], 0.0)),
-        }
+impl<W> Linear<W> {
+    /// With a bias, as in a transformer.
+    pub fn new<R: Reader<Weight = W>>(r: &mut R, key: &str, sizes: [usize; 2]) -> Self {
+        Self::starting(r, key, sizes, LinearStart::Normal, true)
     }
 
-    /// With a start of its own, and with or without a bias.
-    pub fn starting(
-        start: LinearStart,
+    /// [`Self::new`] without a bias.
+    pub fn without_bias<R: Reader<Weight = W>>(r: &mut R, key: &str, sizes: [usize; 2]) -> Self {
+        Self::starting(r, key, sizes, LinearStart::Normal, false)
+    }
+
+    /// `sizes` are input and output, `start` the first values.
+    pub fn starting<R: Reader<Weight = W>>(
+        r: &mut R,
+        key: &str,
         [input, output]: [usize; 2],
+        start: LinearStart,
         bias: bool,
-        init: &mut Init,
     ) -> Self {
-        let bound = (input as f32).sqrt().recip();
-        match (start, bias) {
-            (LinearStart::Normal, true) => Self::new(input, output, init),
-            (LinearStart::Normal, false) => Self::without_bias(input, output, init),
-            (LinearStart::Uniform, _) => Self {
-                weight: init.uniform([output, input], bound),
-                bias: bias.then(|| init.uniform([output], bound)),
-            },
-        }
+        let bound = Start::Uniform((input as f32).sqrt().recip());
+        let starts = match start {
+            LinearStart::Normal => [Start::Normal(LINEAR_STD), Start::Constant(0.0)],
+            LinearStart::Uniform => [bound, bound],
+        };
+        Self::of(r, key, [input, output], starts, bias)
     }
 
-    /// [`Linear::new`] without a bias.
-    pub fn without_bias(input: usize, output: usize, init: &mut Init) -> Self {
-        Self { weight: init.normal([output, input], 0.02), bias: None }
+    /// As [`Self::new`], with the stream of the layer norm's weight that is declared before it: in the
+    /// order in which the first version of the program drew them.
+    fn drawn_before_norm<R: Reader<Weight = W>>(
+        r: &mut R,
+        key: &str,
+        sizes: [usize; 2],
+        bias: bool,
+    ) -> Self {
+        Self::of(r, key, sizes, [Start::NormalOf(LINEAR_STD, 2), Start::Constant(0.0)], bias)
     }
 
-    /// `[rows, in]` to `[rows, out]`.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        let bias = self.bias_or_zeros();
-        ops::linear(x, self.weight.val(), bias)
-    }
-
-    /// `gelu(x W^T + b)`, `[rows, in]` to `[rows, out]`.
-    pub fn forward_gelu(&self, x: Tensor<2>) -> Tensor<2> {
-        let bias = self.bias_or_zeros();
-        ops::linear_gelu(x, self.weight.val(), bias)
-    }
-
-    /// `residual + factor (x W^T + b)`, `[rows, in]` to `[rows, out]`; `factors` as
-    /// [`super::DropPath`] draws them.
-    pub fn forward_residual(
-        &self,
-        x: Tensor<2>,
-        residual: Tensor<2>,
-        factors: Option<Vec<f32>>,
-    ) -> Tensor<2> {
-        let bias = self.bias_or_zeros();
-        ops::linear_residual(x, self.weight.val(), bias, residual, factors)
-    }
-
-    /// [`Self::forward`] for the outputs in `range` only.
-    pub fn forward_part(&self, x: Tensor<2>, range: std::ops::Range<usize>) -> Tensor<2> {
-        let (start, length) = (range.start, range.len());
-        let bias = self.bias_or_zeros().narrow(0, start, length);
-        ops::linear(x, self.weight.val().narrow(0, start, length), bias)
-    }
-
-    /// [`Self::forward`] in ONNX operators.
-    pub fn graph(&self, g: &mut Graph, x: &Value) -> Value {
-        let weight = g.weight(&self.weight);
-        let bias = self.bias.as_ref().map(|bias| g.weight(bias));
-        g.linear(x, &weight, bias.as_ref())
-    }
-
-    /// Weight and bias.
-    pub fn layer(&self) -> ops::Layer {
-        (self.weight.val(), self.bias_or_zeros())
-    }
-
-    fn bias_or_zeros(&self) -> Tensor<1> {
-        let weight = self.weight.val();
-        match &self.bias {
-            Some(bias) => bias.val(),
-            None => Tensor::zeros([weight.dims()[0]], &weight.device()),
+    fn of<R: Reader<Weight = W>>(
+        r: &mut R,
+        key: &str,
+        [input, output]: [usize; 2],
+        [of_weight, of_bias]: [Start; 2],
+        bias: bool,
+    ) -> Self {
+        Self {
+            weight: r.weight(&format!("{key}.weight"), &[output, input], of_weight),
+            bias: bias.then(|| r.weight(&format!("{key}.bias"), &[output], of_bias)),
+            input,
+            output,
         }
     }
 }
 
 /// A convolution, or one a channel.
-#[derive(Module, Debug)]
-pub struct Conv2d {
+#[derive(Clone, Debug)]
+pub struct Conv2d<W> {
     /// `[out, in / groups, kernel, kernel]`.
-    pub weight: Param<Tensor<4>>,
+    pub weight: W,
     /// `[out]`.
-    pub bias: Param<Tensor<1>>,
+    pub bias: W,
+    /// Channels of the input.
+    pub input: usize,
+    /// Channels of the output.
+    pub output: usize,
+    /// Where it looks.
+    pub windows: Windows,
+    /// 1, or as many as there are channels.
+    pub groups: usize,
 }
 
-impl Conv2d {
+impl<W> Conv2d<W> {
     /// Weight from a normal of variance 2 / fan-out, bias 0.
-    pub fn new([input, output]: [usize; 2], groups: usize, kernel: usize, init: &mut Init) -> Self {
-        let fan_out = kernel * kernel * output / groups;
+    pub fn new<R: Reader<Weight = W>>(
+        r: &mut R,
+        key: &str,
+        sizes: [usize; 2],
+        windows: Windows,
+        groups: usize,
+    ) -> Self {
+        let fan_out = windows.kernel * windows.kernel * sizes[1] / groups;
         let std = (2.0 / fan_out as f32).sqrt();
+        Self::starting(r, key, sizes, windows, groups, [Start::Normal(std), Start::Constant(0.0)])
+    }
+
+    /// As PyTorch starts a convolution that is left alone: weight and bias uniform within
+    /// 1 / sqrt(fan-in).
+    pub fn left_alone<R: Reader<Weight = W>>(
+        r: &mut R,
+        key: &str,
+        sizes: [usize; 2],
+        windows: Windows,
+    ) -> Self {
+        let bound = ((sizes[0] * windows.kernel * windows.kernel) as f32).powf(-0.5);
+        Self::starting(r, key, sizes, windows, 1, [Start::Uniform(bound); 2])
+    }
+
+    fn starting<R: Reader<Weight = W>>(
+        r: &mut R,
+        key: &str,
+        [input, output]: [usize; 2],
+        windows: Windows,
+        groups: usize,
+        [weight, bias]: [Start; 2],
+    ) -> Self {
+        let shape = [output, input / groups, windows.kernel, windows.kernel];
         Self {
-            weight: init.normal([output, input / groups, kernel, kernel], std),
-            bias: init.constant([output], 0.0),
+            weight: r.weight(&format!("{key}.weight"), &shape, weight),
+            bias: r.weight(&format!("{key}.bias"), &[output], bias),
+            input,
+            output,
+            windows,
+            groups,
         }
-    }
-
-    /// `[batch, side, side, in]` to one place a window.
-    pub fn forward(&self, map: Tensor<4>, windows: Windows) -> Tensor<4> {
-        ops::conv2d(map, self.weight.val(), self.bias.val(), windows)
-    }
-
-    /// Weight and bias of one convolution a channel.
-    pub fn kernels(&self) -> ops::Kernels {
-        (self.weight.val(), self.bias.val())
-    }
-
-    /// [`Self::forward`] in ONNX operators, of maps `[batch, channels, side, side]`.
-    pub fn graph(&self, g: &mut Graph, map: &Value, windows: Windows, groups: usize) -> Value {
-        let (weight, bias) = (g.weight(&self.weight), g.weight(&self.bias));
-        g.conv(map, &[&weight, &bias], windows, groups)
     }
 }
 
 /// Normalisation over the last dimension, with scale and shift.
-#[derive(Module, Debug)]
-pub struct LayerNorm {
+#[derive(Clone, Debug)]
+pub struct LayerNorm<W> {
     /// `[dim]`.
-    pub weight: Param<Tensor<1>>,
+    pub weight: W,
     /// `[dim]`.
-    pub bias: Param<Tensor<1>>,
-    eps: f64,
+    pub bias: W,
+    /// What it adds to the variance.
+    pub eps: f64,
 }
 
-impl LayerNorm {
+impl<W> LayerNorm<W> {
     /// Weight 1, bias 0.
-    pub fn new(dim: usize, eps: f64, init: &mut Init) -> Self {
-        Self { weight: init.constant([dim], 1.0), bias: init.constant([dim], 0.0), eps }
+    pub fn new<R: Reader<Weight = W>>(r: &mut R, key: &str, dim: usize, eps: f64) -> Self {
+        Self {
+            weight: r.weight(&format!("{key}.weight"), &[dim], Start::Constant(1.0)),
+            bias: r.weight(&format!("{key}.bias"), &[dim], Start::Constant(0.0)),
+            eps,
+        }
+    }
+}
+
+/// The layers of a pre-norm transformer block (Dosovitskiy et al. 2021).
+#[derive(Clone, Debug)]
+pub struct Block<W> {
+    /// Before the attention.
+    pub norm1: LayerNorm<W>,
+    /// Queries, keys and values.
+    pub qkv: Linear<W>,
+    /// After the attention.
+    pub proj: Linear<W>,
+    /// Before the MLP.
+    pub norm2: LayerNorm<W>,
+    /// First layer of the MLP.
+    pub fc1: Linear<W>,
+    /// Second layer of the MLP.
+    pub fc2: Linear<W>,
+    /// Attention heads.
+    pub num_heads: usize,
+}
+
+/// Sizes of a [`Block`].
+#[derive(Clone, Copy, Debug)]
+pub struct BlockSpec {
+    /// Width of a token.
+    pub dim: usize,
+    /// Attention heads.
+    pub num_heads: usize,
+    /// Width inside the MLP.
+    pub hidden: usize,
+    /// Whether queries, keys and values have a bias.
+    pub qkv_bias: bool,
+    /// Of the layer norms.
+    pub norm_eps: f64,
+}
+
+impl<W> Block<W> {
+    /// Under the keys of timm's blocks, which begin with `key`.
+    pub fn new<R: Reader<Weight = W>>(r: &mut R, key: &str, spec: &BlockSpec) -> Self {
+        let BlockSpec { dim, num_heads, hidden, qkv_bias, norm_eps } = *spec;
+        let key = |name: &str| format!("{key}.{name}");
+        Self {
+            norm1: LayerNorm::new(r, &key("norm1"), dim, norm_eps),
+            qkv: Linear::drawn_before_norm(r, &key("attn.qkv"), [dim, 3 * dim], qkv_bias),
+            proj: Linear::new(r, &key("attn.proj"), [dim, dim]),
+            norm2: LayerNorm::new(r, &key("norm2"), dim, norm_eps),
+            fc1: Linear::new(r, &key("mlp.fc1"), [dim, hidden]),
+            fc2: Linear::new(r, &key("mlp.fc2"), [hidden, dim]),
+            num_heads,
+        }
     }
 
-    /// `[rows, dim]` to `[rows, dim]`.
-    pub fn forward(&self, x: Tensor<2>) -> Tensor<2> {
-        ops::layer_norm(x, self.weight.val(), self.bias.val(), self.eps)
+    /// Width of an attention head.
+    pub fn head_dim(&self) -> usize {
+        self.proj.input / self.num_heads
     }
+}
 
-    /// What the operations on whole blocks take.
-    pub fn norm(&self) -> ops::Norm {
-        (self.weight.val(), self.bias.val(), self.eps)
-    }
-
-    /// [`Self::forward`] in ONNX operators.
-    pub fn graph(&self, g: &mut Graph, x: &Value) -> Value {
-        let (weight, bias) = (g.weight(&self.weight), g.weight(&self.bias));
-        g.layer_norm(x, &weight, &bias, self.eps)
-    }
+/// An MLP with a convolution of each channel by itself between its layers.
+#[derive(Clone, Debug)]
+pub struct ConvMlp<W> {
+    /// First layer.
+    pub fc1: Linear<W>,
+    /// 3 x 3, between them.
+    pub dwconv: Conv2d<W>,
+    /// Second layer.
+    pub fc2: Linear<W>,
 }

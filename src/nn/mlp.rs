@@ -1,11 +1,11 @@
 //! Heads of the self-supervised methods: linear layers with an activation between them, with or
 //! without batch normalisation.
 
-use burn::module::{Module, Param};
 use burn::tensor::Tensor;
-use burn::tensor::activation::{gelu, relu};
+use burn::tensor::activation::relu;
 
-use super::{Init, Linear, LinearStart};
+use super::{Linear, LinearStart, Parameter, Reader, Start};
+use crate::ops;
 
 /// PyTorch's default.
 const NORM_EPS: f64 = 1e-5;
@@ -59,30 +59,40 @@ impl MlpSpec {
 
 /// See the module's description. Keys: `layers.I.weight`, `layers.I.bias`, `norms.I.weight`,
 /// `norms.I.bias`.
-#[derive(Module, Debug)]
-pub struct Mlp {
-    layers: Vec<Linear>,
-    norms: Vec<BatchNorm>,
+#[derive(Clone, Debug)]
+pub struct Mlp<W> {
+    layers: Vec<Linear<W>>,
+    /// Scale and shift after a normalisation over the batch. Heads are dropped after pre-training, so
+    /// no running statistics are kept.
+    norms: Vec<[W; 2]>,
     normed: bool,
     gelu: bool,
 }
 
-impl Mlp {
-    /// Freshly initialised for an input of `input` channels.
-    pub fn new(spec: &MlpSpec, input: usize, init: &mut Init) -> Self {
+impl<W> Mlp<W> {
+    /// For an input of `input` channels, under keys that begin with `key`.
+    pub fn new<R: Reader<Weight = W>>(r: &mut R, key: &str, spec: &MlpSpec, input: usize) -> Self {
         let hidden = if spec.hidden == 0 { input } else { spec.hidden };
         let width = |layer: usize| if layer + 1 == spec.layers { spec.out } else { hidden };
-        let layer = |i: usize, init: &mut Init| {
-            let from = if i == 0 { input } else { hidden };
-            Linear::starting(spec.start, [from, width(i)], spec.bias, init)
+        let layer = |i: usize, r: &mut R| {
+            let (key, from) = (format!("{key}.layers.{i}"), if i == 0 { input } else { hidden });
+            Linear::starting(r, &key, [from, width(i)], spec.start, spec.bias)
         };
-        let layers = (0..spec.layers).map(|i| layer(i, init)).collect();
+        let layers = (0..spec.layers).map(|i| layer(i, r)).collect();
         let normed = spec.norm != BatchNorms::Off;
+        let norm = |i: usize, r: &mut R| {
+            let starts = [("weight", 1.0), ("bias", 0.0)];
+            starts.map(|(name, value)| {
+                r.weight(&format!("{key}.norms.{i}.{name}"), &[width(i)], Start::Constant(value))
+            })
+        };
         let norms = if normed { spec.layers - 1 } else { 0 };
-        let norms = (0..norms).map(|i| BatchNorm::new(width(i), init)).collect();
+        let norms = (0..norms).map(|i| norm(i, r)).collect();
         Self { layers, norms, normed, gelu: spec.activation == Activation::Gelu }
     }
+}
 
+impl Mlp<Parameter> {
     /// `[rows, in]` to `[rows, out]`; statistics are those of the rows.
     pub fn forward(&self, mut x: Tensor<2>) -> Tensor<2> {
         let last = self.layers.len() - 1;
@@ -90,31 +100,15 @@ impl Mlp {
             x = layer.forward(x);
             if self.normed {
                 x = normalised(x);
-                x = self.norms.get(i).map_or(x.clone(), |norm| norm.scaled(x));
+            }
+            if let Some([weight, bias]) = self.norms.get(i) {
+                x = x * weight.one().unsqueeze() + bias.one().unsqueeze();
             }
             if i < last {
-                x = if self.gelu { gelu(x) } else { relu(x) };
+                x = if self.gelu { ops::gelu(x) } else { relu(x) };
             }
         }
         x
-    }
-}
-
-/// Scale and shift after a normalisation over the batch. Heads are dropped after pre-training, so
-/// no running statistics are kept.
-#[derive(Module, Debug)]
-struct BatchNorm {
-    weight: Param<Tensor<1>>,
-    bias: Param<Tensor<1>>,
-}
-
-impl BatchNorm {
-    fn new(width: usize, init: &mut Init) -> Self {
-        Self { weight: init.constant([width], 1.0), bias: init.constant([width], 0.0) }
-    }
-
-    fn scaled(&self, x: Tensor<2>) -> Tensor<2> {
-        x * self.weight.val().unsqueeze() + self.bias.val().unsqueeze()
     }
 }
 
@@ -127,8 +121,7 @@ fn normalised(x: Tensor<2>) -> Tensor<2> {
 
 #[cfg(test)]
 mod tests {
-    use burn::tensor::Device;
-
+    use super::super::Outline;
     use super::*;
 
     /// `torch.nn.Linear(192, 512)`: weight and bias uniform within 1 / sqrt(192) = 0.0721688, so with a
@@ -136,8 +129,12 @@ mod tests {
     #[test]
     fn heads_start_as_their_originals_do() {
         let spec = MlpSpec { hidden: 512, ..MlpSpec::two_layers(256) };
-        let start = |spec: &MlpSpec| Mlp::new(spec, 192, &mut Init::new(3, &Device::flex()));
-        let values = |t: Tensor<2>| t.into_data().try_to_vec::<f32>().expect("f32");
+        let start = |spec: &MlpSpec, key: &str| -> Vec<f32> {
+            let mut outline = Outline::default();
+            Mlp::new(&mut outline, "projector", spec, 192);
+            let place = outline.parameters.iter().find(|spec| spec.key == key).expect(key);
+            outline.draw(3)[place.range.clone()].to_vec()
+        };
         let moments = |v: &[f32]| {
             let n = v.len() as f64;
             let mean = v.iter().map(|&x| f64::from(x)).sum::<f64>() / n;
@@ -145,19 +142,16 @@ mod tests {
             let largest = v.iter().fold(0f32, |m, x| m.max(x.abs()));
             (mean, squares.sqrt(), f64::from(largest))
         };
-        let mlp = start(&spec);
-        let (mean, deviation, largest) = moments(&values(mlp.layers[0].weight.val()));
+        let (mean, deviation, largest) = moments(&start(&spec, "projector.layers.0.weight"));
         assert!(mean.abs() < 5e-4 && (deviation - 0.041_666_7).abs() < 2e-4, "{mean} {deviation}");
         assert!((0.0721..=0.072_168_8).contains(&largest), "{largest}");
-        let bias = mlp.layers[1].bias.as_ref().expect("a bias").val().unsqueeze();
-        let (_, deviation, largest) = moments(&values(bias));
+        let (_, deviation, largest) = moments(&start(&spec, "projector.layers.1.bias"));
         // 1 / sqrt(512) = 0.0441942; 256 values.
         assert!((deviation - 0.025_515_5).abs() < 2e-3, "{deviation}");
         assert!((0.043..=0.044_194_2).contains(&largest), "{largest}");
-        let mlp = start(&MlpSpec { start: LinearStart::Normal, ..spec });
-        let (_, deviation, largest) = moments(&values(mlp.layers[0].weight.val()));
+        let normal = MlpSpec { start: LinearStart::Normal, ..spec };
+        let (_, deviation, largest) = moments(&start(&normal, "projector.layers.0.weight"));
         assert!((deviation - 0.02).abs() < 2e-4 && largest > 0.07, "{deviation} {largest}");
-        let bias = mlp.layers[0].bias.as_ref().expect("a bias").val();
-        assert_eq!(bias.into_data().try_to_vec::<f32>().expect("f32"), [0.0; 512]);
+        assert_eq!(start(&normal, "projector.layers.0.bias"), [0.0; 512]);
     }
 }

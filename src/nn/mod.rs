@@ -1,15 +1,19 @@
-//! Layers and other parts that backbones and heads are made of.
+//! What backbones and heads are told in: layers, the vocabulary of operations, and its readers.
 
 mod drop_path;
-mod frozen;
 mod init;
 mod layers;
 mod mlp;
 mod params;
+mod reader;
+pub mod readers;
 
 pub use drop_path::DropPath;
-pub use frozen::Frozen;
-pub use init::Init;
-pub use layers::{Conv2d, LayerNorm, Linear, LinearStart};
+pub use init::Start;
+pub use layers::{Block, BlockSpec, Conv2d, ConvMlp, LayerNorm, Linear, LinearStart};
 pub use mlp::{Activation, BatchNorms, Mlp, MlpSpec};
-pub use params::{Gather, Keys, ParamSpec, Replace, Weights};
+pub use params::ParamSpec;
+pub use reader::{Branch, Dropout, Reader};
+pub use readers::{
+    onnx::Onnx, outline::Outline, tensors::Parameter, tensors::Taps, tensors::Tensors,
+};

@@ -35,7 +35,7 @@ pub use buffers::{BufferPool, filled};
 pub use conv::conv2d;
 pub use fewvit_kernels::{MixedTarget, SoftTargets, Windows};
 pub use flat::FlatMemory;
-pub use packed::forget_packed_weights;
+pub use packed::PackedWeights;
 pub use precision::autocast;
 
 /// Weight `[out, in]` and bias `[out]` of a linear layer.
@@ -62,6 +62,14 @@ pub fn linear_gelu(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2
     match on_cpu(&x.device()) {
         true => fused::linear_gelu(x, weight, bias),
         false => composed::linear_gelu(x, weight, bias),
+    }
+}
+
+/// GELU in its exact erf form.
+pub fn gelu(x: Tensor<2>) -> Tensor<2> {
+    match on_cpu(&x.device()) {
+        true => burn::tensor::activation::gelu(x),
+        false => composed::gelu(x),
     }
 }
 
@@ -228,10 +236,15 @@ pub fn mixed_cross_entropy(logits: Tensor<2>, targets: SoftTargets) -> Tensor<1>
     }
 }
 
+/// The device that the kernels serve.
+pub fn cpu() -> Device {
+    Device::flex()
+}
+
 /// Whether the kernels serve this device.
 fn on_cpu(device: &Device) -> bool {
     // Equality of devices ignores autodiff.
-    *device == Device::flex() && !COMPOSED_ONLY.get()
+    *device == cpu() && !COMPOSED_ONLY.get()
 }
 
 thread_local! {

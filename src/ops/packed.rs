@@ -4,6 +4,7 @@
 //! the tensor itself: while it is cached its memory cannot be freed, reused or written in place.
 //! Packed matrices that are out of date give their memory to those of the next step.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
@@ -25,20 +26,38 @@ struct Cache {
     spare: HashMap<Form, Vec<PackedB>>,
 }
 
-fn cache() -> MutexGuard<'static, Cache> {
-    static CACHE: OnceLock<Mutex<Cache>> = OnceLock::new();
-    CACHE.get_or_init(Mutex::default).lock().unwrap_or_else(PoisonError::into_inner)
+/// The packed weights of one engine or model, which serve the threads that work for it.
+#[derive(Clone, Default)]
+pub struct PackedWeights(Arc<Mutex<Cache>>);
+
+thread_local! {
+    /// What serves this thread; without it, every call packs for itself.
+    static CURRENT: RefCell<Option<PackedWeights>> = const { RefCell::new(None) };
 }
 
-/// Drops all packed weights. Called after every optimiser step, when they are out of date.
-pub fn forget_packed_weights() {
-    let Cache { current, spare } = &mut *cache();
-    // What was not used again in this step belongs to a model that is gone.
-    spare.clear();
-    for ((_, form), (_, cell)) in current.drain() {
-        if let Some(packed) = Arc::into_inner(cell).and_then(OnceLock::into_inner) {
-            spare.entry(form).or_default().push(packed);
+impl PackedWeights {
+    /// Runs `work` with this thread's operations sharing packed weights with all that are served too.
+    pub fn serve<T>(&self, work: impl FnOnce() -> T) -> T {
+        let before = CURRENT.replace(Some(self.clone()));
+        let result = work();
+        CURRENT.set(before);
+        result
+    }
+
+    /// Drops all packed weights. To be called after every optimiser step, when they are out of date.
+    pub fn forget(&self) {
+        let Cache { current, spare } = &mut *self.cache();
+        // What was not used again in this step belongs to a model that is gone.
+        spare.clear();
+        for ((_, form), (_, cell)) in current.drain() {
+            if let Some(packed) = Arc::into_inner(cell).and_then(OnceLock::into_inner) {
+                spare.entry(form).or_default().push(packed);
+            }
         }
+    }
+
+    fn cache(&self) -> MutexGuard<'_, Cache> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -65,12 +84,13 @@ pub(super) fn for_backward(weight: &FlexTensor, precision: Precision) -> Shared 
 fn shared(weight: &FlexTensor, precision: Precision, transposed: bool) -> Shared {
     let (values, sides) = (slice(weight), dims2(weight));
     let form = (sides, precision, transposed);
+    let current = CURRENT.with_borrow(Clone::clone).unwrap_or_default();
     let entry = || (weight.clone(), Arc::default());
     let key = (values.as_ptr() as usize, form);
-    let cell = cache().current.entry(key).or_insert_with(entry).1.clone();
+    let cell = current.cache().current.entry(key).or_insert_with(entry).1.clone();
     // Outside the lock: other weights may be looked up while this one is packed.
     cell.get_or_init(|| {
-        let spare = cache().spare.get_mut(&form).and_then(Vec::pop);
+        let spare = current.cache().spare.get_mut(&form).and_then(Vec::pop);
         let (mut packed, [out, input]) = (spare.unwrap_or_default(), sides);
         match transposed {
             true => packed.repack_transposed(precision, values, input, out),

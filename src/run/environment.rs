@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::config::RunConfig;
-use crate::train::parallel;
+use crate::engine::{self, collective};
 
 /// The program and machine that a run began on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,10 +20,17 @@ pub struct Environment {
     pub simd: String,
     /// Precision of the matrix products.
     pub products: String,
-    /// Worker threads.
+    /// Worker threads of each process.
     pub threads: usize,
+    /// Processes that train together; runs of earlier versions had one.
+    #[serde(default = "one")]
+    pub ranks: usize,
     /// Where the command was given.
     pub working_directory: Option<PathBuf>,
+}
+
+fn one() -> usize {
+    1
 }
 
 impl Environment {
@@ -34,8 +41,9 @@ impl Environment {
             os: std::env::consts::OS.to_owned(),
             arch: std::env::consts::ARCH.to_owned(),
             simd: fewvit_kernels::simd_level().to_owned(),
-            products: parallel::precision(config.amp_dtype).name().to_owned(),
+            products: engine::precision(config.amp_dtype).name().to_owned(),
             threads: super::threads(config),
+            ranks: collective::ranks().size(),
             working_directory: std::env::current_dir().ok(),
         }
     }
@@ -55,10 +63,12 @@ impl Environment {
         rounding("fewvit", &self.fewvit, &now.fewvit);
         rounding("instructions", &self.simd, &now.simd);
         rounding("products in", &self.products, &now.products);
-        if self.threads > cores {
+        let workers = |at: &Self| (at.ranks * at.threads).to_string();
+        rounding("gradients summed over workers, in all", &workers(self), &workers(now));
+        if now.threads > cores {
             losses.push(format!(
                 "the run's {} worker threads share {cores} {} here: slower, with the same weights",
-                self.threads,
+                now.threads,
                 if cores == 1 { "core" } else { "cores" }
             ));
         }
@@ -79,6 +89,7 @@ mod tests {
             simd: "avx512".to_owned(),
             products: "bf16".to_owned(),
             threads: 4,
+            ranks: 1,
             working_directory: None,
         };
         assert!(before.losses(&before, 4).is_empty());

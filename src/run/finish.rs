@@ -3,26 +3,23 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use burn::tensor::Device;
 use serde::Serialize;
 
 use super::prepare::Prepared;
 use super::stages::{self, Trained};
 use super::{Context, observe, provenance};
-use crate::backbone::Net;
 use crate::config::RunConfig;
 use crate::data::SplitOrigin;
+use crate::engine::{self, Model};
 use crate::error::{Error, Result};
 use crate::eval::infer::{EvalView, Inference};
 use crate::eval::metric::Metrics;
 use crate::export::{Description, onnx, timm};
-use crate::nn::Replace;
 use crate::report::facts::{Provenance, StageFacts, TestUse};
 use crate::report::tables::{self, EpochRow, Prediction};
 use crate::report::words::{INTERVAL, shell};
 use crate::report::{self, DataFacts, Mistake, ModelFacts, ReportData, card, pictures};
 use crate::train::checkpoint::StageName;
-use crate::train::parallel;
 
 /// Mistakes shown in the report, and the side of their pictures in pixels.
 const MISTAKES: usize = 24;
@@ -63,10 +60,11 @@ pub(super) fn finish(context: &Context, trained: &Trained, units: u64) -> Result
     context.ui.stage("finish", units);
     let mut facts = facts(context, trained)?;
     let finished = trained.stage == StageName::Finetune;
-    let net = finished.then(|| final_net(trained)).transpose()?;
+    let model = || context.machine.model(&trained.net, final_weights(trained));
+    let model = finished.then(model).transpose()?;
     let mut correct = Vec::new();
-    if let Some(net) = &net {
-        let predictions = evaluate(context, trained, net, &mut facts)?;
+    if let Some(model) = &model {
+        let predictions = evaluate(context, &**model, &mut facts)?;
         correct = predictions.iter().map(|p| p.correct == Some(true)).collect();
         facts.history = observe::record_final(context, &facts)?;
         let exported = timm::Exported {
@@ -83,8 +81,8 @@ pub(super) fn finish(context: &Context, trained: &Trained, units: u64) -> Result
     }
     context.folder.write_json("report.json", &facts)?;
     report::write(context.folder.root(), &facts)?;
-    if let Some(net) = &net {
-        export_onnx(context, trained, net)?;
+    if let Some(model) = &model {
+        export_onnx(context, trained, &**model)?;
     }
     context.ui.advance(units, "");
     Ok(Summary {
@@ -108,13 +106,8 @@ fn final_weights(trained: &Trained) -> &[f32] {
     trained.state.representation()
 }
 
-fn final_net(trained: &Trained) -> Result<Net> {
-    let template = trained.net.build(0, &Device::flex())?;
-    Ok(Replace::values_of(template, final_weights(trained), &Device::flex()))
-}
-
 /// Writes `export/model.onnx`, checked on held-out images.
-fn export_onnx(context: &Context, trained: &Trained, net: &Net) -> Result<()> {
+fn export_onnx(context: &Context, trained: &Trained, model: &dyn Model) -> Result<()> {
     let data = context.data;
     let description = Description {
         model: trained.net.spec.name.to_owned(),
@@ -125,23 +118,19 @@ fn export_onnx(context: &Context, trained: &Trained, net: &Net) -> Result<()> {
     let some = data.held_out.iter().chain(&data.train).take(CHECKED_IMAGES);
     let images: Vec<_> = some.map(|&i| data.decode(i)).collect::<Result<_>>()?;
     let path = context.folder.export().join("model.onnx");
-    onnx::write(&path, net, &description, false, &images, context.threads).map(|_| ())
+    let written = (model, final_weights(trained));
+    onnx::write(&path, written, &description, false, &images, &context.machine).map(|_| ())
 }
 
 /// Measures on the held-out images; fills in the metrics and the worst mistakes.
 fn evaluate(
     context: &Context,
-    trained: &Trained,
-    net: &Net,
+    model: &dyn Model,
     facts: &mut ReportData,
 ) -> Result<Vec<Prediction>> {
     let data = context.data;
-    let inference = Inference {
-        net,
-        img_size: trained.net.img_size,
-        view: EvalView::of(context.config),
-        threads: context.threads,
-    };
+    let inference =
+        Inference { model, view: EvalView::of(context.config), machine: &context.machine };
     let image = |i: usize| data.decode(data.held_out[i]);
     let outputs = inference.run(data.held_out.len(), &image)?;
     let samples: Vec<_> = data.held_out.iter().map(|&i| &data.manifest.samples[i]).collect();
@@ -204,8 +193,9 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
             ("fewvit".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
             ("system".to_owned(), format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
             ("instructions".to_owned(), fewvit_kernels::simd_level().to_owned()),
-            ("products".to_owned(), parallel::precision(config.amp_dtype).name().to_owned()),
-            ("threads".to_owned(), context.threads.to_string()),
+            ("products".to_owned(), engine::precision(config.amp_dtype).name().to_owned()),
+            ("device".to_owned(), context.machine.device.to_string()),
+            ("threads".to_owned(), context.machine.threads.to_string()),
         ],
     })
 }

@@ -20,6 +20,17 @@ pub struct Folder {
     root: PathBuf,
     /// Locked for as long as this process may write.
     lock: Option<File>,
+    /// Whether it goes with the value.
+    scratch: bool,
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        if self.scratch {
+            // What is left in the system's temporary folder is the system's to remove.
+            let _ = std::fs::remove_dir_all(&self.root);
+        }
+    }
 }
 
 /// What a run found when it began, beside what was asked for.
@@ -44,6 +55,25 @@ struct RunFile<R, F> {
     /// Content of the files that a run goes on from, by name.
     #[serde(default)]
     files: BTreeMap<String, String>,
+}
+
+/// How the names of [`Folder::scratch`] begin; they end with the number of their process.
+const SCRATCH: &str = "fewvit-rank-";
+
+/// Removes the scratch folders of processes that were killed.
+fn remove_left_over(place: &Path) {
+    for entry in std::fs::read_dir(place).into_iter().flatten().flatten() {
+        let name = entry.file_name().to_string_lossy().into_owned();
+        let process = name.strip_prefix(SCRATCH).and_then(|rest| rest.split('-').nth(1));
+        let process = process.and_then(|number| number.parse::<u32>().ok());
+        let gone = |process: u32| {
+            Path::new("/proc/self").exists() && !Path::new(&format!("/proc/{process}")).exists()
+        };
+        if process.is_some_and(gone) {
+            // Somebody else's may stay.
+            let _ = std::fs::remove_dir_all(entry.path());
+        }
+    }
 }
 
 /// Files that must be as they were when the run began.
@@ -72,9 +102,41 @@ impl Folder {
         let checkpoints = root.join("checkpoints");
         std::fs::create_dir_all(&checkpoints)
             .map_err(|source| Error::io("create", &checkpoints, source))?;
-        let mut folder = Self { root, lock: None };
+        let mut folder = Self { root, lock: None, scratch: false };
         folder.lock()?;
         Ok(folder)
+    }
+
+    /// A folder for what a process other than the first of several writes: nobody reads it, and it
+    /// goes with the value.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn scratch(rank: usize) -> Result<Self> {
+        let place = std::env::temp_dir();
+        remove_left_over(&place);
+        let name = format!("{SCRATCH}{rank}-{}", std::process::id());
+        let mut folder = Self::create(Some(&place.join(name)), "").map_err(|error| {
+            let hint = "process {rank} keeps what it writes in the system's temporary folder; TMPDIR \
+                        names another";
+            Error::Failed(format!("{error}\n  {}", hint.replace("{rank}", &rank.to_string())))
+        })?;
+        folder.scratch = true;
+        Ok(folder)
+    }
+
+    /// A [`Self::scratch`] folder with what a process needs of this one to go on with its run.
+    ///
+    /// # Errors
+    /// Something cannot be copied.
+    pub fn copy_for(&self, rank: usize) -> Result<Self> {
+        let copy = Self::scratch(rank)?;
+        let names = ["metrics.jsonl", "run.json", "config.toml"].map(|name| self.join(name));
+        for from in names.into_iter().chain([self.pretrained()]).filter(|path| path.is_file()) {
+            let to = copy.root.join(from.strip_prefix(&self.root).unwrap_or(&from));
+            std::fs::copy(&from, &to).map_err(|source| Error::io("copy", &from, source))?;
+        }
+        Ok(copy)
     }
 
     /// The folder of an earlier run, to read from.
@@ -83,7 +145,7 @@ impl Folder {
     /// There is no run in it.
     pub fn open(root: &Path) -> Result<Self> {
         match root.join("run.json").is_file() {
-            true => Ok(Self { root: root.to_path_buf(), lock: None }),
+            true => Ok(Self { root: root.to_path_buf(), lock: None, scratch: false }),
             false => Err(Error::Usage(format!(
                 "{} is no run folder: it has no run.json\n  `fewvit train` prints the folder of \
                  each run as it starts",

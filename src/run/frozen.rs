@@ -2,23 +2,19 @@
 
 use std::path::Path;
 
-use burn::tensor::Device;
-
 use super::{Folder, Request, weights_of};
-use crate::backbone::{HeadSpec, Net, NetSpec, Spec};
+use crate::backbone::{HeadSpec, NetSpec, Spec};
 use crate::config::{Layers, PosEmbed, RunConfig};
+use crate::engine::{Machine, Model};
 use crate::error::{Error, Result};
 use crate::eval::infer::EvalView;
 use crate::export::timm;
-use crate::nn::{Gather, Keys, Replace};
 use crate::weights::{self, Head, Import, Take};
 
 /// A backbone without heads, and how its inputs are made.
 pub struct Frozen {
-    /// On a device without autodiff.
-    pub net: Net,
-    /// Side of its images.
-    pub img_size: usize,
+    /// The model.
+    pub model: Box<dyn Model>,
     /// How an image becomes its input.
     pub view: EvalView,
     /// What was done with the weights of another program, for people.
@@ -38,7 +34,7 @@ pub struct Hints<'a> {
 ///
 /// # Errors
 /// Weights that cannot be read or do not fit, a file without `hints.model`.
-pub fn open(path: &Path, hints: &Hints) -> Result<Frozen> {
+pub fn open(path: &Path, hints: &Hints, machine: &Machine) -> Result<Frozen> {
     if path.is_dir() && hints.model.is_some() {
         return Err(Error::Usage(format!(
             "--model does nothing: {} says itself which model it holds\n  leave it out",
@@ -51,7 +47,7 @@ pub fn open(path: &Path, hints: &Hints) -> Result<Frozen> {
         let (_, config) = folder.read_request()?;
         let size = config.pretrain.crops.first().map_or(0, |group| group.img_size);
         let size = hints.img_size.unwrap_or(size);
-        let frozen = build(&config.model.name, size, &folder.pretrained(), &config)?;
+        let frozen = build(&config.model.name, size, &folder.pretrained(), &config, machine)?;
         // That the head of pre-training is not used needs no saying.
         return Ok(Frozen { notes: Vec::new(), ..frozen });
     }
@@ -59,7 +55,7 @@ pub fn open(path: &Path, hints: &Hints) -> Result<Frozen> {
     if path.is_dir() {
         let config = timm::describe(path)?;
         let size = hints.img_size.unwrap_or(config.img_size);
-        let mut frozen = build(&config.model, size, &weights_of(path)?, &defaults)?;
+        let mut frozen = build(&config.model, size, &weights_of(path)?, &defaults, machine)?;
         frozen.view = config.view;
         return Ok(frozen);
     }
@@ -75,7 +71,7 @@ pub fn open(path: &Path, hints: &Hints) -> Result<Frozen> {
             path.display()
         )));
     };
-    build(model, size, path, &defaults)
+    build(model, size, path, &defaults, machine)
 }
 
 /// Whether the weights that a run starts from can be read and fit its model, before any image is.
@@ -84,16 +80,22 @@ pub fn open(path: &Path, hints: &Hints) -> Result<Frozen> {
 /// They cannot or do not.
 pub fn check_init(request: &Request, config: &RunConfig) -> Result<()> {
     let Some(init) = request.init.as_ref().filter(|_| !request.pretrain) else { return Ok(()) };
-    build(&config.model.name, config.finetune.img_size, &weights_of(init)?, config).map(|_| ())
+    let (model, size) = (&config.model.name, config.finetune.img_size);
+    build(model, size, &weights_of(init)?, config, &Machine::cpu(1)).map(|_| ())
 }
 
-fn build(model: &str, img_size: usize, weights: &Path, config: &RunConfig) -> Result<Frozen> {
-    let spec = NetSpec { spec: Spec::find(model)?, img_size, heads: HeadSpec::default() };
-    let net = spec.build(0, &Device::flex())?;
-    let (specs, mut values) = (Keys::of(&net), Gather::of(&net));
+fn build(
+    model: &str,
+    img_size: usize,
+    weights: &Path,
+    config: &RunConfig,
+    machine: &Machine,
+) -> Result<Frozen> {
+    let net = NetSpec { spec: Spec::find(model)?, img_size, heads: HeadSpec::default() };
+    let outline = net.outline()?;
+    let (specs, mut values) = (&outline.parameters, outline.draw(0));
     let regenerate = config.model.pos_embed == PosEmbed::Regenerate;
     let take = Take { head: Head::IfItFits, regenerate };
-    let Import { notes, .. } = weights::import_taking(weights, &specs, &mut values, take)?;
-    let net = Replace::values_of(net, &values, &Device::flex());
-    Ok(Frozen { net, img_size, view: EvalView::of(config), notes })
+    let Import { notes, .. } = weights::import_taking(weights, specs, &mut values, take)?;
+    Ok(Frozen { model: machine.model(&net, &values)?, view: EvalView::of(config), notes })
 }

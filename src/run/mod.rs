@@ -12,6 +12,7 @@ pub mod measured;
 mod observe;
 pub mod prepare;
 mod provenance;
+mod ranks;
 mod reopen;
 pub mod seen;
 mod settle;
@@ -33,11 +34,11 @@ pub use stages::{pretraining, weights_of};
 
 use crate::backbone::Spec;
 use crate::config::{AmpDtype, RunConfig};
-use crate::engine::device::{self, Place};
+use crate::engine::device::{self, DeviceName};
+use crate::engine::{self, Machine, TrainState, collective};
 use crate::error::{Error, Result};
 use crate::report::words::duration;
 use crate::train::checkpoint::{self, StageName};
-use crate::train::parallel;
 use folder::Found;
 use forecast::Forecast;
 use prepare::Prepared;
@@ -86,8 +87,8 @@ pub struct Context<'a> {
     pub config: &'a RunConfig,
     /// The images.
     pub data: &'a Prepared,
-    /// Worker threads.
-    pub threads: usize,
+    /// What computes.
+    pub machine: Machine,
     /// Set by Ctrl-C.
     pub interrupted: &'a AtomicBool,
     /// Who hears of it.
@@ -119,8 +120,9 @@ pub fn plan(
     let config = resolved(config)?;
     frozen::check_init(request, &config)?;
     let data = prepare::prepare(request, &config, ui)?;
+    ranks::check(&config, &data)?;
     let (config, forecast) = forecast::fit(request, &config, chosen, &data, began.elapsed())?;
-    Ok(Planned { config, data, forecast })
+    Ok(Planned { config: ranks::first(config)?, data, forecast })
 }
 
 /// Runs a plan in a new folder.
@@ -136,7 +138,7 @@ pub fn start(
 ) -> Result<Summary> {
     planned.data.write(folder)?;
     folder.write_request(request, &Found::of(&planned.data), &planned.config)?;
-    execute(folder, request, planned, ui, interrupted)
+    execute(folder, request, planned, None, (ui, interrupted))
 }
 
 /// Goes on with the run in `folder`, bit for bit as if it had never stopped; `data` is where its
@@ -150,30 +152,40 @@ pub fn resume(
     ui: &dyn Ui,
     interrupted: &AtomicBool,
 ) -> Result<Summary> {
-    folder.lock()?;
+    let first = collective::ranks().rank() == 0;
+    if first {
+        folder.lock()?;
+    }
     folder.check_pinned()?;
-    let (mut request, config) = folder.read_request()?;
+    let (mut request, mut config) = folder.read_request()?;
     if let Some(data) = data {
         request.data = data.to_path_buf();
     }
     if let Some(before) = folder.read_environment()? {
+        config.threads = ranks::threads(&before);
         let losses = before.losses(&Environment::here(&config), threads_or_all(0));
         losses.iter().for_each(|loss| ui.note(&format!("note: {loss}")));
     }
     let began = Instant::now();
     let data = reopen::reopen(&request, &config, folder)?;
-    folder.write_run(&request, &Found::of(&data))?;
+    ranks::check(&config, &data)?;
+    let reached = checkpoint::load(&folder.checkpoint())?;
     let forecast = forecast::measure(&request, &config, &data, began.elapsed())?;
     let planned = Planned { config, data, forecast };
-    execute(folder, &request, &planned, ui, interrupted)
+    if !first {
+        let scratch = folder.copy_for(collective::ranks().rank())?;
+        return execute(&scratch, &request, &planned, reached, (ui, interrupted));
+    }
+    folder.write_run(&request, &Found::of(&planned.data))?;
+    execute(folder, &request, &planned, reached, (ui, interrupted))
 }
 
 fn execute(
     folder: &Folder,
     request: &Request,
     planned: &Planned,
-    ui: &dyn Ui,
-    interrupted: &AtomicBool,
+    reached: Option<(StageName, TrainState)>,
+    (ui, interrupted): (&dyn Ui, &AtomicBool),
 ) -> Result<Summary> {
     let config = &planned.config;
     let context = Context {
@@ -181,16 +193,15 @@ fn execute(
         request,
         config,
         data: &planned.data,
-        threads: threads(config),
+        machine: machine(config)?,
         interrupted,
         ui,
     };
     let wanted = config.amp_dtype == AmpDtype::Bf16;
-    if wanted && parallel::precision(config.amp_dtype) == Precision::F32 {
+    if wanted && engine::precision(config.amp_dtype) == Precision::F32 {
         ui.note("  note: this processor does not multiply bf16, so training uses f32");
     }
     ui.total(planned.forecast.units());
-    let reached = checkpoint::load(&folder.checkpoint())?;
     if let Some((stage, state)) = &reached {
         let left = planned.forecast.seconds_left(*stage, state.progress.step);
         let (stage, step) = (stage.as_str(), state.progress.step);
@@ -211,7 +222,13 @@ fn execute(
 fn resolved(config: &RunConfig) -> Result<RunConfig> {
     let mut config = config.clone();
     config.threads = threads(&config);
-    config.amp_dtype = match parallel::precision(config.amp_dtype) {
+    config.device = device::settle(config.device.parse()?)?.to_string();
+    let name = config.device.parse()?;
+    device::open(name)?;
+    if name != DeviceName::Cpu && config.amp_dtype == AmpDtype::Bf16 {
+        return Err(Error::Usage(format!("on {name} training is in f32; leave --amp-dtype out")));
+    }
+    config.amp_dtype = match engine::precision(config.amp_dtype) {
         Precision::Bf16 => AmpDtype::Bf16,
         // Asked for and not to be had: that is said when training begins.
         Precision::F32 if config.amp_dtype == AmpDtype::Bf16 => AmpDtype::Bf16,
@@ -222,9 +239,22 @@ fn resolved(config: &RunConfig) -> Result<RunConfig> {
     for (optim, size) in
         [(&mut config.pretrain.optim, size), (&mut config.finetune.optim, config.finetune.img_size)]
     {
-        optim.micro_batch = parallel::micro_batch(optim.micro_batch, &spec, size);
+        optim.micro_batch = engine::micro_batch(optim.micro_batch, &spec, size);
     }
     Ok(config)
+}
+
+/// What computes a run.
+///
+/// # Errors
+/// Another device than any fewvit has.
+pub fn machine(config: &RunConfig) -> Result<Machine> {
+    Ok(Machine {
+        threads: threads(config),
+        precision: engine::precision(config.amp_dtype),
+        ranks: collective::ranks(),
+        device: config.device.parse()?,
+    })
 }
 
 /// Worker threads of a run.
@@ -232,23 +262,14 @@ pub fn threads(config: &RunConfig) -> usize {
     threads_or_all(config.threads)
 }
 
-/// `wanted` threads; for 0 all cores we may use, cgroup limits included.
+/// `wanted` threads; for 0 all cores we may use, cgroup limits included, shared out between the
+/// processes of this machine that train together.
 pub fn threads_or_all(wanted: usize) -> usize {
     match wanted {
-        0 => std::thread::available_parallelism().map_or(1, usize::from),
+        0 => {
+            let cores = std::thread::available_parallelism().map_or(1, usize::from);
+            (cores / collective::ranks().local_size()).max(1)
+        }
         n => n,
-    }
-}
-
-/// The device must be one that this version computes on.
-///
-/// # Errors
-/// It is not there, or is not the CPU.
-pub fn check_device(device: &str) -> Result<()> {
-    match device::find(device.parse()?)? {
-        Place::Cpu => Ok(()),
-        Place::Wgpu(adapter) => Err(Error::Device(format!(
-            "this version computes on the CPU, not on {adapter}: use --device cpu"
-        ))),
     }
 }

@@ -3,25 +3,22 @@
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use burn::tensor::Device;
-
 use super::Context;
-use crate::backbone::Net;
+use crate::backbone::NetSpec;
 use crate::data::Rgb8;
-use crate::data::loader::CropBatch;
+use crate::data::loader::{BatchSource, CropBatch, Rows};
 use crate::data::views::ViewPlan;
+use crate::engine::{Model, TrainState};
 use crate::error::Result;
 use crate::eval::health::{Health, Limits, Training};
 use crate::eval::infer::{EvalView, Inference};
 use crate::eval::knn::knn_leave_one_out;
 use crate::eval::metric::Metrics;
 use crate::method::{self, Kind};
-use crate::nn::Replace;
 use crate::report::tables::{self, EpochRow, FINAL, MetricsLog};
 use crate::report::tensorboard::EventWriter;
 use crate::report::{ReportData, pictures};
 use crate::train::checkpoint::StageName;
-use crate::train::optim::TrainState;
 use crate::train::stage::{EpochRecord, Observer, Stage, StepRecord};
 
 /// Crops on the picture of the first batch.
@@ -30,9 +27,8 @@ const PICTURED: usize = 48;
 /// Measures a model while it trains.
 pub struct Probe<'a> {
     context: &'a Context<'a>,
-    net: Net,
+    net: NetSpec,
     stage: StageName,
-    img_size: usize,
     /// The loss of a model that has learned nothing.
     chance: Option<f64>,
     views: Arc<ViewPlan>,
@@ -62,14 +58,10 @@ struct Found {
 
 impl<'a> Probe<'a> {
     /// For the model of `stage`.
-    ///
-    /// # Errors
-    /// An img-size that does not fit.
-    pub fn new(context: &'a Context<'a>, stage: &Stage) -> Result<Self> {
-        let net = stage.net.build(0, &Device::flex())?;
-        let (img_size, chance) = (stage.net.img_size, stage.method.chance().map(|c| c.loss));
+    pub fn new(context: &'a Context<'a>, stage: &Stage) -> Self {
+        let (net, chance) = (stage.net, stage.method.chance().map(|c| c.loss));
         let (views, seed) = (stage.source.views.clone(), stage.source.seed);
-        Ok(Self { context, net, stage: stage.name, img_size, chance, views, seed })
+        Self { context, net, stage: stage.name, chance, views, seed }
     }
 
     /// Measures after `epoch` (from 0) of `epochs`, if the recipe wants it then.
@@ -97,17 +89,19 @@ impl<'a> Probe<'a> {
     /// apart two views of an image lie. Warns of features that have collapsed.
     fn neighbours(&self, record: &EpochRecord, state: &TrainState) -> Result<Found> {
         let data = self.context.data;
-        let net = Replace::values_of(self.net.clone(), state.representation(), &Device::flex());
         // The logits of N images with N classes each would fill the memory for nothing.
-        let net = net.without_heads();
+        let net = self.net.without_heads();
+        let values = &state.representation()[..net.outline()?.num_params()];
+        let model = self.context.machine.model(&net, values)?;
         let image = |i: usize| data.images.get(i).map(|image| image.into_owned());
-        let outputs = self.inference(&net).run(data.train.len(), &image)?;
+        let outputs = self.inference(&*model).run(data.train.len(), &image)?;
         let dim = outputs.features.len() / data.train.len().max(1);
         let mut found = Found::default();
         if data.train.len() > 1 {
             let rows = evenly(data.train.len(), HEALTH_SAMPLE);
             let some = rows.flat_map(|i| outputs.features[i * dim..][..dim].iter().copied());
-            let views = (self.views(&net, record.epoch)?, self.views(&net, record.epoch + 1)?);
+            let views =
+                (self.views(&*model, record.epoch)?, self.views(&*model, record.epoch + 1)?);
             let health = Health::of(&some.collect::<Vec<_>>(), Some((&views.0, &views.1)), dim);
             found.alignment = health.alignment;
             let pretrain = &self.context.config.pretrain;
@@ -139,35 +133,30 @@ impl<'a> Probe<'a> {
     }
 
     /// Features of the recipe's first view of some training images, as `epoch` draws it.
-    fn views(&self, net: &Net, epoch: usize) -> Result<Vec<f32>> {
+    fn views(&self, model: &dyn Model, epoch: usize) -> Result<Vec<f32>> {
         let images = &self.context.data.images;
         let samples: Vec<usize> = evenly(images.len(), ALIGNMENT_SAMPLE).collect();
         let view = |i: usize| {
             let (image, sample) = (images.get(samples[i])?, samples[i] as u64);
             Ok(self.views.crop(&image, self.seed, epoch as u32, sample, 0))
         };
-        self.inference(net).features_of_views(samples.len(), &view)
+        self.inference(model).features_of_views(samples.len(), &view)
     }
 
     /// Accuracy on the images that are watched.
     fn accuracy(&self, state: &TrainState) -> Result<Found> {
         let data = self.context.data;
-        let net = Replace::values_of(self.net.clone(), state.representation(), &Device::flex());
+        let model = self.context.machine.model(&self.net, state.representation())?;
         let image = |i: usize| data.decode(data.watched[i]);
-        let outputs = self.inference(&net).run(data.watched.len(), &image)?;
+        let outputs = self.inference(&*model).run(data.watched.len(), &image)?;
         let labels = data.labels(&data.watched);
         let metrics = Metrics::from_logits(&outputs.logits, &labels, data.manifest.classes.len());
         Ok(Found { top1: Some(metrics.top1), top5: metrics.top5, ..Found::default() })
     }
 
-    fn inference<'n>(&'n self, net: &'n Net) -> Inference<'n> {
+    fn inference<'n>(&'n self, model: &'n dyn Model) -> Inference<'n> {
         let config = self.context.config;
-        Inference {
-            net,
-            img_size: self.img_size,
-            view: EvalView::of(config),
-            threads: self.context.threads,
-        }
+        Inference { model, view: EvalView::of(config), machine: &self.context.machine }
     }
 }
 
@@ -211,7 +200,7 @@ impl<'a> RunObserver<'a> {
         let seconds_before = earlier.map(|row| row.seconds).fold(0.0, f64::max);
         Ok(Self {
             context,
-            probe: Probe::new(context, stage)?,
+            probe: Probe::new(context, stage),
             stage: stage.name,
             epochs: stage.optim.epochs,
             images: stage.source.images_per_epoch(),
@@ -334,7 +323,8 @@ fn wall_time() -> f64 {
 /// Saves crops of the stage's first batch as the model sees them, CutMix and Mixup included:
 /// `train_batch0.jpg` for the run's first stage, `train_batch0_finetune.jpg` for a second one.
 fn picture(context: &Context, stage: &Stage) -> Result<()> {
-    let batch = stage.source.batch(0)?;
+    // Of several processes the one that draws needs all rows.
+    let batch = BatchSource { rows: Rows::All, ..stage.source.clone() }.batch(0)?;
     let images: Vec<Rgb8> = batch
         .groups
         .iter()

@@ -9,13 +9,12 @@ use super::{Context, Folder, provenance};
 use crate::backbone::{NetSpec, Spec};
 use crate::config::{OptimConfig, PosEmbed, RunConfig};
 use crate::data::loader::{BatchSource, Rows};
+use crate::engine::{self, TrainState};
 use crate::error::{Error, Result};
 use crate::export::timm;
 use crate::method::{self, Labels, Method, supervised::Supervised};
 use crate::run::prepare::Prepared;
 use crate::train::checkpoint::StageName;
-use crate::train::optim::TrainState;
-use crate::train::parallel;
 use crate::train::stage::{Checkpoints, Stage};
 use crate::weights::{self, Head, Take};
 
@@ -43,7 +42,7 @@ pub fn pretraining<'a>(config: &'a RunConfig, data: &Prepared) -> Result<Stage<'
         img_size: c.crops.first().map_or(0, |group| group.img_size),
         heads: method.heads(),
     };
-    Ok(stage(config, data, StageName::Pretrain, net, method, &c.optim))
+    stage(config, data, StageName::Pretrain, net, method, &c.optim)
 }
 
 /// The fine-tuning stage of `config` on `data`.
@@ -55,7 +54,7 @@ pub fn finetuning<'a>(config: &'a RunConfig, data: &Prepared) -> Result<Stage<'a
     let classes = data.manifest.classes.len();
     let method = Arc::new(Supervised::finetuning(c, data.labels(&data.train), classes));
     let net = NetSpec::classifier(Spec::find(&config.model.name)?, c.img_size, classes);
-    Ok(stage(config, data, StageName::Finetune, net, method, &c.optim))
+    stage(config, data, StageName::Finetune, net, method, &c.optim)
 }
 
 fn stage<'a>(
@@ -65,9 +64,10 @@ fn stage<'a>(
     net: NetSpec,
     method: Arc<dyn Method>,
     optim: &'a OptimConfig,
-) -> Stage<'a> {
-    let workers = super::threads(config);
+) -> Result<Stage<'a>> {
+    let machine = super::machine(config)?;
     let mixing = method.clone();
+    let micro_batch = engine::micro_batch(optim.micro_batch, &net.spec, net.img_size);
     let source = BatchSource {
         images: data.images.clone(),
         views: Arc::new(method.views().clone()),
@@ -75,13 +75,11 @@ fn stage<'a>(
         seed: seed(config, name),
         batch_size: optim.batch_size,
         drop_last: optim.drop_last,
-        threads: workers,
-        rows: Rows::All,
+        threads: machine.threads,
+        rows: engine::own_rows(&machine, &method, micro_batch).map_or(Rows::All, Rows::Own),
     };
-    let micro_batch = parallel::micro_batch(optim.micro_batch, &net.spec, net.img_size);
-    let precision = parallel::precision(config.amp_dtype);
     let (data, dropout) = (&config.data, true);
-    Stage { name, net, method, source, optim, data, workers, micro_batch, precision, dropout }
+    Ok(Stage { name, net, method, source, optim, data, machine, micro_batch, dropout })
 }
 
 /// Each stage has streams of its own.

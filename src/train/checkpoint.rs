@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use safetensors::tensor::{Dtype, TensorInfo};
 use serde::{Deserialize, Serialize};
 
-use super::optim::{Progress, TrainState};
+use crate::engine::{Progress, TrainState};
 use crate::error::{Error, Result};
 use crate::method::StateTensor;
 use crate::nn::ParamSpec;

@@ -5,22 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use burn::tensor::Device;
-use fewvit_kernels::Precision;
+use bytemuck::cast_slice;
+use sha2::{Digest as _, Sha256};
 
 use super::checkpoint::{self, StageName};
-use super::coupled::Coupling;
-use super::optim::TrainState;
-use super::parallel::{Engine, StepInput};
-use super::passes::{Gradient, average};
-use crate::backbone::{Net, NetSpec};
+use crate::backbone::NetSpec;
 use crate::config::{DataConfig, Ema, OptimConfig};
 use crate::data::loader::{Batch, BatchSource};
+use crate::engine::{Engine, Machine, Slope, StepInput, TrainState, Update};
 use crate::error::{Error, Result};
 use crate::loss::Chance;
-use crate::method::{BatchLoss, Method, Objective};
-use crate::nn::{DropPath, Weights};
-use crate::ops;
+use crate::method::{Method, Objective};
+use crate::nn::DropPath;
 use crate::schedule;
 
 /// Multiple of the loss of guessing, as the mean of an epoch, from which no run comes back: one with a
@@ -41,12 +37,10 @@ pub struct Stage<'a> {
     pub optim: &'a OptimConfig,
     /// Input normalisation.
     pub data: &'a DataConfig,
-    /// Worker threads.
-    pub workers: usize,
+    /// What computes.
+    pub machine: Machine,
     /// Rows a worker passes through the model at a time.
     pub micro_batch: usize,
-    /// Of the backbone's products.
-    pub precision: Precision,
     /// Whether dropout that a model is built with acts.
     pub dropout: bool,
 }
@@ -117,9 +111,9 @@ impl Stage<'_> {
     /// # Errors
     /// An img-size that the backbone cannot take.
     pub fn fresh(&self, seed: u64) -> Result<TrainState> {
-        let net = self.net.build(seed, &Device::flex())?;
-        let specs = crate::nn::Keys::of(&net);
-        let mut state = TrainState::new(specs, crate::nn::Gather::of(&net), self.optim.ema);
+        let outline = self.net.outline()?;
+        let values = outline.draw(seed);
+        let mut state = TrainState::new(outline.parameters, values, self.optim.ema);
         if let Objective::Batch(loss) = self.method.objective() {
             state.memory = loss.state(seed);
             state.teacher = loss.teacher().map(|_| state.values.clone());
@@ -134,91 +128,114 @@ impl Stage<'_> {
     /// The loss is no number ([`Error::Diverged`]), Ctrl-C ([`Error::Interrupted`]), a file.
     pub fn run(
         &self,
-        mut state: TrainState,
+        state: TrainState,
         checkpoints: &Checkpoints,
         observer: &mut dyn Observer,
     ) -> Result<TrainState> {
-        let template = self.net.build(0, &Device::flex())?;
-        let mut engine = Engine::new(self.workers, self.micro_batch, state.values.len())?;
+        let mut engine = self.engine(state)?;
         let (mut saved, mut counted) = (Instant::now(), Instant::now());
-        let batches = self.source.prefetch(state.progress.step, self.total_steps());
+        let ranks = &self.machine.ranks;
+        let batches = self.source.prefetch(engine.progress().step, self.total_steps());
         for batch in batches {
-            let record = self.step(&template, &mut engine, &mut state, &batch?)?;
-            state.progress.seconds += counted.elapsed().as_secs_f64();
+            let record = self.step(&mut *engine, &batch?)?;
+            let progress = engine.progress();
+            progress.seconds += counted.elapsed().as_secs_f64();
             counted = Instant::now();
             observer.step(&record)?;
-            if state.progress.step.is_multiple_of(self.source.steps_per_epoch()) {
-                self.end_epoch(&mut state, &record, observer)?;
+            let done = record.step + 1;
+            if done.is_multiple_of(self.source.steps_per_epoch()) {
+                self.end_epoch(&mut *engine, &record, observer)?;
             }
             let interrupted = checkpoints.interrupted.load(Ordering::Relaxed);
+            // All processes stop after the same step.
+            let interrupted = ranks.agree(u64::from(interrupted))? > 0;
             if interrupted || saved.elapsed() >= checkpoints.every {
-                checkpoint::save(checkpoints.path, self.name, &state)?;
+                self.save(&mut *engine, checkpoints)?;
                 saved = Instant::now();
             }
             if interrupted {
+                // Nobody ends before the checkpoint is there.
+                ranks.agree(0)?;
                 return Err(Error::Interrupted(format!(
-                    "stopped after step {} of {} with a checkpoint in {}",
-                    state.progress.step,
+                    "stopped after step {done} of {} with a checkpoint in {}",
                     self.total_steps(),
                     checkpoints.path.display()
                 )));
             }
         }
-        checkpoint::save(checkpoints.path, self.name, &state)?;
-        Ok(state)
+        self.save(&mut *engine, checkpoints)?;
+        engine.into_state()
+    }
+
+    /// Writes a checkpoint; of several processes the first one does.
+    fn save(&self, engine: &mut dyn Engine, checkpoints: &Checkpoints) -> Result<()> {
+        match self.machine.ranks.rank() {
+            0 => checkpoint::save(checkpoints.path, self.name, engine.state()?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Whether all processes have come to the same weights and memory.
+    fn check_ranks(&self, state: &TrainState) -> Result<()> {
+        if self.machine.ranks.size() == 1 {
+            return Ok(());
+        }
+        let mut digest = Sha256::new();
+        digest.update(cast_slice(&state.values));
+        state.memory.values().for_each(|tensor| digest.update(cast_slice(&tensor.values)));
+        match self.machine.ranks.differing(&digest.finalize())?[..] {
+            [] => Ok(()),
+            [first, ..] => Err(Error::Failed(format!(
+                "the weights of process {first} have come apart from those of process 0: the processors \
+                 differ or one computes wrongly\n  the last checkpoint is kept; train on machines of one \
+                 kind"
+            ))),
+        }
+    }
+
+    /// An engine that goes on from `state`.
+    ///
+    /// # Errors
+    /// As [`Machine::engine`].
+    pub fn engine(&self, state: TrainState) -> Result<Box<dyn Engine>> {
+        self.machine.engine(&self.net, self.micro_batch, state)
     }
 
     /// One optimiser step on one batch.
     ///
     /// # Errors
     /// The loss or its gradient is no number; the weights are then those from before the step.
-    pub fn step(
-        &self,
-        template: &Net,
-        engine: &mut Engine,
-        state: &mut TrainState,
-        batch: &Batch,
-    ) -> Result<StepRecord> {
+    pub fn step(&self, engine: &mut dyn Engine, batch: &Batch) -> Result<StepRecord> {
         let started = Instant::now();
-        let (step, steps_per_epoch) = (state.progress.step, self.source.steps_per_epoch());
+        let (step, steps_per_epoch) = (engine.progress().step, self.source.steps_per_epoch());
         let epoch = step / steps_per_epoch;
         let lr = schedule::lr(self.optim, step, steps_per_epoch);
-        let (loss, gradient) = self.gradient(template, engine, state, batch)?;
+        let Slope { loss, squared } = self.gradient(engine, batch)?;
         // Checked before the update, so that no checkpoint ever holds weights that are no numbers.
-        if !loss.is_finite() || !gradient.squared.is_finite() {
+        if !loss.is_finite() || !squared.is_finite() {
             return Err(self.diverged(step, lr, loss));
         }
         let late = |key: &str| self.method.frozen_epochs(key).saturating_mul(steps_per_epoch);
-        state.progress.epoch_grad_norm += gradient.squared.sqrt();
         let weight_decay = schedule::weight_decay(self.optim, step, self.total_steps());
-        state.update(gradient, lr, &OptimConfig { weight_decay, ..*self.optim }, &late);
-        if let Objective::Batch(loss) = self.method.objective() {
-            self.follow(loss, state, false);
-        }
+        let optim = OptimConfig { weight_decay, ..*self.optim };
+        engine.update(&Update { lr, optim: &optim, late: &late })?;
+        self.follow(engine, false)?;
         let seconds = started.elapsed().as_secs_f64();
-        state.progress.epoch_loss += loss;
+        let progress = engine.progress();
+        progress.epoch_grad_norm += squared.sqrt();
+        progress.epoch_loss += loss;
         let crops = batch.groups.iter().map(|group| group.samples.len()).sum();
         Ok(StepRecord { step, epoch, loss, lr, crops, seconds })
     }
 
-    /// The loss of the next step on `batch` and its gradient, in the order of the flat parameter
-    /// vector. What the method remembers is brought up to date, and so is a teacher that follows
-    /// before the forward pass.
+    /// The loss of the next step on `batch` and its gradient, which the engine keeps. What the method
+    /// remembers is brought up to date, and so is a teacher that follows before the forward pass.
     ///
     /// # Errors
-    /// A worker panicked.
-    pub(super) fn gradient<'e>(
-        &self,
-        template: &Net,
-        engine: &'e mut Engine,
-        state: &mut TrainState,
-        batch: &Batch,
-    ) -> Result<(f64, Gradient<'e>)> {
-        let objective = self.method.objective();
-        if let Objective::Batch(loss) = objective {
-            self.follow(loss, state, true);
-        }
-        let step = state.progress.step;
+    /// As [`Engine::gradient`].
+    pub(super) fn gradient(&self, engine: &mut dyn Engine, batch: &Batch) -> Result<Slope> {
+        self.follow(engine, true)?;
+        let step = engine.progress().step;
         let drop_path = DropPath {
             rate: self.optim.drop_path,
             seed: self.source.seed,
@@ -226,51 +243,35 @@ impl Stage<'_> {
             first_row: 0,
             training: self.dropout,
         };
-        let (mean, std, precision) = (self.data.mean, self.data.std, self.precision);
-        let input = StepInput { batch, drop_path, mean, std, precision };
-        let weights = |values| Weights::new(template.clone(), values, &Device::flex());
-        let net = weights(std::mem::take(&mut state.values));
-        let teacher = state.teacher.take().map(weights);
-        let result = match objective {
-            Objective::Rows(loss) => engine.gradients(&net, &input, loss),
-            Objective::Batch(loss) => {
-                let teacher = teacher.as_ref().map(|teacher| &teacher.module);
-                let epoch = step / self.source.steps_per_epoch();
-                let coupling = Coupling { loss, teacher, memory: &mut state.memory, epoch };
-                engine.coupled_gradients(&net, &input, coupling)
-            }
-        };
-        // Out of date after the step, and the last to hold on to the weights' memory.
-        ops::forget_packed_weights();
-        state.values = net.into_values();
-        state.teacher = teacher.map(Weights::into_values);
-        result
+        let (objective, epoch) = (self.method.objective(), step / self.source.steps_per_epoch());
+        let (mean, std) = (self.data.mean, self.data.std);
+        engine.gradient(&StepInput { batch, objective, drop_path, mean, std, epoch })
     }
 
-    /// Moves the teacher towards the trained weights, if this is its time: `before` the forward
-    /// pass or after the update, in which the step has been counted.
-    fn follow(&self, loss: &dyn BatchLoss, state: &mut TrainState, before: bool) {
-        let (Some(teacher), Some(values)) = (loss.teacher(), &mut state.teacher) else { return };
-        if teacher.follows_before() != before {
-            return;
-        }
-        let step = state.progress.step - usize::from(!before);
-        let momentum = teacher.momentum(step, self.total_steps()) as f32;
-        average(values, &state.values, momentum, self.workers);
+    /// Moves the teacher towards the trained weights, if there is one and this is its time: `before`
+    /// the forward pass or after the update, in which the step has been counted.
+    fn follow(&self, engine: &mut dyn Engine, before: bool) -> Result<()> {
+        let Objective::Batch(loss) = self.method.objective() else { return Ok(()) };
+        let Some(teacher) = loss.teacher().filter(|t| t.follows_before() == before) else {
+            return Ok(());
+        };
+        let step = engine.progress().step - usize::from(!before);
+        engine.follow(teacher.momentum(step, self.total_steps()) as f32)
     }
 
     fn end_epoch(
         &self,
-        state: &mut TrainState,
+        engine: &mut dyn Engine,
         last: &StepRecord,
         observer: &mut dyn Observer,
     ) -> Result<()> {
         if self.optim.ema == Ema::PerEpoch {
-            state.average(self.workers);
+            engine.average()?;
         }
+        let progress = engine.progress();
         let mean = |sum: &mut f64| std::mem::take(sum) / self.source.steps_per_epoch() as f64;
-        let loss = mean(&mut state.progress.epoch_loss);
-        let grad_norm = mean(&mut state.progress.epoch_grad_norm);
+        let loss = mean(&mut progress.epoch_loss);
+        let grad_norm = mean(&mut progress.epoch_grad_norm);
         if let Some(Chance { loss: chance, .. }) = self.method.chance()
             && loss > HOPELESS * chance
         {
@@ -282,7 +283,9 @@ impl Stage<'_> {
                 last.epoch + 1
             )));
         }
-        observer.epoch(&EpochRecord { epoch: last.epoch, loss, lr: last.lr, grad_norm }, state)
+        self.check_ranks(engine.state()?)?;
+        let record = EpochRecord { epoch: last.epoch, loss, lr: last.lr, grad_norm };
+        observer.epoch(&record, engine.state()?)
     }
 
     fn diverged(&self, step: usize, lr: f64, loss: f64) -> Error {

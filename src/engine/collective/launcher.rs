@@ -1,6 +1,6 @@
 //! Whether a launcher such as mpirun started this process as one of many.
 
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 use super::{Collective, Single};
 use crate::error::{Error, Result};
@@ -9,17 +9,38 @@ use crate::error::{Error, Result};
 /// relatives, Slurm's srun.
 const COPIES: [&str; 3] = ["OMPI_COMM_WORLD_SIZE", "PMI_SIZE", "SLURM_STEP_NUM_TASKS"];
 
-/// The processes that this one was started with. To be called once, and kept to the end of the
-/// program.
+/// The processes that this one was started with.
+static RANKS: RwLock<Option<Arc<dyn Collective>>> = RwLock::new(None);
+
+/// What [`start`] began. Dropping it waits for the other processes to come so far; in a panic it ends
+/// them.
+#[must_use]
+pub struct Job(());
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        drop(RANKS.write().unwrap_or_else(PoisonError::into_inner).take());
+    }
+}
+
+/// Connects this process with those that it was started with. To be called once, before [`ranks`], and
+/// kept to the end of the program.
 ///
 /// # Errors
 /// [`Error::Usage`] if there are several but this program was built without MPI or its MPI cannot
 /// connect them: each would train the whole model.
-pub fn start() -> Result<Arc<dyn Collective>> {
-    match copies(|name| std::env::var(name).ok()) {
-        None => Ok(Arc::new(Single)),
-        Some((variable, copies)) => many(variable, copies),
+pub fn start() -> Result<Job> {
+    if let Some((variable, copies)) = copies(|name| std::env::var(name).ok()) {
+        let ranks = many(variable, copies)?;
+        *RANKS.write().unwrap_or_else(PoisonError::into_inner) = Some(ranks);
     }
+    Ok(Job(()))
+}
+
+/// The processes that train together: this one alone unless [`start`] found others.
+pub fn ranks() -> Arc<dyn Collective> {
+    let ranks = RANKS.read().unwrap_or_else(PoisonError::into_inner).clone();
+    ranks.unwrap_or_else(|| Arc::new(Single))
 }
 
 /// The variable that names more than one process, and how many.

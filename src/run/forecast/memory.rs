@@ -2,9 +2,9 @@
 
 use serde::Serialize;
 
+use crate::engine::TrainState;
 use crate::run::prepare::Prepared;
 use crate::train::checkpoint::StageName;
-use crate::train::optim::TrainState;
 use crate::train::stage::Stage;
 
 /// Bytes that are held at once.
@@ -22,8 +22,6 @@ pub struct Memory {
     pub activations: u64,
     /// Crops of the step that runs and of those that wait, and those being cut.
     pub crops: u64,
-    /// A checkpoint while it is written.
-    pub checkpoint: u64,
     /// Features and logits of the images that are measured.
     pub measuring: u64,
     /// Whole images while they are decoded, and those that the ONNX file is checked on.
@@ -32,9 +30,8 @@ pub struct Memory {
 
 /// Measured: the program after `fewvit models`, and the allocator's reserves.
 const PROGRAM: u64 = 60_000_000;
-/// Batches of crops: the one that is trained on, one that waits and one that is made, twice, as crops
-/// of each image and as one block.
-const BATCHES: u64 = 4;
+/// Batches of crops: the one that is trained on, one that waits and one that is made.
+const BATCHES: u64 = 3;
 /// Copies of the heads' rows in a coupled loss: values, their logarithms and gradients of both.
 const COUPLED_COPIES: u64 = 4;
 /// Copies of what is measured: in parts, as a whole, on the unit sphere, and packed for products.
@@ -45,7 +42,7 @@ const PACKED: u64 = 2;
 impl Memory {
     /// Of a stage that trains `state` on `data`; `checked` images are held to check the ONNX file.
     pub fn of(stage: &Stage, state: &TrainState, data: &Prepared, checked: usize) -> Self {
-        let (workers, params) = (stage.workers as u64, 4 * state.values.len() as u64);
+        let (workers, params) = (stage.machine.threads as u64, 4 * state.values.len() as u64);
         let state_bytes = bytes_of(state);
         let (width, height) = (data.report.width, data.report.height);
         let pixels = |w: usize, h: usize| (3 * w * h) as u64;
@@ -53,13 +50,10 @@ impl Memory {
             program: PROGRAM,
             images: data.images.bytes().0,
             state: state_bytes,
-            // Every worker has a sum and its micro-batch's own; the net is built twice more, to train
-            // and to be measured.
-            gradients: params * (2 * workers + PACKED + 2),
+            // Every worker has a sum and its micro-batch's own; the weights are copied to be measured.
+            gradients: params * (2 * workers + PACKED + 1),
             activations: workers * per_worker(stage) + coupled(stage),
             crops: BATCHES * crops(stage),
-            // As bytes of each tensor, and as those of the file.
-            checkpoint: 2 * state_bytes,
             measuring: MEASURED_COPIES * measured(stage, data),
             decoding: 2 * workers * pixels(width.max, height.max)
                 + checked as u64 * pixels(width.median, height.median),
@@ -70,7 +64,7 @@ impl Memory {
     pub fn total(&self) -> u64 {
         let Self { program, images, state, gradients, activations, crops, .. } = self;
         // Workers keep their buffers from step to step. The others come and go, one at a time.
-        let passing = self.checkpoint.max(self.measuring).max(self.decoding);
+        let passing = self.measuring.max(self.decoding);
         program + images + state + gradients + activations + crops + passing
     }
 }
@@ -95,7 +89,7 @@ fn measured(stage: &Stage, data: &Prepared) -> u64 {
 
 /// Bytes a worker keeps between forward and backward.
 fn per_worker(stage: &Stage) -> u64 {
-    let backbone = stage.net.spec.family.activations(stage.net.img_size);
+    let backbone = stage.net.spec.outline(stage.net.img_size).activations;
     (stage.micro_batch * (backbone + head_values(stage)) * size_of::<f32>()) as u64
 }
 

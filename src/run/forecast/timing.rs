@@ -2,13 +2,11 @@
 
 use std::time::{Duration, Instant};
 
-use burn::tensor::Device;
-
 use super::memory::{Memory, bytes_of};
 use super::{Forecast, StageForecast};
-use crate::backbone::Net;
 use crate::config::RunConfig;
 use crate::data::Rgb8;
+use crate::engine::TrainState;
 use crate::error::Result;
 use crate::eval::health::Health;
 use crate::eval::infer::{EvalView, Inference};
@@ -16,8 +14,6 @@ use crate::eval::knn::knn_leave_one_out;
 use crate::run::prepare::Prepared;
 use crate::run::{Request, finish, stages};
 use crate::train::checkpoint::StageName;
-use crate::train::optim::TrainState;
-use crate::train::parallel::Engine;
 use crate::train::stage::Stage;
 
 /// Steps that are timed, with the loader beside them as in the run.
@@ -152,19 +148,23 @@ impl Trial<'_> {
     /// Crops a second of training, seconds an image of inference, and the state that was trained.
     fn steps(&self, stage: &Stage) -> Result<(f64, f64, TrainState)> {
         let (samples, batch) = (stage.source.images.len(), stage.source.batch_size);
-        let mut state = stage.fresh(stage.source.seed)?;
+        let fresh = stage.fresh(stage.source.seed)?;
         // Just enough images for two micro-batches a worker.
-        let rows = 2 * stage.workers * stage.micro_batch;
+        let rows = 2 * stage.machine.threads * stage.micro_batch;
         let mut source = stage.source.clone();
         let views = stage.method.views().views();
         source.batch_size = rows.div_ceil(views).clamp(1, samples.min(batch));
         let timed = TIMED_STEPS.min(source.steps_per_epoch());
-        let trial = Stage { source, method: stage.method.clone(), ..*stage };
-        let template = stage.net.build(0, &Device::flex())?;
-        let mut engine = Engine::new(stage.workers, stage.micro_batch, state.values.len())?;
+        let trial = Stage {
+            source,
+            method: stage.method.clone(),
+            machine: stage.machine.clone(),
+            ..*stage
+        };
+        let mut engine = stage.engine(fresh)?;
         let (mut started, mut crops) = (Instant::now(), 0);
         for (i, batch) in trial.source.prefetch(0, 1 + timed).enumerate() {
-            let record = trial.step(&template, &mut engine, &mut state, &batch?)?;
+            let record = trial.step(&mut *engine, &batch?)?;
             // The first step warms caches and clocks.
             match i {
                 0 => started = Instant::now(),
@@ -172,30 +172,29 @@ impl Trial<'_> {
             }
         }
         let crops_per_second = crops as f64 / started.elapsed().as_secs_f64();
-        Ok((crops_per_second, self.an_image(stage, &template)?, state))
+        let state = engine.into_state()?;
+        Ok((crops_per_second, self.an_image(stage, &state)?, state))
     }
 
     /// Seconds of inference an image: of the decoded ones in pre-training, from its file in fine-tuning.
-    fn an_image(&self, stage: &Stage, net: &Net) -> Result<f64> {
+    fn an_image(&self, stage: &Stage, state: &TrainState) -> Result<f64> {
         let data = self.data;
         // A probe looks at features only.
-        let bare = match stage.name {
-            StageName::Pretrain => net.clone().without_heads(),
-            StageName::Finetune => net.clone(),
+        let net = match stage.name {
+            StageName::Pretrain => stage.net.without_heads(),
+            StageName::Finetune => stage.net,
         };
-        let inference = Inference {
-            net: &bare,
-            img_size: stage.net.img_size,
-            view: EvalView::of(self.config),
-            threads: stage.workers,
-        };
+        let values = &state.values[..net.outline()?.num_params()];
+        let model = stage.machine.model(&net, values)?;
+        let (view, machine) = (EvalView::of(self.config), &stage.machine);
+        let inference = Inference { model: &*model, view, machine };
         let decoded = |i: usize| -> Result<Rgb8> { Ok(data.images.get(i)?.into_owned()) };
         let from_file = |i: usize| data.decode(data.held_out[i]);
         let (all, image): (usize, &(dyn Fn(usize) -> Result<Rgb8> + Sync)) = match stage.name {
             StageName::Finetune if !data.held_out.is_empty() => (data.held_out.len(), &from_file),
             _ => (data.train.len(), &decoded),
         };
-        let count = all.min(TIMED_IMAGES * stage.workers);
+        let count = all.min(TIMED_IMAGES * machine.threads);
         let started = Instant::now();
         inference.run(count, image)?;
         Ok(started.elapsed().as_secs_f64() / count.max(1) as f64)

@@ -8,24 +8,22 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor, TensorData};
 use fewvit_kernels::Precision;
 
 use super::batch::BatchFile;
 use super::{insert_all, is_trace, matrix};
-use crate::backbone::{HeadSpec, Net, NetSpec, Spec};
+use crate::backbone::{NetSpec, Spec};
 use crate::config::{AmpDtype, CropGroup, RunConfig, to_toml};
 use crate::data::Rgb8;
 use crate::data::cache::ImageStore;
 use crate::data::loader::{Batch, BatchSource, CropBatch, Crops, Rows};
 use crate::data::mixing::Mix;
+use crate::engine::device::DeviceName;
+use crate::engine::{self, Machine, TrainState};
 use crate::error::{Error, Result};
 use crate::files::refuse_to_replace;
 use crate::method::{self, Labels, Method, Objective};
-use crate::nn::{DropPath, Keys, Replace};
 use crate::train::checkpoint::StageName;
-use crate::train::optim::TrainState;
-use crate::train::parallel::{self, Engine};
 use crate::train::stage::Stage;
 use crate::weights::{self, Named};
 
@@ -47,6 +45,8 @@ pub struct MethodTrace {
     pub batch: PathBuf,
     /// Where the results go.
     pub out: PathBuf,
+    /// What the steps are made on.
+    pub device: DeviceName,
 }
 
 /// Runs the steps and writes
@@ -67,12 +67,12 @@ pub fn trace(options: &MethodTrace) -> Result<()> {
     let spec = Spec::find(&config.model.name)?;
     let (method, batch) = given.method_and_batch(&config, options.num_classes)?;
     let net = NetSpec { spec, img_size: given.img_size, heads: method.heads() };
-    let stage = stage(&config, method, net, given.samples.len());
+    let stage = stage(&config, method, net, (given.samples.len(), options.device));
     let mut state = stage.fresh(config.seed)?;
     if let Some(path) = &options.weights {
         start_from(path, &stage, &mut state)?;
     }
-    let out = run(&stage, &mut state, &batch, options.steps)?;
+    let out = run(&stage, state, &batch, options.steps)?;
     let header = [("config".to_owned(), to_toml(&config)?)].into();
     super::write(&options.out, out, Some(header))
 }
@@ -180,7 +180,7 @@ fn stage(
     config: &RunConfig,
     method: Arc<dyn Method>,
     net: NetSpec,
-    batch_size: usize,
+    (batch_size, device): (usize, DeviceName),
 ) -> Stage<'_> {
     let source = BatchSource {
         // Only their number counts: the batch is given.
@@ -194,25 +194,25 @@ fn stage(
         rows: Rows::All,
     };
     let micro_batch =
-        parallel::micro_batch(config.pretrain.optim.micro_batch, &net.spec, net.img_size);
-    let (optim, data, workers) = (&config.pretrain.optim, &config.data, config.threads);
+        engine::micro_batch(config.pretrain.optim.micro_batch, &net.spec, net.img_size);
+    let (optim, data) = (&config.pretrain.optim, &config.data);
     let name = StageName::Pretrain;
     // Asked for, it is shown on any machine, emulated if need be.
     let precision = match config.amp_dtype {
         AmpDtype::Bf16 => Precision::Bf16,
         AmpDtype::Auto | AmpDtype::F32 => Precision::F32,
     };
+    let machine = Machine { precision, device, ..Machine::cpu(config.threads) };
     // Other programs draw other dropout.
     let dropout = false;
-    Stage { name, net, method, source, optim, data, workers, micro_batch, precision, dropout }
+    Stage { name, net, method, source, optim, data, machine, micro_batch, dropout }
 }
 
 /// Puts the weights in a file into a fresh `state`: the whole backbone, heads as far as they are
 /// there; the teacher starts as a copy.
 fn start_from(path: &Path, stage: &Stage, state: &mut TrainState) -> Result<()> {
     let given = weights::read(path)?;
-    let backbone = NetSpec { heads: HeadSpec::default(), ..stage.net };
-    let backbone = Keys::of(&backbone.build(0, &Device::flex())?);
+    let backbone = stage.net.without_heads().parameters()?;
     let needed = |key: &str| given.contains_key(key) || backbone.iter().any(|own| own.key == key);
     let specs: Vec<_> = state.specs.iter().filter(|spec| needed(&spec.key)).cloned().collect();
     weights::fill_strictly(&specs, &mut state.values, &given)?;
@@ -220,20 +220,20 @@ fn start_from(path: &Path, stage: &Stage, state: &mut TrainState) -> Result<()> 
     Ok(())
 }
 
-fn run(stage: &Stage, state: &mut TrainState, batch: &Batch, steps: usize) -> Result<Named> {
-    let template = stage.net.build(0, &Device::flex())?;
-    let mut engine = Engine::new(stage.workers, stage.micro_batch, state.values.len())?;
+fn run(stage: &Stage, state: TrainState, batch: &Batch, steps: usize) -> Result<Named> {
     let mut out = Named::new();
-    insert_state(&mut out, ["init.", "init.teacher.", "init.state."], state);
-    out.insert("features".to_owned(), matrix(features(&template, state, batch)));
+    insert_state(&mut out, ["init.", "init.teacher.", "init.state."], &state);
+    out.insert("features".to_owned(), features(stage, &state, batch)?);
     // On a copy: the step itself moves the teacher and the memory, and clips the gradient.
-    let (_, gradient) = stage.gradient(&template, &mut engine, &mut state.clone(), batch)?;
-    insert_all(&mut out, "grad.", &state.specs, gradient.values);
-    let mut step = || stage.step(&template, &mut engine, state, batch);
+    let mut copy = stage.engine(state.clone())?;
+    stage.gradient(&mut *copy, batch)?;
+    insert_all(&mut out, "grad.", &state.specs, &copy.kept_gradient()?);
+    let mut engine = stage.engine(state)?;
+    let mut step = || stage.step(&mut *engine, batch);
     let records = (0..steps).map(|_| step()).collect::<Result<Vec<_>>>()?;
     out.insert("loss".to_owned(), (vec![steps], records.iter().map(|r| r.loss as f32).collect()));
     out.insert("lr".to_owned(), (vec![steps], records.iter().map(|r| r.lr as f32).collect()));
-    insert_state(&mut out, ["param.", "teacher.", "state."], state);
+    insert_state(&mut out, ["param.", "teacher.", "state."], engine.state()?);
     Ok(out)
 }
 
@@ -248,19 +248,15 @@ fn insert_state(out: &mut Named, [param, teacher, memory]: [&str; 3], state: &Tr
 }
 
 /// Features of all views, `[V * B, num_features]`.
-fn features(template: &Net, state: &TrainState, batch: &Batch) -> Tensor<2> {
-    let device = Device::flex();
-    let net = Replace::values_of(template.clone(), &state.values, &device);
-    let of_group = |group: &CropBatch| {
-        let (rows, size) = (group.samples.len(), group.img_size);
-        let mut pixels = vec![0.0; rows * 3 * size * size];
-        for (row, out) in pixels.chunks_exact_mut(3 * size * size).enumerate() {
-            group.write_row(row, [0.0; 3], [1.0; 3], out);
-        }
-        let images = Tensor::from_data(TensorData::new(pixels, [rows, 3, size, size]), &device);
-        net.features(images, &DropPath::OFF)
-    };
-    Tensor::cat(batch.groups.iter().map(of_group).collect(), 0)
+fn features(stage: &Stage, state: &TrainState, batch: &Batch) -> Result<(Vec<usize>, Vec<f32>)> {
+    let net = stage.net.without_heads();
+    let values = &state.values[..net.outline()?.num_params()];
+    let (model, mut features) = (stage.machine.model(&net, values)?, Vec::new());
+    for group in &batch.groups {
+        let Crops::Ready(pixels) = &group.crops else { continue };
+        features.extend(model.outputs(pixels.clone())?.features);
+    }
+    Ok(matrix(net.spec.num_features(), features))
 }
 
 #[cfg(test)]

@@ -9,7 +9,6 @@ pub mod supervised;
 use std::collections::HashMap;
 use std::path::Path;
 
-use burn::tensor::Tensor;
 use safetensors::tensor::SafeTensors;
 
 use crate::error::Result;
@@ -30,9 +29,9 @@ fn insert_all(out: &mut Named, prefix: &str, specs: &[ParamSpec], values: &[f32]
     }
 }
 
-fn matrix(tensor: Tensor<2>) -> (Vec<usize>, Vec<f32>) {
-    let shape = tensor.dims().to_vec();
-    (shape, tensor.into_data().try_to_vec().expect("f32"))
+/// Rows of `width` values.
+fn matrix(width: usize, values: Vec<f32>) -> (Vec<usize>, Vec<f32>) {
+    (vec![values.len() / width, width], values)
 }
 
 fn write(path: &Path, out: Named, header: Option<HashMap<String, String>>) -> Result<()> {

@@ -4,26 +4,35 @@
 //! recipe's single group). Smoothing is PyTorch's (uniform form).
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use fewvit_kernels::Precision;
 use safetensors::tensor::Dtype;
 
 use super::batch::BatchFile;
 use super::{insert_all, is_trace, matrix};
-use crate::backbone::{Net, NetSpec, Spec};
-use crate::config::{ClipMode, Ema, LrSchedule, OptimConfig, OptimKind, SmoothingKind};
+use crate::backbone::{HeadSpec, NetSpec, Spec};
+use crate::config::{
+    ClipMode, DataConfig, Ema, Layers, LrSchedule, OptimConfig, OptimKind, SmoothingKind,
+};
+use crate::data::Rgb8;
+use crate::data::cache::ImageStore;
+use crate::data::loader::{Batch, BatchSource, CropBatch, Crops, Rows};
+use crate::data::mixing::Mix;
+use crate::data::views::ViewPlan;
+use crate::engine::{Machine, Outputs, TrainState};
 use crate::error::{Error, Result};
 use crate::files::refuse_to_replace;
-use crate::loss::{MixedTarget, Smoothing, mixed_cross_entropy, soft_cross_entropy};
-use crate::nn::{DropPath, Gather, Keys, Weights};
+use crate::loss::{Chance, Smoothing, soft_cross_entropy};
+use crate::method::{BatchFeatures, BatchLoss, Method, Objective, RowLoss, State};
 use crate::ops;
-use crate::train::optim::TrainState;
-use crate::train::passes::Gradient;
+use crate::train::checkpoint::StageName;
+use crate::train::stage::Stage;
 use crate::weights;
 
 /// What to trace.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct TraceOptions {
     /// timm's name of the model.
     pub model: String,
@@ -45,24 +54,92 @@ pub struct TraceOptions {
     pub weight_decay: f64,
     /// AdamW steps.
     pub steps: usize,
-    /// Of the backbone's products.
-    pub precision: Precision,
+    /// What computes.
+    pub machine: Machine,
 }
 
+/// What the images are to be recognised as.
 enum Targets {
-    Classes(Vec<MixedTarget>),
-    Distributions(Box<Tensor<2>>),
+    /// A class each.
+    Classes(Vec<usize>),
+    /// `[rows, num_classes]`.
+    Distributions(Vec<f32>),
+}
+
+/// The labelled images as a method: no views of its own, one row a training sample.
+struct Labelled {
+    views: ViewPlan,
+    targets: Targets,
+    smoothing: Smoothing,
+    num_classes: usize,
 }
 
 /// What was seen in the steps.
 struct Traced {
     losses: Vec<f32>,
     /// Of step 0.
-    logits: Tensor<2>,
-    /// Of step 0.
-    features: Tensor<2>,
+    outputs: Outputs,
     /// Of step 0, in the order of the flat parameter vector.
     gradient: Vec<f32>,
+    /// After the last step.
+    state: TrainState,
+}
+
+impl Method for Labelled {
+    fn views(&self) -> &ViewPlan {
+        &self.views
+    }
+
+    fn heads(&self) -> HeadSpec {
+        HeadSpec::classifier(self.num_classes, true)
+    }
+
+    fn objective(&self) -> Objective<'_> {
+        match self.targets {
+            Targets::Classes(_) => Objective::Rows(self),
+            Targets::Distributions(_) => Objective::Batch(self),
+        }
+    }
+
+    fn chance(&self) -> Option<Chance> {
+        None
+    }
+}
+
+impl RowLoss for Labelled {
+    fn target(&self, sample: usize) -> usize {
+        match &self.targets {
+            Targets::Classes(classes) => classes[sample],
+            // The likeliest one; the loss itself reads the whole distribution.
+            Targets::Distributions(rows) => {
+                let row = &rows[sample * self.num_classes..][..self.num_classes];
+                let best = |best: usize, i: usize| if row[i] > row[best] { i } else { best };
+                (1..row.len()).fold(0, best)
+            }
+        }
+    }
+
+    fn smoothing(&self) -> Smoothing {
+        self.smoothing
+    }
+}
+
+impl BatchLoss for Labelled {
+    fn loss(&self, batch: BatchFeatures, _: &mut State) -> Tensor<1> {
+        // Classifiers are f32, whatever the backbone is.
+        let logits = ops::autocast(Precision::F32, || batch.net.logits(batch.features));
+        let targets = match &self.targets {
+            Targets::Distributions(targets) => targets.clone(),
+            Targets::Classes(classes) => one_hot(classes, self.num_classes),
+        };
+        let targets = TensorData::new(targets, logits.dims());
+        soft_cross_entropy(logits.clone(), Tensor::from_data(targets, &logits.device())).mean()
+    }
+}
+
+fn one_hot(classes: &[usize], num_classes: usize) -> Vec<f32> {
+    let row = |&class: &usize| (0..num_classes).map(move |i| f32::from(u8::from(i == class)));
+    classes.iter().flat_map(row).collect()
 }
 
 /// Runs the steps and writes `loss`, `logits`, `features`, `grad.<key>` and `param.<key>`.
@@ -71,64 +148,99 @@ struct Traced {
 /// Files that cannot be read, keys or shapes that do not fit.
 pub fn trace(options: &TraceOptions) -> Result<()> {
     let spec = Spec::find(&options.model)?;
-    let device = Device::flex();
-    let net = NetSpec::classifier(spec, options.img_size, options.num_classes).build(0, &device)?;
-    let mut state = TrainState::new(Keys::of(&net), Gather::of(&net), Ema::Off);
+    let net = NetSpec::classifier(spec, options.img_size, options.num_classes);
+    let outline = net.outline()?;
+    let values = vec![0.0; outline.num_params()];
+    let mut state = TrainState::new(outline.parameters, values, Ema::Off);
     weights::import(&options.weights, &state.specs, &mut state.values)?.complete()?;
-    let (images, targets) = read(options, &device.autodiff())?;
+    let (images, targets) = read(options)?;
     refuse_to_replace(&options.out, is_trace)?;
-    let traced = run(&net, &mut state, &images, &targets, options)?;
+    let traced = run(net, state, images, targets, options)?;
     let mut out = weights::Named::from([
         ("loss".to_owned(), (vec![traced.losses.len()], traced.losses)),
-        ("logits".to_owned(), matrix(traced.logits)),
-        ("features".to_owned(), matrix(traced.features)),
+        ("logits".to_owned(), matrix(options.num_classes, traced.outputs.logits)),
+        ("features".to_owned(), matrix(spec.num_features(), traced.outputs.features)),
     ]);
+    let state = &traced.state;
     insert_all(&mut out, "grad.", &state.specs, &traced.gradient);
     insert_all(&mut out, "param.", &state.specs, &state.values);
     super::write(&options.out, out, None)
 }
 
 fn run(
-    template: &Net,
-    state: &mut TrainState,
-    images: &Tensor<4>,
-    targets: &Targets,
+    net: NetSpec,
+    state: TrainState,
+    images: Vec<f32>,
+    targets: Targets,
     options: &TraceOptions,
 ) -> Result<Traced> {
-    let optim = optim(options);
-    let smoothing = Smoothing::new(options.smoothing, SmoothingKind::Uniform, options.num_classes);
+    let rows = images.len() / (3 * net.img_size.pow(2));
+    let (optim, data) = (optim(options, rows), Layers::new("paper")?.build()?.config.data);
+    let stage = stage(net, targets, options, (&optim, &data));
+    let machine = &stage.machine;
+    let outputs = machine.model(&net, &state.values)?.outputs(images.clone())?;
+    let group = CropBatch {
+        img_size: net.img_size,
+        views: 1,
+        crops: Crops::Ready(images),
+        samples: (0..rows).collect(),
+        mix: Mix::none(rows),
+    };
+    let batch = Batch { groups: vec![group] };
+    let mut engine = stage.engine(state)?;
     let (mut losses, mut first) = (Vec::new(), None);
     for _ in 0..options.steps {
-        let net = Weights::new(template.clone(), state.values.clone(), &Device::flex());
-        let mut gradient = vec![0.0; state.values.len()];
-        let mut seen = None;
-        let loss = net.add_gradients(&mut gradient, |net| {
-            let features =
-                ops::autocast(options.precision, || net.features(images.clone(), &DropPath::OFF));
-            let logits = net.logits(features.clone());
-            seen = Some((logits.clone(), features));
-            match targets {
-                Targets::Classes(t) => mixed_cross_entropy(logits, t, smoothing),
-                Targets::Distributions(t) => soft_cross_entropy(logits, *t.clone()),
-            }
-            .mean()
-        });
-        losses.push(loss as f32);
-        first =
-            first.or_else(|| seen.map(|(logits, features)| (logits, features, gradient.clone())));
-        state.update(Gradient::total(&mut gradient, &[], 1), options.lr, &optim, &|_| 0);
-        crate::ops::forget_packed_weights();
+        losses.push(stage.step(&mut *engine, &batch)?.loss as f32);
+        if first.is_none() {
+            first = Some(engine.kept_gradient()?);
+        }
     }
-    let (logits, features, gradient) =
+    let gradient =
         first.ok_or_else(|| Error::Usage("--steps 0 leaves nothing to trace".to_owned()))?;
-    Ok(Traced { losses, logits, features, gradient })
+    Ok(Traced { losses, outputs, gradient, state: engine.into_state()? })
 }
 
-fn optim(options: &TraceOptions) -> OptimConfig {
+/// The stage whose steps are traced, on one thread and all rows at once.
+fn stage<'a>(
+    net: NetSpec,
+    targets: Targets,
+    options: &TraceOptions,
+    (optim, data): (&'a OptimConfig, &'a DataConfig),
+) -> Stage<'a> {
+    let smoothing = Smoothing::new(options.smoothing, SmoothingKind::Uniform, options.num_classes);
+    let views = ViewPlan { groups: Vec::new() };
+    let num_classes = options.num_classes;
+    let method = Labelled { views: views.clone(), targets, smoothing, num_classes };
+    let rows = optim.batch_size;
+    let source = BatchSource {
+        // Only their number counts: the batch is given.
+        images: Arc::new(ImageStore::of(vec![Rgb8::new(1, 1); rows])),
+        views: Arc::new(views),
+        mix: Arc::new(|_, _, rows, _| Mix::none(rows)),
+        seed: 0,
+        batch_size: rows,
+        drop_last: false,
+        threads: 1,
+        rows: Rows::All,
+    };
+    Stage {
+        name: StageName::Finetune,
+        net,
+        method: Arc::new(method),
+        source,
+        optim,
+        data,
+        machine: options.machine.clone(),
+        micro_batch: rows,
+        dropout: false,
+    }
+}
+
+fn optim(options: &TraceOptions, rows: usize) -> OptimConfig {
     OptimConfig {
         kind: OptimKind::AdamW,
-        epochs: 1,
-        batch_size: 1,
+        epochs: options.steps,
+        batch_size: rows,
         drop_last: false,
         micro_batch: 0,
         lr: options.lr,
@@ -151,30 +263,28 @@ fn optim(options: &TraceOptions) -> OptimConfig {
     }
 }
 
-fn read(options: &TraceOptions, device: &Device) -> Result<(Tensor<4>, Targets)> {
+/// The images, `[rows, 3, img_size, img_size]`, and their targets.
+fn read(options: &TraceOptions) -> Result<(Vec<f32>, Targets)> {
     let file = BatchFile::read(&options.batch)?;
     let (shape, values) = file.pixels("images")?;
     let (rows, size) = (shape[0], options.img_size);
     if shape != [rows, 3, size, size] {
         return Err(file.misfit(&format!("`images` is {shape:?}, --img-size is {size}")));
     }
-    let images = Tensor::from_data(TensorData::new(values, [rows, 3, size, size]), device);
-    Ok((images, read_targets(&file, rows, options.num_classes, device)?))
+    Ok((values, read_targets(&file, rows, options.num_classes)?))
 }
 
-fn read_targets(file: &BatchFile, rows: usize, classes: usize, device: &Device) -> Result<Targets> {
+fn read_targets(file: &BatchFile, rows: usize, classes: usize) -> Result<Targets> {
     match file.kind("targets")? {
         (Dtype::I64, _) => {
             let targets = file.integers("targets", rows)?;
             if targets.iter().any(|&target| target >= classes) {
                 return Err(file.misfit("a target is no class of the model"));
             }
-            let hard = |class: usize| MixedTarget { a: class, b: class, lambda: 1.0 };
-            Ok(Targets::Classes(targets.into_iter().map(hard).collect()))
+            Ok(Targets::Classes(targets))
         }
         (Dtype::F32, shape) if shape == [rows, classes] => {
-            let data = TensorData::new(file.floats("targets")?.1, [rows, classes]);
-            Ok(Targets::Distributions(Box::new(Tensor::from_data(data, device))))
+            Ok(Targets::Distributions(file.floats("targets")?.1))
         }
         (dtype, shape) => Err(file.misfit(&format!(
             "`targets` is {dtype:?} {shape:?}; wanted I64 [{rows}] or F32 [{rows}, {classes}]"

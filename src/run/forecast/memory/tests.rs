@@ -66,18 +66,18 @@ fn every_part_is_counted() {
     let params = 4 * (backbone + IMAGES * width + IMAGES) as u64;
     let (memory, rows) = memory("paper");
     assert_eq!(memory.images, (IMAGES * 10 * 8 * 3) as u64);
-    // Weights and two moments; of a checkpoint two copies.
-    assert_eq!((memory.state, memory.checkpoint), (3 * params, 6 * params));
-    // Two workers with two gradients, two packed copies, two more nets.
-    assert_eq!(memory.gradients, 8 * params);
-    // Four batches of 4 images with 3 crops.
-    assert_eq!(memory.crops, 4 * 4 * 3 * 3 * 32 * 32);
-    let values = (spec.family.activations(SIZE) + IMAGES) as u64;
+    // Weights and two moments.
+    assert_eq!(memory.state, 3 * params);
+    // Two workers with two gradients, two packed copies, one more net.
+    assert_eq!(memory.gradients, 7 * params);
+    // Three batches of 4 images with 3 crops.
+    assert_eq!(memory.crops, 3 * 4 * 3 * 3 * 32 * 32);
+    let values = (spec.outline(SIZE).activations + IMAGES) as u64;
     assert_eq!(memory.activations, 2 * rows * values * 4);
     assert_eq!(memory.measuring, (4 * IMAGES * width * 4) as u64);
     // Two threads that decode the largest, each with a copy; five of the middle size to check ONNX on.
     assert_eq!(memory.decoding, 2 * 2 * 3 * 400 * 300 + 5 * 3 * 100 * 50);
-    assert!(memory.total() > memory.images + 11 * params + memory.activations + 6 * params);
+    assert!(memory.total() > memory.images + 10 * params + memory.activations);
 }
 
 #[test]
@@ -91,7 +91,7 @@ fn a_teacher_and_a_coupled_loss_are_counted() {
     // A teacher beside weights and moments, and a centre.
     assert_eq!(memory.state, 4 * params + 4 * 4096);
     let in_heads = 2 * 2048 + 256 + 4096;
-    let of_rows = 2 * rows * (spec.family.activations(SIZE) + in_heads) as u64 * 4;
+    let of_rows = 2 * rows * (spec.outline(SIZE).activations + in_heads) as u64 * 4;
     // Twelve rows of the batch at once, four copies.
     assert_eq!(memory.activations, of_rows + 4 * 12 * (width + in_heads) as u64 * 4);
 }

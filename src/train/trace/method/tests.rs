@@ -66,10 +66,10 @@ fn traced(golden: &Named, case: &str, recipe: &str, settings: &[String], workers
     let (method, batch) = given.method_and_batch(&config, None).expect(case);
     let spec = Spec { name: "tiny", timm_name: None, family: &TINY };
     let net = NetSpec { spec, img_size: IMG_SIZE, heads: method.heads() };
-    let stage = stage(&config, method, net, BATCH);
+    let stage = stage(&config, method, net, (BATCH, DeviceName::Cpu));
     let mut state = stage.fresh(0).expect(case);
     start(&mut state, golden, case);
-    run(&stage, &mut state, &batch, STEPS).expect(case)
+    run(&stage, state, &batch, STEPS).expect(case)
 }
 
 #[test]
@@ -115,18 +115,17 @@ fn steps_of_no_method_copy_its_weights() {
         let (method, batch) = given.method_and_batch(&config, None).expect(entry.name);
         let spec = Spec { name: "tiny", timm_name: None, family: &TINY };
         let net = NetSpec { spec, img_size: IMG_SIZE, heads: method.heads() };
-        let stage = stage(&config, method, net, BATCH);
-        let mut state = stage.fresh(0).expect(entry.name);
-        let mut engine = Engine::new(2, 3, state.values.len()).expect("threads");
-        let template = stage.net.build(0, &Device::flex()).expect(entry.name);
+        let stage = stage(&config, method, net, (BATCH, DeviceName::Cpu));
+        let state = stage.fresh(0).expect(entry.name);
+        let mut engine = stage.engine(state).expect("threads");
         let memory = |state: &TrainState| {
             let teacher = state.teacher.as_ref().map(|teacher| teacher.as_ptr());
             (state.values.as_ptr(), teacher)
         };
-        let before = memory(&state);
+        let before = memory(engine.state().expect("a state"));
         for _ in 0..2 {
-            stage.step(&template, &mut engine, &mut state, &batch).expect(entry.name);
-            assert_eq!(memory(&state), before, "{}", entry.name);
+            stage.step(&mut *engine, &batch).expect(entry.name);
+            assert_eq!(memory(engine.state().expect("a state")), before, "{}", entry.name);
         }
     }
 }

@@ -4,42 +4,38 @@ use std::path::Path;
 
 use super::*;
 use crate::backbone::t2t_vit::{T2tVitSpec, TokenAttention};
-use crate::backbone::{Family, deit::DeitSpec, pvt_v2::PvtV2Spec};
+use crate::backbone::{Told, deit::DeitSpec, pvt_v2::PvtV2Spec};
 
 /// Holds a tiny model against a file that `tests/golden/{deit,backbones}.py` made.
-fn assert_same_as_in_pytorch(file: &str, family: &'static dyn Family) {
+fn assert_same_as_in_pytorch(file: &str, family: &'static dyn Told) {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden");
     let golden = weights::read(&folder.join(file)).expect("the golden file");
     let (shape, pixels) = golden["images"].clone();
     let (batch, img_size) = (shape[0], shape[3]);
     let spec = Spec { name: "tiny", timm_name: None, family };
     let net = NetSpec::classifier(spec, img_size, 5);
-    let template = net.build(0, &Device::flex()).expect("a net");
     let start = golden
         .iter()
         .filter_map(|(key, value)| Some((key.strip_prefix("param.")?.to_owned(), value.clone())));
     let start: weights::Named = start.collect();
-    let device = Device::flex().autodiff();
-    let images = TensorData::new(pixels, [batch, 3, img_size, img_size]);
-    let images = Tensor::from_data(images, &device);
-    let hard = |&class: &usize| MixedTarget { a: class, b: class, lambda: 1.0 };
-    let soft = TensorData::new(golden["soft"].1.clone(), [batch, 5]);
     let kinds = [
-        ("classes", Targets::Classes([4, 0, 2][..batch].iter().map(hard).collect())),
-        ("soft", Targets::Distributions(Box::new(Tensor::from_data(soft, &device)))),
+        ("classes", Targets::Classes([4, 0, 2][..batch].to_vec())),
+        ("soft", Targets::Distributions(golden["soft"].1.clone())),
     ];
     for (kind, targets) in kinds {
-        let mut state = TrainState::new(Keys::of(&template), Gather::of(&template), Ema::Off);
+        let outline = net.outline().expect("a net");
+        let values = outline.draw(0);
+        let mut state = TrainState::new(outline.parameters, values, Ema::Off);
         weights::fill_strictly(&state.specs, &mut state.values, &start).expect("same keys");
-        let traced = run(&template, &mut state, &images, &targets, &options()).expect("a run");
+        let traced = run(net, state, pixels.clone(), targets, &options()).expect("a run");
         // Measured: logits 3e-7, gradients 1e-6 of their largest, losses 3e-7.
-        assert_close(&matrix(traced.logits).1, &golden["logits"].1, 1e-5, "logits");
-        assert_close(&matrix(traced.features).1, &golden["features"].1, 1e-5, "features");
+        assert_close(&traced.outputs.logits, &golden["logits"].1, 1e-5, "logits");
+        assert_close(&traced.outputs.features, &golden["features"].1, 1e-5, "features");
         assert_close(&traced.losses, &golden[&format!("losses.{kind}")].1, 1e-5, kind);
-        for spec in &state.specs {
+        for spec in &traced.state.specs {
             let key = format!("grad.{kind}.{}", spec.key);
             if spec.frozen {
-                assert_eq!(state.values[spec.range.clone()], start[&spec.key].1, "{key}");
+                assert_eq!(traced.state.values[spec.range.clone()], start[&spec.key].1, "{key}");
             }
             if let Some((_, gradient)) = golden.get(&key) {
                 assert_close(&traced.gradient[spec.range.clone()], gradient, 1e-4, &key);
@@ -95,7 +91,7 @@ fn options() -> TraceOptions {
         lr: 1e-3,
         weight_decay: 0.05,
         steps: 10,
-        precision: fewvit_kernels::Precision::F32,
+        machine: Machine::cpu(1),
     }
 }
 

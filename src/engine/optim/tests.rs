@@ -1,7 +1,7 @@
 //! The one pass against one pass for each thing that it does.
 
 use super::*;
-use crate::config::{ClipMode, LrSchedule, SmoothingKind};
+use crate::config::{ClipMode, Encoder, LrSchedule, SmoothingKind};
 
 fn config(kind: OptimKind, clip_grad: f64, ema: Ema) -> OptimConfig {
     OptimConfig {
@@ -28,6 +28,12 @@ fn config(kind: OptimKind, clip_grad: f64, ema: Ema) -> OptimConfig {
         smoothing: 0.0,
         smoothing_kind: SmoothingKind::Uniform,
     }
+}
+
+/// A gradient with its length.
+fn whole(values: &mut [f32], threads: usize) -> Gradient<'_> {
+    let squared = values.iter().map(|&v| f64::from(v).powi(2)).sum();
+    Gradient { values, squared, threads }
 }
 
 /// A parameter longer than a chunk, one that is not decayed, a frozen and a late one.
@@ -93,8 +99,8 @@ fn one_pass_on_any_number_of_threads_is_bit_for_bit_the_plain_passes() {
             let plain = run(&|state, gradient| update_plainly(state, gradient, 0.01, &config));
             for threads in [1, 2, 5] {
                 let fused = run(&|state, gradient| {
-                    let gradient = Gradient::total(gradient, &[], threads);
-                    state.update(gradient, 0.01, &config, &late);
+                    let gradient = whole(gradient, threads);
+                    state.update(gradient, &Update { lr: 0.01, optim: &config, late: &late });
                 });
                 assert!(fused == plain, "{kind:?}, clipped to {clip}, {ema:?}, {threads} threads");
             }
@@ -121,7 +127,8 @@ fn parameters_are_clipped_by_themselves_where_the_recipe_says_so() {
     for threads in [1, 3] {
         let mut state = TrainState::new(specs.clone(), vec![0.0; len], Ema::Off);
         let mut gradient = gradient.clone();
-        state.update(Gradient::total(&mut gradient, &[], threads), 1.0, &config, &|_| 0);
+        let gradient = whole(&mut gradient, threads);
+        state.update(gradient, &Update { lr: 1.0, optim: &config, late: &|_| 0 });
         let first = |i: usize| -state.values[state.specs[i].range.start];
         let long = (specs[0].range.len() as f32).sqrt();
         assert!((first(0) - 3.0 / long).abs() < 1e-6, "{}", first(0));
@@ -149,7 +156,9 @@ fn what_does_not_decay_or_waits_is_told_by_its_shape_and_key() {
     let len = specs.last().map_or(0, |spec| spec.range.end);
     let mut state = TrainState::new(specs, vec![1.0; len], Ema::Off);
     for step in 1..4 {
-        state.update(Gradient::total(&mut vec![0.0; len], &[], 2), 0.1, &config, &late);
+        let mut zeros = vec![0.0; len];
+        let update = Update { lr: 0.1, optim: &config, late: &late };
+        state.update(whole(&mut zeros, 2), &update);
         let of = |i: usize| state.values[state.specs[i].range.start];
         assert!(of(0) < 1.0, "weights decay");
         assert_eq!([of(1), of(2)], [1.0; 2]);

@@ -1,91 +1,21 @@
 //! AdamW and SGD over the flat parameter vector (recipe appendix B).
 
 use fewvit_kernels::{AdamW, Sgd, adamw_step, average_step, sgd_step};
-use serde::{Deserialize, Serialize};
 
 use super::passes::{CHUNK, Gradient, average, for_each};
-use crate::config::{Ema, Encoder, OptimConfig, OptimKind};
-use crate::method::State;
+use super::{TrainState, Update};
+use crate::config::{Ema, OptimConfig, OptimKind};
 use crate::nn::ParamSpec;
 use crate::schedule;
 
-/// Weights and everything the optimiser remembers.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TrainState {
-    /// Places of the parameters in the vectors below.
-    pub specs: Vec<ParamSpec>,
-    /// Weights.
-    pub values: Vec<f32>,
-    /// First moments.
-    pub m: Vec<f32>,
-    /// Second moments.
-    pub v: Vec<f32>,
-    /// Averaged weights, when the recipe keeps them.
-    pub ema: Option<Vec<f32>>,
-    /// Weights of the method's momentum encoder, if it has one.
-    pub teacher: Option<Vec<f32>>,
-    /// Which encoder is the model that comes out.
-    pub encoder: Encoder,
-    /// What else the method remembers.
-    pub memory: State,
-    /// Scalars.
-    pub progress: Progress,
-}
-
-/// How far a stage is.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Progress {
-    /// Optimiser steps done.
-    pub step: usize,
-    /// Updates of the averaged weights.
-    pub ema_updates: usize,
-    /// Sum of the losses of the unfinished epoch's steps.
-    pub epoch_loss: f64,
-    /// Sum of the gradient norms of the unfinished epoch's steps, before clipping.
-    #[serde(default)]
-    pub epoch_grad_norm: f64,
-    /// Seconds of this stage over all sittings: what passes between two steps included.
-    pub seconds: f64,
-}
-
 impl TrainState {
-    /// At step 0 with the given weights.
-    pub fn new(specs: Vec<ParamSpec>, values: Vec<f32>, ema: Ema) -> Self {
-        let zeros = vec![0.0; values.len()];
-        Self {
-            specs,
-            m: zeros.clone(),
-            v: zeros,
-            ema: (ema != Ema::Off).then(|| values.clone()),
-            values,
-            teacher: None,
-            encoder: Encoder::Student,
-            memory: State::new(),
-            progress: Progress::default(),
-        }
-    }
-
-    /// The weights that are the model: those that are measured, exported and gone on with. They are the
-    /// teacher's where the recipe takes it, else the averaged ones where it keeps an average.
-    pub fn representation(&self) -> &[f32] {
-        match (self.encoder, &self.teacher) {
-            (Encoder::Teacher, Some(teacher)) => teacher,
-            _ => self.ema.as_ref().unwrap_or(&self.values),
-        }
-    }
-
-    /// One step with learning rate `lr` on the gradient of all parameters but those that the model
-    /// has frozen; counts the step. The parameter `key` sits out the first `late(key)` steps, and
-    /// AdamW counts its steps from then on, as PyTorch does: bias correction belongs to its moments.
+    /// One step on the gradient of all parameters but those that the model has frozen; counts the step.
+    /// A late parameter sits out its first steps, and AdamW counts its steps from then on, as PyTorch
+    /// does: bias correction belongs to its moments.
     ///
     /// One pass on the gradient's threads, the same on any number of them.
-    pub fn update(
-        &mut self,
-        mut gradient: Gradient,
-        lr: f64,
-        config: &OptimConfig,
-        late: &dyn Fn(&str) -> usize,
-    ) {
+    pub fn update(&mut self, mut gradient: Gradient, update: &Update) {
+        let &Update { lr, optim: config, late } = update;
         self.progress.step += 1;
         let decay = (config.ema == Ema::PerStep).then(|| self.count_average()).flatten();
         let (clipping, threads) = (gradient.clipping(config, &self.specs), gradient.threads);
@@ -104,6 +34,13 @@ impl TrainState {
         let decay = self.count_average();
         if let (Some(decay), Some(ema)) = (decay, &mut self.ema) {
             average(ema, &self.values, decay, threads);
+        }
+    }
+
+    /// Moves the momentum encoder, if there is one, towards the weights.
+    pub fn follow(&mut self, momentum: f32, threads: usize) {
+        if let Some(teacher) = &mut self.teacher {
+            average(teacher, &self.values, momentum, threads);
         }
     }
 

@@ -8,47 +8,41 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Device, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 
-use super::parallel::{Engine, MicroBatch, StepInput, split};
-use super::passes::Gradient;
-use crate::backbone::Net;
-use crate::data::loader::Batch;
+use super::Team;
+use crate::backbone::{Net, Weights};
+use crate::engine::StepInput;
+use crate::engine::batches::{images, samples};
 use crate::error::Result;
 use crate::method::{BatchFeatures, BatchLoss, State};
-use crate::nn::{DropPath, Weights};
+use crate::nn::DropPath;
 use crate::ops;
 
 /// What a coupled step needs besides a row-wise one.
-pub struct Coupling<'a> {
-    /// The loss.
-    pub loss: &'a dyn BatchLoss,
+pub(super) struct Coupling<'a> {
+    pub(super) loss: &'a dyn BatchLoss,
     /// The momentum encoder, where the method has one.
-    pub teacher: Option<&'a Net>,
+    pub(super) teacher: Option<&'a Net>,
     /// What the method remembers; brought up to date.
-    pub memory: &'a mut State,
-    /// The stage's epoch, from 0.
-    pub epoch: usize,
+    pub(super) memory: &'a mut State,
 }
 
-impl Engine {
-    /// As [`Engine::gradients`], for a coupled loss.
-    ///
-    /// # Errors
-    /// A worker panicked.
-    pub fn coupled_gradients(
+impl Team {
+    /// As [`Team::row_wise`], for a coupled loss.
+    pub(super) fn coupled(
         &mut self,
-        net: &Weights<Net>,
+        student: &Weights,
         input: &StepInput,
         coupling: Coupling,
-    ) -> Result<(f64, Gradient<'_>)> {
+    ) -> Result<f64> {
         let samples = samples(input.batch);
-        let width = net.module.num_features();
+        let width = student.net.num_features();
         let rows = |views: Range<usize>| {
             views.start * samples.len()..views.end.saturating_mul(samples.len())
         };
         let asked = rows(0..coupling.loss.student_views());
-        let student = self.features(&net.module, input, asked.clone(), &input.drop_path)?;
+        let features = self.features(&student.net, input, asked.clone(), &input.drop_path)?;
         let teacher = coupling.teacher.zip(coupling.loss.teacher());
         let taught = match teacher {
             Some((net, teacher)) => {
@@ -57,28 +51,33 @@ impl Engine {
             }
             None => None,
         };
-        let device = Device::flex();
         let tensor = |values: Vec<f32>| {
             let rows = values.len() / width;
-            Tensor::<2>::from_data(TensorData::new(values, [rows, width]), &device)
+            Tensor::<2>::from_data(TensorData::new(values, [rows, width]), &ops::cpu())
         };
-        let features = Tensor::from_inner(tensor(student)).require_grad();
+        let features = Tensor::from_inner(tensor(features)).require_grad();
         self.clear();
-        // The heads' gradients: no worker adds to their places.
+        let (precision, packed) = (self.precision, &self.packed);
+        // The heads' gradients: no worker adds to their places. Every process computes them.
         let heads = &mut self.workers[0].sum;
-        let (loss, slopes) = net.add_gradients_and(heads, features.clone(), |net| {
-            let batch = BatchFeatures {
-                net,
-                features,
-                teacher: taught.map(|(net, values)| (net, tensor(values))),
-                samples,
-                epoch: coupling.epoch,
-                step: input.drop_path.step as usize,
-            };
-            ops::autocast(input.precision, || coupling.loss.loss(batch, coupling.memory))
+        let (loss, slopes) = packed.serve(|| {
+            student.add_gradients_and(heads, features.clone(), |net| {
+                let batch = BatchFeatures {
+                    net,
+                    features,
+                    teacher: taught.map(|(net, values)| (net, tensor(values))),
+                    samples,
+                    epoch: input.epoch,
+                    step: input.drop_path.step as usize,
+                };
+                ops::autocast(precision, || coupling.loss.loss(batch, coupling.memory))
+            })
         });
-        self.backward(net, input, asked, &slopes)?;
-        Ok((loss, self.total()))
+        if self.ranks.rank() > 0 {
+            self.workers[0].sum.fill(0.0);
+        }
+        self.backward(student, input, asked, &slopes)?;
+        Ok(loss)
     }
 
     /// Features of the batch's `rows`, `[rows, num_features]`, without gradients.
@@ -89,56 +88,50 @@ impl Engine {
         rows: Range<usize>,
         drop_path: &DropPath,
     ) -> Result<Vec<f32>> {
-        let parts = split(input.batch, rows, self.micro_batch, self.workers.len());
-        let parts = self.each(&parts, |part, _| {
-            let features = input.features(net, part, drop_path, &Device::flex());
+        let (parts, width) = (self.split(input.batch, rows), net.num_features());
+        let own = self.each(&parts, |part, precision, _| {
+            let images = images(part, input, &ops::cpu());
+            let features = input.features(net, (part, images), drop_path, precision);
             features.into_data().try_to_vec::<f32>().unwrap_or_default()
         })?;
-        Ok(parts.concat())
+        let lens: Vec<usize> = parts.iter().map(|part| part.rows.len() * width).collect();
+        self.gathered(&own.concat(), &lens)
     }
 
     /// Adds to the workers' sums the gradients that flow from the `slopes` of the features of `rows`,
     /// which begin at 0 (`[rows, num_features]`), through the backbone.
     fn backward(
         &mut self,
-        net: &Weights<Net>,
+        net: &Weights,
         input: &StepInput,
         rows: Range<usize>,
         slopes: &[f32],
     ) -> Result<()> {
-        let width = net.module.num_features();
-        let parts = split(input.batch, rows, self.micro_batch, self.workers.len());
-        self.each(&parts, |part: &MicroBatch, sum| {
-            let device = Device::flex().autodiff();
+        let width = net.net.num_features();
+        let parts = self.split(input.batch, rows);
+        self.each(&parts, |part, precision, sum| {
+            let device = ops::cpu().autodiff();
             let (first, rows) = (part.first_row(), part.rows.len());
             let slopes = slopes[first * width..(first + rows) * width].to_vec();
             let slopes = Tensor::from_data(TensorData::new(slopes, [rows, width]), &device);
             net.add_gradients(sum, |net| {
-                (input.features(net, part, &input.drop_path, &device) * slopes).sum()
+                let (drop_path, images) = (&input.drop_path, images(part, input, &device));
+                (input.features(net, (part, images), drop_path, precision) * slopes).sum()
             });
         })?;
         Ok(())
     }
 }
 
-/// Training sample of each row of one view; the same in all groups.
-fn samples(batch: &Batch) -> &[usize] {
-    let Some(group) = batch.groups.first() else { return &[] };
-    let images = group.samples.len() / group.views;
-    &group.samples[..images]
-}
-
 #[cfg(test)]
 mod tests {
-    use fewvit_kernels::Precision;
-
     use super::*;
     use crate::backbone::{NetSpec, Spec};
-    use crate::config::{Layers, RunConfig, Source};
-    use crate::data::loader::{CropBatch, Crops};
+    use crate::config::{Ema, Layers, RunConfig, Source};
+    use crate::data::loader::{Batch, CropBatch, Crops};
     use crate::data::mixing::Mix;
+    use crate::engine::{Machine, TrainState};
     use crate::method::{self, Labels, Method, Objective};
-    use crate::nn::{Gather, Replace};
 
     const BATCH: usize = 6;
 
@@ -192,25 +185,24 @@ mod tests {
         let method = method::pretraining(&config, BATCH, Some(labels)).expect(recipe);
         let Objective::Batch(loss) = method.objective() else { panic!("{recipe} is row-wise") };
         let spec = Spec::find(&config.model.name).expect("a model");
-        let spec = NetSpec { spec, img_size: 16, heads: method.heads() };
-        let device = Device::flex();
-        let net = spec.build(3, &device).expect("a net");
-        let start = Gather::of(&net);
-        let moved: Vec<f32> = start.iter().enumerate().map(|(i, w)| w + shift(i)).collect();
-        let weights = Weights::new(net.clone(), moved, &device);
+        let net = NetSpec { spec, img_size: 16, heads: method.heads() };
+        let outline = net.outline().expect("a net");
+        let start = outline.draw(3);
+        let moved = start.iter().enumerate().map(|(i, w)| w + shift(i)).collect();
+        let mut state = TrainState::new(outline.parameters, moved, Ema::Off);
         // A teacher of its own, so that mixing the two up shows.
-        let apart: Vec<f32> = start.iter().map(|w| 0.9 * w + 0.01).collect();
-        let teacher = loss.teacher().map(|_| Replace::values_of(net, &apart, &device));
+        state.teacher =
+            loss.teacher().map(|_| start.iter().map(|w| 0.9 * w + 0.01).collect::<Vec<f32>>());
+        state.memory = loss.state(1);
         let drop_path = DropPath { rate: 0.3, seed: 5, step: 4, first_row: 0, training: true };
-        let batch = batch(&*method);
-        let (mean, std, precision) = ([0.5; 3], [0.25; 3], Precision::F32);
-        let input = StepInput { batch: &batch, drop_path, mean, std, precision };
-        let mut memory = loss.state(1);
-        let mut engine = Engine::new(workers, micro_batch, weights.len()).expect("threads");
-        let coupling = Coupling { loss, teacher: teacher.as_ref(), memory: &mut memory, epoch: 1 };
-        let (value, gradient) =
-            engine.coupled_gradients(&weights, &input, coupling).expect("a gradient");
-        (value, gradient.values.to_vec(), memory)
+        let (batch, objective) = (batch(&*method), method.objective());
+        let (mean, std, epoch) = ([0.5; 3], [0.25; 3], 1);
+        let input = StepInput { batch: &batch, objective, drop_path, mean, std, epoch };
+        let machine = Machine::cpu(workers);
+        let mut engine = machine.engine(&net, micro_batch, state).expect("threads");
+        let slope = engine.gradient(&input).expect("a gradient");
+        let gradient = engine.kept_gradient().expect("a gradient");
+        (slope.loss, gradient, engine.into_state().expect("a state").memory)
     }
 
     const RECIPES: [&str; 5] = ["simclr", "supcon", "moco-v2", "moco-v3", "dino"];
