@@ -99,7 +99,7 @@ mod tests {
     #[test]
     fn settings_that_differ_are_named() {
         let (own, first) = ("seed = 5\n[a]\nb = 1\nc = 2", "seed = 0\n[a]\nb = 1");
-        assert_eq!(differing_keys(own, first), ["a.c is 2 for nothing", "seed is 5 for 0"]);
+        assert_eq!(differing_keys(own, first), ["seed is 5 for 0", "a.c is 2 for nothing"]);
         assert!(differing_keys(own, own).is_empty());
     }
 }
