@@ -60,18 +60,15 @@ fn train<'a>(
     let mut args = vec!["train", text(data), "-c", text(settings), "--method", method];
     args.extend(["--output", text(output), "--model", "deit_micro_patch8_96", "--yes"]);
     let small: &[&str] = match method {
-        "dino" => &["hidden", "bottleneck", "prototypes"],
-        "moco-v2" => &["queue"],
+        "dino" => &[
+            "pretrain.options.hidden=32",
+            "pretrain.options.bottleneck=16",
+            "pretrain.options.prototypes=64",
+        ],
+        "moco-v2" => &["pretrain.options.queue=64"],
         _ => &[],
     };
-    for option in small {
-        args.extend(match *option {
-            "hidden" => ["--set", "pretrain.options.hidden=32"],
-            "bottleneck" => ["--set", "pretrain.options.bottleneck=16"],
-            "prototypes" => ["--set", "pretrain.options.prototypes=64"],
-            _ => ["--set", "pretrain.options.queue=64"],
-        });
-    }
+    args.extend(small.iter().flat_map(|option| ["--set", option]));
     args
 }
 

@@ -134,16 +134,22 @@ pub struct Net {
 }
 
 impl Net {
-    /// `parameters` are those of [`NetSpec::parameters`], in their order, the first `of_backbone` of
-    /// them the backbone's.
-    pub(super) fn new(spec: NetSpec, of_backbone: usize, parameters: Vec<Parameter>) -> Self {
-        let heads = spec.declare_heads(&mut Tensors::declaring(&parameters[of_backbone..]));
-        Self { spec, of_backbone, parameters, heads }
+    /// `parameters` are those of [`NetSpec::parameters`], in their order.
+    pub(super) fn new(spec: NetSpec, parameters: Vec<Parameter>) -> Self {
+        let mut of_heads = Outline::default();
+        spec.declare_heads(&mut of_heads);
+        let of_backbone = parameters.len() - of_heads.parameters.len();
+        Self::of(spec, of_backbone, parameters)
     }
 
     /// The same model over other tensors.
     pub(super) fn over(&self, parameters: Vec<Parameter>) -> Self {
-        Self::new(self.spec, self.of_backbone, parameters)
+        Self::of(self.spec, self.of_backbone, parameters)
+    }
+
+    fn of(spec: NetSpec, of_backbone: usize, parameters: Vec<Parameter>) -> Self {
+        let heads = spec.declare_heads(&mut Tensors::declaring(&parameters[of_backbone..]));
+        Self { spec, of_backbone, parameters, heads }
     }
 
     /// The parameters in the order of the flat vector.

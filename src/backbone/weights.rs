@@ -30,8 +30,7 @@ impl Weights {
         assert_eq!(used, given, "the model has {used} values, {given} were given");
         let memory = FlatMemory::new(values);
         let tensors = parameters.iter().map(|place| parameter(&memory, place, device)).collect();
-        let of_backbone = spec.without_heads().parameters()?.len();
-        Ok(Self { net: Net::new(*spec, of_backbone, tensors), parameters, memory })
+        Ok(Self { net: Net::new(*spec, tensors), parameters, memory })
     }
 
     /// The values again: the same memory if nothing is left of the model, packed weights among it,

@@ -105,30 +105,40 @@ fn cut(groups: &[usize], wanted: Range<usize>, micro_batch: usize, workers: usiz
     parts
 }
 
-/// The rows that the workers of one process pass through a model, for a method whose views are in
-/// groups of `counts`, `micro_batch` rows at a time; `None` if it is the only process.
+/// The process, of those with `threads` workers each, whose worker has micro-batch `part`.
+pub(super) fn owner(part: usize, threads: usize, processes: usize) -> usize {
+    part % (threads * processes) / threads
+}
+
+/// The rows of a batch of `images` in which these views of them are.
+pub(super) fn rows_of(views: Range<usize>, images: usize) -> Range<usize> {
+    views.start * images..views.end.saturating_mul(images)
+}
+
+/// The rows of each group that the workers of this process pass through a model, `micro_batch` at a
+/// time; `None` if it is the only process.
 pub fn own_rows(
     machine: &Machine,
     method: &Arc<dyn Method>,
     micro_batch: usize,
 ) -> Option<Arc<OwnRows>> {
-    let (rank, threads) = (machine.ranks.rank(), machine.threads);
-    let workers = machine.ranks.size() * threads;
+    let (rank, processes) = (machine.ranks.rank(), machine.ranks.size());
+    let threads = machine.threads;
     let method = method.clone();
     let own = move |groups: &[usize]| {
         let views = method.views().groups.first().map_or(1, |group| group.count);
         let images = groups.first().map_or(0, |rows| rows / views);
         let mut own = vec![Vec::new(); groups.len()];
         for views in passes(method.objective()).into_iter().flatten() {
-            let wanted = views.start * images..views.end.saturating_mul(images);
-            let parts = cut(groups, wanted, micro_batch, workers).into_iter().enumerate();
-            for (_, part) in parts.filter(|(i, _)| i % workers / threads == rank) {
+            let parts = cut(groups, rows_of(views, images), micro_batch, threads * processes);
+            let parts = parts.into_iter().enumerate();
+            for (_, part) in parts.filter(|(i, _)| owner(*i, threads, processes) == rank) {
                 own[part.group].push(part.rows);
             }
         }
         own
     };
-    (machine.ranks.size() > 1).then(|| Arc::new(own) as Arc<OwnRows>)
+    (processes > 1).then(|| Arc::new(own) as Arc<OwnRows>)
 }
 
 /// The views that pass through the trained model and through a momentum encoder.

@@ -4,12 +4,10 @@
 //! gradient back once a step, and the step itself is the CPU's. It is the breadth path, not the fast
 //! one. On the CPU it computes what the other engines are held against.
 
-use std::ops::Range;
-
 use burn::tensor::{Device, Tensor};
 use fewvit_kernels::Precision;
 
-use super::batches::{pixels, samples, split, targets};
+use super::batches::{pixels, rows_of, samples, split, targets};
 use super::collective::{Collective, Single};
 use super::device::{read, watched};
 use super::passes::Gradient;
@@ -91,9 +89,7 @@ impl ComposedEngine {
         teacher: Option<&Net>,
     ) -> Option<Sums> {
         let samples = samples(input.batch);
-        let rows = |views: Range<usize>| {
-            views.start * samples.len()..views.end.saturating_mul(samples.len())
-        };
+        let rows = |views| rows_of(views, samples.len());
         let features = |net: &Net, rows, drop_path: &DropPath, device: &Device| {
             let parts = split(input.batch, rows, usize::MAX, 1);
             let of_part = |part| {

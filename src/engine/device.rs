@@ -15,7 +15,7 @@ use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::Device;
 
-pub use read::{intact, read, watched};
+pub use read::{read, watched};
 pub use self_check::self_check;
 pub use wgpu::adapters;
 

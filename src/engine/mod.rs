@@ -20,7 +20,7 @@ use std::sync::Arc;
 use fewvit_kernels::{Precision, bf16_is_faster, has_bf16};
 
 use crate::backbone::NetSpec;
-use crate::config::{AmpDtype, OptimConfig};
+use crate::config::{AmpDtype, OptimConfig, RunConfig};
 use crate::data::loader::Batch;
 use crate::error::{Error, Result};
 use crate::method::Objective;
@@ -186,12 +186,32 @@ impl Machine {
     }
 }
 
-/// What `amp_dtype` means on this machine: bf16 only where the processor multiplies it, `auto` where
-/// that is faster.
-pub fn precision(amp_dtype: AmpDtype) -> Precision {
-    match amp_dtype {
+/// What `amp_dtype` means where a run computes: bf16 only where the processor does and multiplies it,
+/// `auto` where that is faster.
+pub fn precision(config: &RunConfig) -> Precision {
+    match config.amp_dtype {
+        _ if !matches!(config.device.parse(), Ok(DeviceName::Cpu)) => Precision::F32,
         AmpDtype::Bf16 if has_bf16() => Precision::Bf16,
         AmpDtype::Auto if bf16_is_faster() => Precision::Bf16,
         AmpDtype::Bf16 | AmpDtype::Auto | AmpDtype::F32 => Precision::F32,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Layers;
+
+    #[test]
+    fn other_devices_than_the_cpu_are_said_to_compute_in_f32() {
+        let mut config = Layers::new("paper").and_then(Layers::build).expect("a recipe").config;
+        config.device = "wgpu:0".to_owned();
+        for amp_dtype in [AmpDtype::Auto, AmpDtype::Bf16, AmpDtype::F32] {
+            config.amp_dtype = amp_dtype;
+            assert_eq!(precision(&config), Precision::F32);
+        }
+        config.device = "cpu".to_owned();
+        config.amp_dtype = AmpDtype::Bf16;
+        assert_eq!(precision(&config) == Precision::Bf16, has_bf16());
     }
 }

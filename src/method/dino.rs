@@ -12,7 +12,7 @@ use serde::Deserialize;
 
 use super::{
     BatchFeatures, BatchLoss, Entry, Kind, Method, Objective, Setting, State, StateTensor, Teacher,
-    positive, shares, values,
+    positive, shares,
 };
 use crate::backbone::{HeadSpec, Net};
 use crate::config::Encoder;
@@ -20,6 +20,7 @@ use crate::data::views::ViewPlan;
 use crate::error::{Error, Result};
 use crate::loss::dino::{TEACHER_VIEWS, dino, updated_centre};
 use crate::loss::{Chance, normalize};
+use crate::nn::readers::tensors::values;
 use crate::nn::{Activation, BatchNorms, LinearStart, MlpSpec};
 use crate::schedule::{cosine, teacher_temp};
 

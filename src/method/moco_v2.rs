@@ -14,13 +14,14 @@ use serde::Deserialize;
 use super::simclr::{projection, two_views};
 use super::{
     BatchFeatures, BatchLoss, Entry, Kind, Method, Objective, Setting, State, StateTensor, Teacher,
-    positive, shares, values,
+    positive, shares,
 };
 use crate::backbone::HeadSpec;
 use crate::config::Encoder;
 use crate::data::views::ViewPlan;
 use crate::error::Result;
 use crate::loss::{Chance, info_nce::info_nce_with_queue, normalize};
+use crate::nn::readers::tensors::values;
 use crate::rng::{Purpose, stream};
 
 /// This method in the table.

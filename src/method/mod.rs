@@ -157,11 +157,6 @@ impl StateTensor {
     }
 }
 
-/// The values of a tensor that no gradient flows through.
-fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
-    tensor.into_data().try_to_vec().expect("features are f32")
-}
-
 /// Classes of the training images.
 #[derive(Clone, Debug)]
 pub struct Labels {

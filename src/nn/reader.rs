@@ -130,10 +130,7 @@ pub trait Reader {
         block: &Block<Self::Weight>,
         branch: Option<Branch>,
     ) -> Self::Value {
-        let normed = self.layer_norm(x.clone(), &block.norm1);
-        let qkv = self.linear(normed, &block.qkv);
-        let attended = self.attention(qkv, block.num_heads, block.head_dim());
-        self.linear_residual(attended, &block.proj, x, branch)
+        attention_by_layers(self, x, block, branch)
     }
 
     /// `x + factor fc2(gelu(fc1(norm(x))))`, the second half of a block.
@@ -175,6 +172,19 @@ pub trait Reader {
         let x = self.mlp_half(x, &block.norm2, [&block.fc1, &block.fc2], mlp);
         self.class_token(x)
     }
+}
+
+/// [`Reader::attention_half`] layer by layer.
+pub(super) fn attention_by_layers<R: Reader + ?Sized>(
+    r: &mut R,
+    x: R::Value,
+    block: &Block<R::Weight>,
+    branch: Option<Branch>,
+) -> R::Value {
+    let normed = r.layer_norm(x.clone(), &block.norm1);
+    let qkv = r.linear(normed, &block.qkv);
+    let attended = r.attention(qkv, block.num_heads, block.head_dim());
+    r.linear_residual(attended, &block.proj, x, branch)
 }
 
 /// A residual branch, for stochastic depth.

@@ -41,7 +41,7 @@ impl Environment {
             os: std::env::consts::OS.to_owned(),
             arch: std::env::consts::ARCH.to_owned(),
             simd: fewvit_kernels::simd_level().to_owned(),
-            products: engine::precision(config.amp_dtype).name().to_owned(),
+            products: engine::precision(config).name().to_owned(),
             threads: super::threads(config),
             ranks: collective::ranks().size(),
             working_directory: std::env::current_dir().ok(),

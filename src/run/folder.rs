@@ -117,9 +117,10 @@ impl Folder {
         remove_left_over(&place);
         let name = format!("{SCRATCH}{rank}-{}", std::process::id());
         let mut folder = Self::create(Some(&place.join(name)), "").map_err(|error| {
-            let hint = "process {rank} keeps what it writes in the system's temporary folder; TMPDIR \
-                        names another";
-            Error::Failed(format!("{error}\n  {}", hint.replace("{rank}", &rank.to_string())))
+            Error::Failed(format!(
+                "{error}\n  process {rank} keeps what it writes in the system's temporary folder; \
+                 TMPDIR names another"
+            ))
         })?;
         folder.scratch = true;
         Ok(folder)

@@ -198,7 +198,7 @@ fn execute(
         ui,
     };
     let wanted = config.amp_dtype == AmpDtype::Bf16;
-    if wanted && engine::precision(config.amp_dtype) == Precision::F32 {
+    if wanted && engine::precision(config) == Precision::F32 {
         ui.note("  note: this processor does not multiply bf16, so training uses f32");
     }
     ui.total(planned.forecast.units());
@@ -222,13 +222,13 @@ fn execute(
 fn resolved(config: &RunConfig) -> Result<RunConfig> {
     let mut config = config.clone();
     config.threads = threads(&config);
-    config.device = device::settle(config.device.parse()?)?.to_string();
-    let name = config.device.parse()?;
+    let name = device::settle(config.device.parse()?)?;
     device::open(name)?;
+    config.device = name.to_string();
     if name != DeviceName::Cpu && config.amp_dtype == AmpDtype::Bf16 {
         return Err(Error::Usage(format!("on {name} training is in f32; leave --amp-dtype out")));
     }
-    config.amp_dtype = match engine::precision(config.amp_dtype) {
+    config.amp_dtype = match engine::precision(&config) {
         Precision::Bf16 => AmpDtype::Bf16,
         // Asked for and not to be had: that is said when training begins.
         Precision::F32 if config.amp_dtype == AmpDtype::Bf16 => AmpDtype::Bf16,
@@ -251,7 +251,7 @@ fn resolved(config: &RunConfig) -> Result<RunConfig> {
 pub fn machine(config: &RunConfig) -> Result<Machine> {
     Ok(Machine {
         threads: threads(config),
-        precision: engine::precision(config.amp_dtype),
+        precision: engine::precision(config),
         ranks: collective::ranks(),
         device: config.device.parse()?,
     })

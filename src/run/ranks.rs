@@ -11,7 +11,7 @@ use crate::error::{Error, Result};
 /// Whether all processes have the same version, settings and images.
 ///
 /// # Errors
-/// They have not ([`Error::Data`], [`Error::Usage`]), or cannot be asked.
+/// They have not ([`Error::Usage`]), or cannot be asked.
 pub fn check(config: &RunConfig, data: &Prepared) -> Result<()> {
     let ranks = collective::ranks();
     if ranks.size() == 1 {

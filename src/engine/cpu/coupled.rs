@@ -13,10 +13,11 @@ use burn::tensor::{Tensor, TensorData};
 use super::Team;
 use crate::backbone::{Net, Weights};
 use crate::engine::StepInput;
-use crate::engine::batches::{images, samples};
+use crate::engine::batches::{images, rows_of, samples};
 use crate::error::Result;
 use crate::method::{BatchFeatures, BatchLoss, State};
 use crate::nn::DropPath;
+use crate::nn::readers::tensors::values;
 use crate::ops;
 
 /// What a coupled step needs besides a row-wise one.
@@ -38,9 +39,7 @@ impl Team {
     ) -> Result<f64> {
         let samples = samples(input.batch);
         let width = student.net.num_features();
-        let rows = |views: Range<usize>| {
-            views.start * samples.len()..views.end.saturating_mul(samples.len())
-        };
+        let rows = |views| rows_of(views, samples.len());
         let asked = rows(0..coupling.loss.student_views());
         let features = self.features(&student.net, input, asked.clone(), &input.drop_path)?;
         let teacher = coupling.teacher.zip(coupling.loss.teacher());
@@ -92,7 +91,7 @@ impl Team {
         let own = self.each(&parts, |part, precision, _| {
             let images = images(part, input, &ops::cpu());
             let features = input.features(net, (part, images), drop_path, precision);
-            features.into_data().try_to_vec::<f32>().unwrap_or_default()
+            values(features)
         })?;
         let lens: Vec<usize> = parts.iter().map(|part| part.rows.len() * width).collect();
         self.gathered(&own.concat(), &lens)

@@ -15,7 +15,7 @@ use bytemuck::cast;
 use fewvit_kernels::Precision;
 use rayon::{ThreadPool, ThreadPoolBuilder};
 
-use super::batches::{MicroBatch, images, split, targets};
+use super::batches::{MicroBatch, images, owner, split, targets};
 use super::collective::Collective;
 use super::passes::{Gradient, for_each};
 use super::{Engine, Machine, Progress, Slope, StepInput, TrainState, Update};
@@ -165,8 +165,7 @@ impl Team {
 
     /// The process whose worker has part `part`.
     fn owner(&self, part: usize) -> usize {
-        let threads = self.workers.len();
-        part % (threads * self.ranks.size()) / threads
+        owner(part, self.workers.len(), self.ranks.size())
     }
 
     /// What all processes made of their parts, in the order of the parts: `own` is this one's, `lens`

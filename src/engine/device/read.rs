@@ -35,7 +35,7 @@ static PANIC: OnceLock<String> = OnceLock::new();
 ///
 /// # Errors
 /// One has: its results since then are whatever lay in memory.
-pub fn intact() -> Result<()> {
+fn intact() -> Result<()> {
     PANIC.get().map_or(Ok(()), |reason| Err(failed(reason)))
 }
 

@@ -10,7 +10,7 @@ use burn::tensor::{Gradients, Tensor};
 use crate::nn::drop_path::DropPath;
 use crate::nn::init::Start;
 use crate::nn::layers::{Block, Conv2d, ConvMlp, LayerNorm, Linear};
-use crate::nn::reader::{Branch, Dropout, Reader, side_of};
+use crate::nn::reader::{Branch, Dropout, Reader, attention_by_layers, side_of};
 use crate::ops::{self, Windows};
 
 /// A parameter as a tensor of its own number of dimensions.
@@ -44,11 +44,11 @@ impl Parameter {
     /// Each worker needs its own leaves for each micro-batch: burn's autodiff merges graphs that
     /// share a node, and two merging threads can deadlock.
     pub fn leaf(&self) -> Self {
-        match self {
-            Self::One(t) => Self::One(Tensor::from_inner(t.clone()).require_grad()),
-            Self::Two(t) => Self::Two(Tensor::from_inner(t.clone()).require_grad()),
-            Self::Three(t) => Self::Three(Tensor::from_inner(t.clone()).require_grad()),
-            Self::Four(t) => Self::Four(Tensor::from_inner(t.clone()).require_grad()),
+        match self.constant() {
+            Self::One(t) => Self::One(t.require_grad()),
+            Self::Two(t) => Self::Two(t.require_grad()),
+            Self::Three(t) => Self::Three(t.require_grad()),
+            Self::Four(t) => Self::Four(t.require_grad()),
         }
     }
 
@@ -148,8 +148,8 @@ impl<'a> Tensors<'a> {
         taps.attention.push(softmax(scores * (scaled_by as f64).powf(-0.5), 3));
     }
 
-    fn images(&self) -> Tensor<4> {
-        self.images.clone().expect("a backbone is given images")
+    fn images(&self) -> &Tensor<4> {
+        self.images.as_ref().expect("a backbone is given images")
     }
 
     fn batch(&self) -> usize {
@@ -213,8 +213,7 @@ impl Linear<Parameter> {
     /// [`Self::forward`] for the outputs in `range` only.
     fn forward_part(&self, x: Tensor<2>, range: std::ops::Range<usize>) -> Tensor<2> {
         let (weight, bias) = self.layer();
-        let part = |length| (range.start, length);
-        let (start, length) = part(range.len());
+        let (start, length) = (range.start, range.len());
         let bias = bias.narrow(0, start, length);
         ops::linear(x, weight.narrow(0, start, length), bias)
     }
@@ -246,11 +245,11 @@ impl Reader for Tensors<'_> {
     }
 
     fn pixels(&mut self) -> Tensor<2> {
-        rows(self.images().permute([0, 2, 3, 1]))
+        rows(self.images().clone().permute([0, 2, 3, 1]))
     }
 
     fn patches(&mut self, conv: &Conv2d<Parameter>) -> Tensor<2> {
-        let images = self.images();
+        let images = self.images().clone();
         let ([batch, channels, side, _], p) = (images.dims(), conv.windows.kernel);
         let (grid, d) = (side / p, conv.output);
         let patches = images
@@ -383,10 +382,7 @@ impl Reader for Tensors<'_> {
         branch: Option<Branch>,
     ) -> Tensor<2> {
         if self.taps.is_some() {
-            let normed = self.layer_norm(x.clone(), &block.norm1);
-            let qkv = self.linear(normed, &block.qkv);
-            let attended = self.attention(qkv, block.num_heads, block.head_dim());
-            return self.linear_residual(attended, &block.proj, x, branch);
+            return attention_by_layers(self, x, block, branch);
         }
         let factors = self.factors(x.dims()[0], branch);
         let sizes = [self.batch(), block.num_heads];

@@ -61,16 +61,25 @@ pub struct TraceOptions {
 /// What the images are to be recognised as.
 enum Targets {
     /// A class each.
-    Classes(Vec<usize>),
+    Classes(Classes),
+    /// A share of each class.
+    Distributions(Distributions),
+}
+
+struct Classes {
+    of_rows: Vec<usize>,
+    smoothing: Smoothing,
+}
+
+struct Distributions {
     /// `[rows, num_classes]`.
-    Distributions(Vec<f32>),
+    rows: Vec<f32>,
 }
 
 /// The labelled images as a method: no views of its own, one row a training sample.
 struct Labelled {
     views: ViewPlan,
     targets: Targets,
-    smoothing: Smoothing,
     num_classes: usize,
 }
 
@@ -95,9 +104,9 @@ impl Method for Labelled {
     }
 
     fn objective(&self) -> Objective<'_> {
-        match self.targets {
-            Targets::Classes(_) => Objective::Rows(self),
-            Targets::Distributions(_) => Objective::Batch(self),
+        match &self.targets {
+            Targets::Classes(classes) => Objective::Rows(classes),
+            Targets::Distributions(distributions) => Objective::Batch(distributions),
         }
     }
 
@@ -106,17 +115,16 @@ impl Method for Labelled {
     }
 }
 
-impl RowLoss for Labelled {
+impl Classes {
+    fn new(of_rows: Vec<usize>, options: &TraceOptions) -> Self {
+        let kind = SmoothingKind::Uniform;
+        Self { of_rows, smoothing: Smoothing::new(options.smoothing, kind, options.num_classes) }
+    }
+}
+
+impl RowLoss for Classes {
     fn target(&self, sample: usize) -> usize {
-        match &self.targets {
-            Targets::Classes(classes) => classes[sample],
-            // The likeliest one; the loss itself reads the whole distribution.
-            Targets::Distributions(rows) => {
-                let row = &rows[sample * self.num_classes..][..self.num_classes];
-                let best = |best: usize, i: usize| if row[i] > row[best] { i } else { best };
-                (1..row.len()).fold(0, best)
-            }
-        }
+        self.of_rows[sample]
     }
 
     fn smoothing(&self) -> Smoothing {
@@ -124,22 +132,14 @@ impl RowLoss for Labelled {
     }
 }
 
-impl BatchLoss for Labelled {
+impl BatchLoss for Distributions {
     fn loss(&self, batch: BatchFeatures, _: &mut State) -> Tensor<1> {
         // Classifiers are f32, whatever the backbone is.
         let logits = ops::autocast(Precision::F32, || batch.net.logits(batch.features));
-        let targets = match &self.targets {
-            Targets::Distributions(targets) => targets.clone(),
-            Targets::Classes(classes) => one_hot(classes, self.num_classes),
-        };
-        let targets = TensorData::new(targets, logits.dims());
-        soft_cross_entropy(logits.clone(), Tensor::from_data(targets, &logits.device())).mean()
+        let targets = TensorData::new(self.rows.clone(), logits.dims());
+        let targets = Tensor::from_data(targets, &logits.device());
+        soft_cross_entropy(logits, targets).mean()
     }
-}
-
-fn one_hot(classes: &[usize], num_classes: usize) -> Vec<f32> {
-    let row = |&class: &usize| (0..num_classes).map(move |i| f32::from(u8::from(i == class)));
-    classes.iter().flat_map(row).collect()
 }
 
 /// Runs the steps and writes `loss`, `logits`, `features`, `grad.<key>` and `param.<key>`.
@@ -207,10 +207,9 @@ fn stage<'a>(
     options: &TraceOptions,
     (optim, data): (&'a OptimConfig, &'a DataConfig),
 ) -> Stage<'a> {
-    let smoothing = Smoothing::new(options.smoothing, SmoothingKind::Uniform, options.num_classes);
     let views = ViewPlan { groups: Vec::new() };
     let num_classes = options.num_classes;
-    let method = Labelled { views: views.clone(), targets, smoothing, num_classes };
+    let method = Labelled { views: views.clone(), targets, num_classes };
     let rows = optim.batch_size;
     let source = BatchSource {
         // Only their number counts: the batch is given.
@@ -271,20 +270,22 @@ fn read(options: &TraceOptions) -> Result<(Vec<f32>, Targets)> {
     if shape != [rows, 3, size, size] {
         return Err(file.misfit(&format!("`images` is {shape:?}, --img-size is {size}")));
     }
-    Ok((values, read_targets(&file, rows, options.num_classes)?))
+    Ok((values, read_targets(&file, rows, options)?))
 }
 
-fn read_targets(file: &BatchFile, rows: usize, classes: usize) -> Result<Targets> {
+fn read_targets(file: &BatchFile, rows: usize, options: &TraceOptions) -> Result<Targets> {
+    let classes = options.num_classes;
     match file.kind("targets")? {
         (Dtype::I64, _) => {
             let targets = file.integers("targets", rows)?;
             if targets.iter().any(|&target| target >= classes) {
                 return Err(file.misfit("a target is no class of the model"));
             }
-            Ok(Targets::Classes(targets))
+            Ok(Targets::Classes(Classes::new(targets, options)))
         }
         (Dtype::F32, shape) if shape == [rows, classes] => {
-            Ok(Targets::Distributions(file.floats("targets")?.1))
+            let rows = file.floats("targets")?.1;
+            Ok(Targets::Distributions(Distributions { rows }))
         }
         (dtype, shape) => Err(file.misfit(&format!(
             "`targets` is {dtype:?} {shape:?}; wanted I64 [{rows}] or F32 [{rows}, {classes}]"

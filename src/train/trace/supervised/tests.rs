@@ -19,8 +19,8 @@ fn assert_same_as_in_pytorch(file: &str, family: &'static dyn Told) {
         .filter_map(|(key, value)| Some((key.strip_prefix("param.")?.to_owned(), value.clone())));
     let start: weights::Named = start.collect();
     let kinds = [
-        ("classes", Targets::Classes([4, 0, 2][..batch].to_vec())),
-        ("soft", Targets::Distributions(golden["soft"].1.clone())),
+        ("classes", Targets::Classes(Classes::new([4, 0, 2][..batch].to_vec(), &options()))),
+        ("soft", Targets::Distributions(Distributions { rows: golden["soft"].1.clone() })),
     ];
     for (kind, targets) in kinds {
         let outline = net.outline().expect("a net");
