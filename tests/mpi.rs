@@ -156,17 +156,13 @@ fn ranks_hold_what_one_process_holds() {
 
 #[test]
 fn a_rank_that_is_lost_ends_the_job() {
-    for task in ["killed", "panic", "one fails"] {
+    // The messages of mpirun itself do not always arrive, so that only its exit code is looked at.
+    for (task, code) in [("killed", 128 + 6), ("panic", 1), ("one fails", 3)] {
         let Some(output) = mpirun(2, task) else { return };
         let text = text(&output);
-        assert!(!output.status.success(), "{task}: {text}");
+        assert_eq!(output.status.code(), Some(code), "{task}: {text}");
         assert!(!text.contains("rank done"), "{task}: {text}");
-        let said = match task {
-            "killed" => "exited on signal 6",
-            "panic" => "rank 1 panics",
-            _ => "errorcode 3",
-        };
-        assert!(text.contains(said), "{task}: {text}");
+        assert_eq!(text.contains("rank 1 panics"), task == "panic", "{text}");
     }
 }
 
