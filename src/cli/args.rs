@@ -129,7 +129,7 @@ const TRAIN: &str = "Examples:
 /// `train` and `pretrain`.
 #[derive(Args, Clone, Debug)]
 pub struct DataArgs {
-    /// Images: DIR/CLASS/*, DIR/{train,test}/CLASS/*, a table or a .tar; unlabelled for `pretrain`
+    /// Images: DIR/CLASS/*, DIR/{train,test}/CLASS/*, a table or an archive; unlabelled for `pretrain`
     pub data: PathBuf,
     /// How to train.
     #[command(flatten)]
@@ -155,7 +155,7 @@ const FINETUNE: &str = "Examples:
 /// `finetune`.
 #[derive(Args, Clone, Debug)]
 pub struct FinetuneArgs {
-    /// Images: DIR/CLASS/*, DIR/{train,test}/CLASS/*, a table or a .tar
+    /// Images: DIR/CLASS/*, DIR/{train,test}/CLASS/*, a table or an archive
     pub data: PathBuf,
     /// Run folder (its fine-tuned model, or else its pre-trained weights) or weights to start from:
     /// safetensors, or what torch.save wrote (.pth, .pt, .bin). The head is kept where a config.json

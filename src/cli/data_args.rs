@@ -16,8 +16,9 @@ const CHECK: &str = "What is read as a data set:
 - DIR with a table: metadata, index, manifest, splits, labels, annotations or dataset (.csv, .tsv,
 .jsonl), or train.csv with test.csv.
 - TABLE: .csv, .tsv, .jsonl or .json itself, those that fewvit writes included.
-- FILE.tar: any of those, uncompressed.
-- Flowers-102 as published.
+- FILE.tar, .tar.gz, .tgz or .zip: any of those.
+- As published: Flowers-102, Oxford-IIIT Pets, DTD, MIT Indoor67, CUB-200-2011, FGVC-Aircraft,
+Stanford Cars, ImageNet.
 
 A table has a header. Its columns: file_name, image_path, path, file, filename, image ... (paths
 count from the table's folder); label, class, class_name, category, species ... (a name counts

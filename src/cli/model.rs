@@ -12,7 +12,7 @@ use crate::backbone::{ImgSizes, Spec};
 use crate::data::Rgb8;
 use crate::data::digest::digests;
 use crate::data::file_name;
-use crate::data::manifest::{Manifest, Origin, Sample, Split};
+use crate::data::manifest::{Manifest, Origin, Sample, Split, Treatment};
 use crate::data::words::counted;
 use crate::engine::Machine;
 use crate::error::{Error, Result};
@@ -197,6 +197,7 @@ fn images_at(path: &Path) -> Result<Vec<Sample>> {
         origin: Origin::File(path),
         label: None,
         split: Split::Test,
+        treatment: Treatment::default(),
     };
     if !path.is_dir() {
         return Ok(vec![sample(path.to_path_buf())]);

@@ -114,10 +114,37 @@ pub struct DataConfig {
     /// What becomes of 16-bit samples; runs of earlier versions do not say.
     #[serde(default)]
     pub depth: Depth,
+    /// Which of DTD's ten published splits is taken, 1 to 10.
+    #[serde(default = "first_split")]
+    pub dtd_split: usize,
+    /// What the classes of FGVC-Aircraft are.
+    #[serde(default)]
+    pub aircraft_labels: AircraftLabels,
+    /// Rows cut off at the bottom of FGVC-Aircraft's images, where a banner names the photographer.
+    #[serde(default)]
+    pub aircraft_banner: usize,
     /// Channel means of the input normalisation, RGB in 0..1.
     pub mean: [f32; 3],
     /// Channel standard deviations of the input normalisation.
     pub std: [f32; 3],
+}
+
+/// Runs of earlier versions do not say.
+fn first_split() -> usize {
+    1
+}
+
+/// The three levels at which FGVC-Aircraft is labelled.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AircraftLabels {
+    /// 100 variants, such as 737-200.
+    #[default]
+    Variant,
+    /// 70 families, such as Boeing 737.
+    Family,
+    /// 30 manufacturers, such as Boeing.
+    Manufacturer,
 }
 
 /// How 16-bit samples of PNG and TIFF files become 8-bit levels.

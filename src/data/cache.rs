@@ -67,7 +67,7 @@ impl ImageStore {
         let load = |i: usize| {
             let sample = &manifest.samples[indices[i]];
             let bytes = listing::bytes(&sample.origin)?;
-            Ok(shrink(decode(&bytes, limits.depth)?, limits.short_side))
+            Ok(shrink(decode(&bytes, limits.depth, sample.treatment)?, limits.short_side))
         };
         let (mut slots, mut bad) = (Vec::with_capacity(indices.len()), Vec::new());
         let (mut spill, mut in_memory, mut in_file) = (None, 0, 0);
@@ -186,7 +186,13 @@ mod tests {
                 std::fs::write(&path, "text").unwrap();
             }
             let origin = Origin::File(path);
-            Sample { id: format!("{i}.png"), origin, label: None, split: Split::Train }
+            Sample {
+                id: format!("{i}.png"),
+                origin,
+                label: None,
+                split: Split::Train,
+                treatment: Default::default(),
+            }
         };
         Manifest {
             name: "slopes".into(),

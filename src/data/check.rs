@@ -6,7 +6,7 @@ use super::data_report::{BadFile, ClassCounts, DARK, DataReport, Leak, SplitCoun
 use super::decode::{Colour, Stored, decode_described};
 use super::digest::Digest;
 use super::listing;
-use super::manifest::{Manifest, Sample, Split};
+use super::manifest::{Manifest, Sample, Split, Treatment};
 use super::parallel::map_in_turn;
 use super::words::counted;
 use crate::config::{Depth, OnBadImage};
@@ -57,6 +57,7 @@ pub fn check(
     let (leaks, conflicts) = duplicates(manifest, &looks);
     let mut report = DataReport {
         name: manifest.name.clone(),
+        treatment: manifest.samples.first().map_or(Treatment::default(), |s| s.treatment),
         images: SplitCounts::default(),
         classes: manifest.classes.iter().map(|name| ClassCounts::new(name)).collect(),
         width: Spread::of(looks.iter().map(|(_, look)| look.size.0)),
@@ -121,7 +122,7 @@ pub fn apply_bad_policy(
 
 fn look(sample: &Sample, depth: Depth) -> std::result::Result<Look, String> {
     let bytes = listing::bytes(&sample.origin)?;
-    let (image, stored) = decode_described(&bytes, depth)?;
+    let (image, stored) = decode_described(&bytes, depth, sample.treatment)?;
     let brightest = image.pixels.iter().copied().max().unwrap_or(0);
     let (size, digest) = ((image.width, image.height), Digest::of(&bytes));
     Ok(Look { size, stored, brightest, digest })

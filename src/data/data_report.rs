@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::listing::UNREAD_PHOTOS;
-use super::manifest::Split;
+use super::manifest::{Split, Treatment};
 use super::source::Opened;
 use super::words::{counted, shortened};
 
@@ -17,6 +17,9 @@ pub struct DataReport {
     /// What the data set was recognised as.
     #[serde(default)]
     pub layout: String,
+    /// How the pixels of all images were taken; earlier runs do not say.
+    #[serde(default)]
+    pub treatment: Treatment,
     /// Images of each split, unreadable ones included.
     pub images: SplitCounts,
     /// The same by class; empty in an unlabelled set.

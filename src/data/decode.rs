@@ -1,5 +1,5 @@
-//! From the bytes of an image file to 8-bit RGB, the way PIL 13's `convert("RGB")` has it after
-//! `exif_transpose`.
+//! From the bytes of an image file to 8-bit RGB, the way PIL 13's `convert("RGB")` has it, after
+//! `exif_transpose` unless the [`Treatment`] leaves that out.
 //!
 //! What is not equal:
 //! - 16-bit grey keeps its upper byte, where PIL clips it to 255 (see [`Depth`] for scans of fewer
@@ -10,7 +10,9 @@
 //! - Refused by name, where PIL reads: TIFF with a palette, grey with alpha, 2 or 4 bits, signed,
 //!   32-bit and floating-point numbers, Lab, YCbCr without JPEG, reversed bits, and rare kinds of
 //!   compression; GIF without any palette.
-//! - A file that ends early is an error, not a picture with a grey end, and broken EXIF is ignored.
+//! - A file that ends early is an error, not a picture with a grey end; broken EXIF is ignored. If the
+//!   [`Treatment`] is not strict, damaged data before the end is libjpeg's affair, and the end marker
+//!   may be missing.
 
 mod gif;
 mod jpeg;
@@ -23,6 +25,7 @@ use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
 
 use self::orientation::{Directory, Metadata};
 use super::image::Rgb8;
+use super::manifest::Treatment;
 use crate::config::Depth;
 
 /// Larger pictures are refused before any memory is set aside for them.
@@ -54,21 +57,27 @@ pub struct Stored {
 ///
 /// # Errors
 /// A reason such as `is a text file, not an image`.
-pub fn decode(bytes: &[u8], depth: Depth) -> Result<Rgb8, String> {
-    decode_described(bytes, depth).map(|(image, _)| image)
+pub fn decode(bytes: &[u8], depth: Depth, treatment: Treatment) -> Result<Rgb8, String> {
+    decode_described(bytes, depth, treatment).map(|(image, _)| image)
 }
 
 /// As [`decode`], and how the file stores its samples.
 ///
 /// # Errors
 /// As [`decode`].
-pub fn decode_described(bytes: &[u8], depth: Depth) -> Result<(Rgb8, Stored), String> {
+pub fn decode_described(
+    bytes: &[u8],
+    depth: Depth,
+    treatment: Treatment,
+) -> Result<(Rgb8, Stored), String> {
     let format = image::guess_format(bytes).map_err(|_| what_it_is(bytes))?;
     let (mut image, metadata, colour) = match format {
-        ImageFormat::Jpeg => jpeg::decode(bytes)?,
+        ImageFormat::Jpeg => jpeg::decode(bytes, treatment.strict)?,
         _ => decode_other(bytes, format)?,
     };
-    metadata.turn(&mut image);
+    if treatment.turn {
+        metadata.turn(&mut image);
+    }
     let is_deep = image.color().bytes_per_pixel() / image.color().channel_count() == 2;
     let says_maximum = format == ImageFormat::Pnm;
     let rgb = match says_maximum {
@@ -76,8 +85,11 @@ pub fn decode_described(bytes: &[u8], depth: Depth) -> Result<(Rgb8, Stored), St
         false => samples::to_rgb8(image, depth),
     };
     let (width, height) = (rgb.width() as usize, rgb.height() as usize);
+    let height = height.saturating_sub(treatment.cut_rows).max(1);
+    let mut pixels = rgb.into_raw();
+    pixels.truncate(3 * width * height);
     let stored = Stored { colour, deep: is_deep && !says_maximum };
-    Ok((Rgb8 { width, height, pixels: rgb.into_raw() }, stored))
+    Ok((Rgb8 { width, height, pixels }, stored))
 }
 
 /// With the crate `image`; of its GIF frames the colours around the frame would be lost.
@@ -153,7 +165,7 @@ fn check_size(width: usize, height: usize) -> Result<(), String> {
 }
 
 /// What a file without an image's first bytes is instead.
-fn what_it_is(bytes: &[u8]) -> String {
+pub(super) fn what_it_is(bytes: &[u8]) -> String {
     let start = &bytes[..bytes.len().min(512)];
     let text = String::from_utf8_lossy(start).to_lowercase();
     let is_text = start.iter().all(|b| matches!(b, b'\t' | b'\n' | b'\r' | 0x20..=0x7e | 0x80..));
@@ -182,6 +194,10 @@ mod tests {
     use safetensors::SafeTensors;
 
     const GOLDEN: &[u8] = include_bytes!("../../tests/golden/decode_images.safetensors");
+
+    fn decode(bytes: &[u8], depth: Depth) -> Result<Rgb8, String> {
+        super::decode(bytes, depth, Treatment::default())
+    }
 
     fn golden(name: &str) -> (Vec<u8>, Rgb8) {
         let golden = SafeTensors::deserialize(GOLDEN).unwrap();
@@ -255,7 +271,7 @@ mod tests {
             };
             let file: Vec<u8> = file.as_bytes().chunks(2).map(hex).collect();
             let found = match image::guess_format(&file).unwrap() {
-                ImageFormat::Jpeg => jpeg::decode(&file).unwrap().1.orientation(),
+                ImageFormat::Jpeg => jpeg::decode(&file, true).unwrap().1.orientation(),
                 format => Metadata::of_file(&file, format).orientation(),
             };
             assert_eq!(Some(found), Orientation::from_exif(orientation.parse().unwrap()), "{name}");
@@ -278,7 +294,10 @@ mod tests {
             ("grey_16_png", Colour::Grey),
         ] {
             assert_eq!(
-                decode_described(&golden(name).0, Depth::Pil).unwrap().1.colour,
+                decode_described(&golden(name).0, Depth::Pil, Treatment::default())
+                    .unwrap()
+                    .1
+                    .colour,
                 colour,
                 "{name}"
             );
@@ -364,5 +383,77 @@ mod tests {
         let mut huge = golden("rgb_bmp").0;
         huge[18..26].copy_from_slice(&[0, 0, 1, 0, 0, 0, 1, 0]);
         assert!(reason(&huge).contains("too large"), "{}", reason(&huge));
+    }
+
+    /// See tests/golden/decode_premature.py.
+    #[test]
+    fn damaged_data_of_published_sets_is_read_as_pil_reads_it() {
+        let text = include_str!("../../tests/golden/decode_premature.txt");
+        let bytes = |line: &str| -> Vec<u8> {
+            let byte = |i: usize| u8::from_str_radix(&line[i..i + 2], 16).unwrap();
+            (0..line.len()).step_by(2).map(byte).collect()
+        };
+        let [file, expected] = text.lines().map(bytes).collect::<Vec<_>>().try_into().unwrap();
+        assert!(decode(&file, Depth::Pil).unwrap_err().contains("compressed data is corrupt"));
+        let image = super::decode(&file, Depth::Pil, Treatment::PUBLISHED).unwrap();
+        assert_eq!((image.width, image.height), (32, 24));
+        assert_eq!(image.pixels, expected);
+        let published = |file: &[u8]| super::decode(file, Depth::Pil, Treatment::PUBLISHED);
+        let error = published(&file[..file.len() - 2]).unwrap_err();
+        assert!(error.contains("cut short"), "damaged, and who knows what is missing");
+        // The end marker alone may be missing; a download that broke off is never forgiven.
+        for name in ["baseline_420_jpg", "progressive_420_jpg", "grey_jpg", "cmyk_jpg"] {
+            let (file, expected) = golden(name);
+            let end = file.len() - 2;
+            let is_progressive = name.starts_with("progressive");
+            assert_eq!(published(&file[..end]).ok() == Some(expected), !is_progressive, "{name}");
+            for end in 1..end - 4 {
+                assert!(published(&file[..end]).is_err(), "{name} cut to {end}");
+            }
+        }
+    }
+
+    /// Editors write comments in encodings of their own (Pets have such files), and cameras EXIF
+    /// blocks that lead nowhere (ImageNet has such files).
+    #[test]
+    fn what_stands_beside_the_picture_is_not_read_as_text() {
+        let (file, expected) = golden("baseline_420_jpg");
+        let segment = |marker: u8, data: &[u8]| {
+            let length = u16::try_from(data.len() + 2).unwrap().to_be_bytes();
+            [&[0xff, marker], &length[..], data].concat()
+        };
+        let comment = segment(0xfe, b"Adobe Photoshop\xa8 4.0\0\xff");
+        let far = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\xff\xff\xff\xff\xff\xff\xff\xff";
+        for segment in [comment, segment(0xe1, far), segment(0xe1, b"Exif\0\0")] {
+            let file = [&file[..2], &segment, &file[2..]].concat();
+            for treatment in [Treatment::default(), Treatment::PUBLISHED] {
+                let image = super::decode(&file, Depth::Pil, treatment).unwrap();
+                assert_eq!(image, expected, "{segment:?}");
+            }
+        }
+    }
+
+    /// A picture of two rows and three columns that is to be turned by a quarter.
+    #[test]
+    fn treatment_says_whether_to_turn_and_what_to_cut() {
+        let golden = include_str!("../../tests/golden/decode_orientation.txt");
+        let on_its_side = golden.lines().find_map(|line| {
+            let [name, "6", file] = line.split(' ').collect::<Vec<_>>()[..] else { return None };
+            let byte = |i: usize| u8::from_str_radix(&file[i..i + 2], 16).unwrap();
+            let file: Vec<u8> = (0..file.len()).step_by(2).map(byte).collect();
+            (name == "png_short_little").then_some(file)
+        });
+        let file = on_its_side.unwrap();
+        let size = |turn, cut_rows| {
+            let treatment = Treatment { turn, cut_rows, ..Treatment::default() };
+            let image = super::decode(&file, Depth::Pil, treatment).unwrap();
+            assert_eq!(image.pixels.len(), 3 * image.width * image.height);
+            (image.width, image.height)
+        };
+        let (width, height) = size(true, 0);
+        assert_eq!(size(false, 0), (height, width), "as it is stored");
+        assert_ne!(width, height);
+        assert_eq!(size(false, 1), (height, width - 1));
+        assert_eq!(size(false, 500), (height, 1), "a row is left");
     }
 }

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use super::file_name::folded;
 use super::left_out::Reason;
 use super::listing::{Listing, is_image_name};
-use super::manifest::{Manifest, Sample, Split, SplitOrigin};
+use super::manifest::{Manifest, Sample, Split, SplitOrigin, Treatment};
 use super::source::{Opened, finish};
 use super::split::stratified;
 use super::split_names::{SplitName, is_no_class, parse_split, split_name};
@@ -369,7 +369,13 @@ fn samples(
             continue;
         };
         let origin = listing.files[path].clone();
-        samples.push(Sample { id: path.to_owned(), origin, label: Some(label), split });
+        samples.push(Sample {
+            id: path.to_owned(),
+            origin,
+            label: Some(label),
+            split,
+            treatment: Treatment::default(),
+        });
     }
     (samples, unknown)
 }

@@ -1,11 +1,11 @@
-//! What lies at a path: the same listing for a folder and for a tar archive, and how to read it.
+//! What lies at a path: the same listing for a folder and for an archive, and how to read it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs::{self, File};
-use std::io::{ErrorKind, Read as _, Seek as _, SeekFrom};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
 
+use super::archive::{self, Content, Members};
 use super::clutter;
 use super::file_name::{escaped, id_of, path_of};
 use super::left_out::{LeftOut, Reason};
@@ -45,7 +45,7 @@ const PLAIN_DOCUMENTS: [&str; 9] = [
 /// The files at a path, by their id: the path relative to it with `/`, as
 /// [`super::file_name`] writes it. In the order of the ids.
 pub struct Listing {
-    /// Last part of the path, without `.tar`; what the data set is called.
+    /// Last part of the path, without `.tar` and alike; what the data set is called.
     pub name: String,
     /// Every file that is not hidden, images or not.
     pub files: BTreeMap<String, Origin>,
@@ -55,6 +55,8 @@ pub struct Listing {
     pub(super) left_out: LeftOut,
     /// The folder; `None` in an archive.
     folder: Option<PathBuf>,
+    /// Bytes that a compressed archive was unpacked to.
+    unpacked: Option<u64>,
     /// What was entered since, which ids in `left_out` still have in front.
     entered: String,
 }
@@ -85,21 +87,30 @@ impl Listing {
             folders: BTreeSet::new(),
             left_out: LeftOut::default(),
             folder: Some(root.to_path_buf()),
+            unpacked: None,
             entered: String::new(),
         }
     }
 
-    /// Lists the members of an uncompressed tar archive by where their bytes are.
+    /// Lists the members of an archive by where their bytes are.
     ///
     /// # Errors
     /// [`Error::Data`] if it cannot be read.
-    pub fn of_tar(path: &Path) -> Result<Self> {
+    pub fn of_archive(path: &Path) -> Result<Self> {
         let mut listing = Self { folder: None, ..Self::unwalked(path) };
-        let name = path.file_stem().map(|name| escaped(name.as_encoded_bytes()));
-        listing.name = name.unwrap_or(listing.name);
-        listing.read_tar(path)?;
+        let name = path.file_name().map(|name| escaped(name.as_encoded_bytes()));
+        listing.name = without_ending(&name.unwrap_or(listing.name)).to_owned();
+        listing.read_archive(path)?;
         listing.take_own_folders();
         Ok(listing)
+    }
+
+    /// Files by the ids that they shall have.
+    #[cfg(test)]
+    pub(super) fn of_files(files: impl IntoIterator<Item = (String, PathBuf)>) -> Self {
+        let mut listing = Self { folder: None, ..Self::unwalked(Path::new("mini")) };
+        files.into_iter().for_each(|(id, path)| listing.add_member(id, Origin::File(path)));
+        listing
     }
 
     /// The file with an id; in a folder also one outside the listing (`../x.jpg`).
@@ -126,6 +137,16 @@ impl Listing {
     /// The ids of the images, in byte order.
     pub fn images(&self) -> impl Iterator<Item = &String> {
         self.files.keys().filter(|path| is_image_name(path))
+    }
+
+    /// What to say of a compressed archive.
+    pub(super) fn unpacked_note(&self) -> Option<String> {
+        let megabytes = self.unpacked?.div_ceil(1_000_000);
+        Some(format!(
+            "{} was unpacked to a temporary file of {megabytes} MB, as at every start; unpack it \
+             yourself to save that",
+            self.name
+        ))
     }
 
     /// How many files are no images, by lower-case extension.
@@ -254,20 +275,12 @@ impl Listing {
         }
     }
 
-    /// Members of a tar by id; links inside the archive point to what they link to.
-    fn read_tar(&mut self, path: &Path) -> Result<()> {
-        let broken = |e: std::io::Error| {
-            Error::Data(format!("{} is not a readable tar archive: {e}", path.display()))
-        };
-        let unreadable = |e| Error::Data(format!("{} {}", path.display(), reason_of(path, &e)));
-        let file = File::open(path).map_err(unreadable)?;
-        let size = file.metadata().map_err(unreadable)?.len();
-        let archive = Arc::new(path.to_path_buf());
+    /// Members of an archive by id; links inside the archive point to what they link to.
+    fn read_archive(&mut self, path: &Path) -> Result<()> {
+        let Members { members, unpacked } = archive::members(path)?;
+        self.unpacked = unpacked;
         let mut links = Vec::new();
-        for entry in tar::Archive::new(file).entries_with_seek().map_err(broken)? {
-            let entry = entry.map_err(broken)?;
-            let member = escaped(&entry.path_bytes());
-            let kind = entry.header().entry_type();
+        for (member, content) in members {
             // Archives made with `tar -C photos .` begin with the folder itself.
             if normalised(&member).is_empty() {
                 continue;
@@ -280,20 +293,17 @@ impl Listing {
             let mut paths = names.map(|end| &id[..end]);
             if let Some(path) = paths.find(|path| clutter::is_clutter(file_part(path))) {
                 self.left_out.add(Reason::Clutter, path.to_owned());
-            } else if kind.is_file() || kind.is_contiguous() {
-                let (offset, len) = (entry.raw_file_position(), entry.size());
-                if offset.checked_add(len).is_none_or(|end| end > size) {
-                    return Err(broken(std::io::Error::other(format!("it ends inside {id}"))));
+                continue;
+            }
+            match content {
+                Content::File(origin) => self.add_member(id, origin),
+                Content::Folder => self.add_folders(&format!("{id}/")),
+                Content::Link { target, is_hard } => {
+                    let base = member.rsplit_once('/').filter(|_| !is_hard);
+                    let base = base.map_or(String::new(), |(folder, _)| format!("{folder}/"));
+                    links.push((id, inside(&format!("{base}{target}"))));
                 }
-                self.add_member(id, Origin::Tar { archive: archive.clone(), offset, len });
-            } else if kind.is_dir() {
-                self.add_folders(&format!("{id}/"));
-            } else if let Some(target) = entry.link_name_bytes() {
-                let base = member.rsplit_once('/').filter(|_| kind.is_symlink());
-                let base = base.map_or(String::new(), |(folder, _)| format!("{folder}/"));
-                links.push((id, inside(&format!("{base}{}", escaped(&target)))));
-            } else {
-                self.left_out.add(Reason::NoFile, id);
+                Content::Other => self.left_out.add(Reason::NoFile, id),
             }
         }
         for (id, target) in links {
@@ -327,7 +337,7 @@ impl Listing {
 pub fn read(origin: &Origin) -> Result<Vec<u8>> {
     let path: &Path = match origin {
         Origin::File(path) => path,
-        Origin::Tar { archive, .. } => archive,
+        Origin::Member { archive, .. } => archive.path(),
     };
     bytes(origin).map_err(|reason| Error::Data(format!("{} {reason}", path.display())))
 }
@@ -347,15 +357,8 @@ pub fn bytes(origin: &Origin) -> std::result::Result<Vec<u8>, String> {
             };
             read().map_err(|e| reason_of(path, &e))
         }
-        Origin::Tar { archive, offset, len } => {
-            let read = || {
-                let mut file = File::open(archive.as_path())?;
-                file.seek(SeekFrom::Start(*offset))?;
-                let mut bytes = Vec::new();
-                file.take(*len).read_to_end(&mut bytes)?;
-                Ok(bytes)
-            };
-            read().map_err(|e| reason_of(archive, &e))
+        Origin::Member { archive, offset, len, packing } => {
+            archive.read(*offset, *len, *packing).map_err(|e| reason_of(archive.path(), &e))
         }
     }
 }
@@ -388,6 +391,18 @@ pub(super) fn is_for_people(path: &str) -> bool {
     let name = file_part(path).to_lowercase();
     PLAIN_DOCUMENTS.iter().any(|start| name.split(['.', '_', '-']).next() == Some(start))
         || ["md", "rst", "pdf", "htm", "html", "url"].contains(&extension(path).as_str())
+}
+
+/// A file's name without the ending of an archive.
+fn without_ending(name: &str) -> &str {
+    let is = |ending: &str| name.to_lowercase().ends_with(ending);
+    let ending = [".tar.gz", ".tgz", ".tar", ".zip", ".gz"].into_iter().find(|ending| is(ending));
+    ending.map_or(name, |ending| &name[..name.len() - ending.len()])
+}
+
+/// Whether a file is called as an archive.
+pub(super) fn is_archive_name(path: &str) -> bool {
+    ["tar", "gz", "tgz", "zip"].contains(&extension(path).as_str())
 }
 
 /// What follows the last `/`.

@@ -22,24 +22,27 @@ pub fn locate(path: &Path, ids: &[&str]) -> Result<Vec<Option<Origin>>> {
         let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
         Listing::unwalked(parent.unwrap_or(Path::new(".")))
     } else {
-        Listing::of_tar(path)?
+        Listing::of_archive(path)?
     };
-    let root = root(&listing, ids);
+    let roots = roots(&listing, ids);
+    let root = roots.first().map_or("", |(root, _)| root);
     Ok(ids.iter().map(|id| listing.find(&format!("{root}{id}"))).collect())
 }
 
-/// What stands before most ids in the listing: nothing, or folders that end with `/`.
-fn root(listing: &Listing, ids: &[&str]) -> String {
+/// What stands before the ids in the listing, nothing or folders that end with `/`, and how many of
+/// the ids that were looked for are there; the best first.
+pub(super) fn roots(listing: &Listing, ids: &[&str]) -> Vec<(String, usize)> {
     let mut votes: BTreeMap<&str, usize> = BTreeMap::new();
     // A few ids tell the place as well as all of them.
-    for id in ids.iter().take(SOUGHT) {
+    for id in ids.iter().step_by((ids.len() / SOUGHT).max(1)) {
         let before = listing.files.keys().filter_map(|path| path.strip_suffix(id));
         before
             .filter(|root| root.is_empty() || root.ends_with('/'))
             .for_each(|root| *votes.entry(root).or_default() += 1);
     }
-    let best = votes.iter().max_by_key(|(root, count)| (**count, std::cmp::Reverse(root.len())));
-    best.map_or(String::new(), |(root, _)| (*root).to_owned())
+    let mut roots: Vec<_> = votes.into_iter().map(|(root, n)| (root.to_owned(), n)).collect();
+    roots.sort_by_key(|(root, count)| (std::cmp::Reverse(*count), root.len()));
+    roots
 }
 
 /// Ids that are looked for in every folder.

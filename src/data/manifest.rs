@@ -3,6 +3,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use super::archive::{Archive, Packing};
+
 /// The part of a data set that a sample belongs to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -20,15 +22,41 @@ pub enum Split {
 pub enum Origin {
     /// A file of its own.
     File(PathBuf),
-    /// A member of an uncompressed tar archive.
-    Tar {
+    /// A member of an archive.
+    Member {
         /// The archive.
-        archive: Arc<PathBuf>,
-        /// First byte of the member's content.
+        archive: Arc<Archive>,
+        /// Its first byte there.
         offset: u64,
-        /// Bytes of content.
+        /// Its bytes there.
         len: u64,
+        /// How they are stored.
+        packing: Packing,
     },
+}
+
+/// How a file becomes a picture, beyond its format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+pub struct Treatment {
+    /// Whether it is turned upright, as its EXIF orientation says.
+    pub turn: bool,
+    /// Whether a JPEG with damaged data is an error; otherwise the damaged part is what libjpeg
+    /// makes of it.
+    pub strict: bool,
+    /// Rows that are cut off at the bottom; one row is always left.
+    pub cut_rows: usize,
+}
+
+impl Treatment {
+    /// As PIL's `open` and `convert` have it, by which results on published sets were obtained:
+    /// some of their files are damaged or say that they are to be turned.
+    pub const PUBLISHED: Self = Self { turn: false, strict: false, cut_rows: 0 };
+}
+
+impl Default for Treatment {
+    fn default() -> Self {
+        Self { turn: true, strict: true, cut_rows: 0 }
+    }
 }
 
 /// One image of a data set.
@@ -43,6 +71,8 @@ pub struct Sample {
     pub label: Option<usize>,
     /// Its split.
     pub split: Split,
+    /// How its pixels are taken.
+    pub treatment: Treatment,
 }
 
 /// How the splits came about.

@@ -177,7 +177,11 @@ fn header(matrix: Element<'_>) -> Option<Header<'_>> {
         6..=15 if !is_complex => Kind::Numbers,
         _ => Kind::Other,
     };
-    let count = numbers(dimensions)?.iter().product::<f64>();
+    let dimensions = numbers(dimensions)?;
+    if dimensions.iter().any(|size| *size < 0.0) {
+        return None;
+    }
+    let count = dimensions.iter().product::<f64>();
     Some(Header { name, kind, count, rest })
 }
 

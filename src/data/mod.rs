@@ -6,6 +6,7 @@
 //! and Mixup; `loader` puts a step's crops together on worker threads. Only `loader` knows batches,
 //! nothing here knows a model.
 
+pub mod archive;
 pub mod augment;
 pub mod cache;
 pub mod check;
@@ -34,4 +35,4 @@ pub mod views;
 pub mod words;
 
 pub use image::Rgb8;
-pub use manifest::{Manifest, Origin, Sample, Split, SplitOrigin};
+pub use manifest::{Manifest, Origin, Sample, Split, SplitOrigin, Treatment};

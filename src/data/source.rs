@@ -1,15 +1,18 @@
 //! From a path to a [`Manifest`]: recognises how a data set lies there.
 //!
 //! In this order: a named set, a table, split folders, class folders, a flat folder. Folders and
-//! tar archives are the same [`Listing`] from here on. What was recognised is said in one
+//! archives are the same [`Listing`] from here on. What was recognised is said in one
 //! sentence, what is left out in notes, and what could mean two things is refused.
 
 use std::collections::{BTreeMap, HashSet};
 use std::path::{Path, PathBuf};
 
+use super::archive::is_archive;
 use super::clutter::is_own_folder;
 use super::file_name::{folded, id_of};
-use super::listing::{Listing, extension, file_part, is_for_people, is_image_name};
+use super::listing::{
+    Listing, extension, file_part, is_archive_name, is_for_people, is_image_name,
+};
 use super::manifest::{Manifest, Split, SplitOrigin};
 use super::split_names::is_container;
 use super::table::{self, Table};
@@ -19,8 +22,8 @@ use crate::config::DataConfig;
 use crate::error::{Error, Result};
 
 const LAYOUTS: &str = "expected DATA/CLASS/*.jpg, DATA/{train,test}/CLASS/*.jpg, a folder of \
-                       images, a .tar of those, or a .csv, .tsv, .json or .jsonl table";
-const PACKED: [&str; 10] = ["zip", "gz", "tgz", "bz2", "tbz2", "xz", "txz", "zst", "7z", "rar"];
+                       images, a .tar, .tar.gz or .zip of those, or a .csv, .tsv, .json or .jsonl table";
+const PACKED: [&str; 7] = ["bz2", "tbz2", "xz", "txz", "zst", "7z", "rar"];
 const SPREADSHEETS: [&str; 5] = ["xlsx", "xls", "ods", "numbers", "parquet"];
 
 /// A data set and what reading it came across.
@@ -67,6 +70,7 @@ pub fn open_noting(path: &Path, config: &DataConfig, seed: u64) -> Result<Opened
             opened.ignored = ignored;
         }
     }
+    opened.warnings.extend(listing.unpacked_note());
     opened.warnings.extend(listing.left_out.notes());
     opened.warnings.extend(oddly_named(&listing));
     opened.warnings.extend(look_alikes(&opened.manifest));
@@ -106,10 +110,6 @@ fn located(path: &Path, hops: usize) -> Result<Located> {
         Ok(Located::Images(listing))
     } else if !kind.is_file() {
         fail("is no file, but a pipe, socket or device")
-    } else if extension == "tar" {
-        let mut listing = Listing::of_tar(path)?;
-        listing.enter_only_folder(true);
-        Ok(Located::Images(listing))
     } else if table::is_table_name(&name) {
         let table = table::read_file(path)?;
         let parent = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -122,11 +122,17 @@ fn located(path: &Path, hops: usize) -> Result<Located> {
         };
         Ok(Located::Table(table, images))
     } else if PACKED.contains(&extension.as_str()) {
-        fail("is packed; unpack it and give the folder (an uncompressed .tar is read as it is)")
+        fail(
+            "is packed; unpack it and give the folder (.tar, .tar.gz and .zip are read as they are)",
+        )
     } else if SPREADSHEETS.contains(&extension.as_str()) {
         fail("is a table in a format that fewvit does not read; save it as .csv")
     } else if is_image_name(&name) {
         fail("is a single image; give the folder of images")
+    } else if is_archive_name(&name) || is_archive(path) {
+        let mut listing = Listing::of_archive(path)?;
+        listing.enter_only_folder(true);
+        Ok(Located::Images(listing))
     } else {
         fail(&format!("is nothing that can be read as a data set; {LAYOUTS}"))
     }
@@ -191,8 +197,8 @@ pub(super) fn finish(mut manifest: Manifest, layout: String) -> Result<Opened> {
     Ok(Opened { manifest, layout, ignored: BTreeMap::new(), warnings: Vec::new() })
 }
 
-fn recognise(listing: &mut Listing, config: &DataConfig, seed: u64) -> Result<Opened> {
-    if let Some(opened) = named::open(listing) {
+pub(super) fn recognise(listing: &mut Listing, config: &DataConfig, seed: u64) -> Result<Opened> {
+    if let Some(opened) = named::open(listing, config) {
         return opened;
     }
     let found = table::find(listing)?;
@@ -211,8 +217,12 @@ fn recognise(listing: &mut Listing, config: &DataConfig, seed: u64) -> Result<Op
 
 fn recognise_folders(listing: &mut Listing, config: &DataConfig, seed: u64) -> Result<Opened> {
     if listing.images().next().is_none() {
+        let inside: Vec<String> =
+            listing.files.keys().filter(|path| is_archive_name(path)).cloned().collect();
         let what = if listing.files.is_empty() {
             "is empty".to_owned()
+        } else if !inside.is_empty() {
+            format!("holds no images, but archives; unpack those first: {}", shortened(&inside))
         } else {
             format!("holds no images, but {}", folders::contents(listing, ""))
         };

@@ -194,6 +194,7 @@ mod tests {
                 origin: Origin::File("x".into()),
                 label: Some(label),
                 split: Split::Train,
+                treatment: Default::default(),
             })
         });
         Manifest {

@@ -9,7 +9,7 @@ use std::path::Path;
 
 use super::file_name::{id_of, other_forms};
 use super::listing::{Listing, extension, read};
-use super::manifest::{Manifest, Origin, Sample, Split, SplitOrigin};
+use super::manifest::{Manifest, Origin, Sample, Split, SplitOrigin, Treatment};
 use super::source::{Opened, finish};
 use super::split::stratified;
 pub(super) use super::split_names::parse_split;
@@ -351,7 +351,8 @@ impl<'a> Rows<'a> {
             self.groups.insert(id.clone(), group.clone());
         }
         self.seen.insert(id.clone(), (self.placed.len(), entry.at.clone()));
-        self.placed.push((Sample { id, origin, label, split: Split::Train }, split));
+        let treatment = Treatment::default();
+        self.placed.push((Sample { id, origin, label, split: Split::Train, treatment }, split));
         Ok(())
     }
 }

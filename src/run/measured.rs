@@ -236,6 +236,7 @@ mod tests {
             origin: Origin::File("x".into()),
             label: Some(0),
             split,
+            treatment: Default::default(),
         };
         let manifest = Manifest {
             name: "data".to_owned(),

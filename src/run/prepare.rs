@@ -12,7 +12,7 @@ use crate::data::check::{self, Checked};
 use crate::data::data_report::DataReport;
 use crate::data::digest::{Digest, digests};
 use crate::data::words::counted;
-use crate::data::{Manifest, Rgb8, Sample, Split, decode, source, split};
+use crate::data::{Manifest, Rgb8, Sample, Split, decode, named, source, split};
 use crate::error::{Error, Result};
 
 /// The images of a run.
@@ -43,6 +43,7 @@ pub struct Prepared {
 /// Data that cannot be used, with what to do about it.
 pub fn prepare(request: &Request, config: &RunConfig, ui: &dyn Ui) -> Result<Prepared> {
     let mut opened = source::open_noting(&request.data, &config.data, config.seed)?;
+    named::check_settings(&opened, &config.data)?;
     let seen_before = match &request.init {
         Some(init) => keep_splits(init, &mut opened.manifest, threads(config), ui)?,
         None => 0,
@@ -188,6 +189,6 @@ impl Prepared {
 /// It cannot be read or decoded.
 pub fn decode_sample(sample: &Sample, depth: Depth) -> Result<Rgb8> {
     crate::data::listing::bytes(&sample.origin)
-        .and_then(|bytes| decode::decode(&bytes, depth))
+        .and_then(|bytes| decode::decode(&bytes, depth, sample.treatment))
         .map_err(|why| Error::Data(format!("{} {why}", sample.id)))
 }

@@ -6,11 +6,12 @@ use super::folder::{Folder, Found};
 use super::prepare::{Prepared, decoded};
 use super::{Request, threads};
 use crate::config::RunConfig;
+use crate::data::data_report::DataReport;
 use crate::data::digest::digests;
 use crate::data::locate::locate;
 use crate::data::split::{self, Listed};
 use crate::data::words::{counted, shortened};
-use crate::data::{Manifest, Sample};
+use crate::data::{Manifest, Sample, Treatment};
 use crate::error::{Error, Result};
 
 /// The data of an earlier run, with the very same images and splits. How the data lies is not
@@ -21,7 +22,11 @@ use crate::error::{Error, Result};
 pub fn reopen(request: &Request, config: &RunConfig, folder: &Folder) -> Result<Prepared> {
     let listed = split::read_csv(&folder.join("splits.csv"))?;
     let Found { data_name, split_origin, seen_before } = found(folder)?;
-    let samples = samples(&request.data, &listed, folder)?;
+    let path = folder.join("data_report.json");
+    let text = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
+    let report: DataReport = serde_json::from_slice(&text)
+        .map_err(|e| Error::Failed(format!("{} cannot be used: {e}", path.display())))?;
+    let samples = samples(&request.data, &listed, folder, report.treatment)?;
     let all: Vec<&Sample> = samples.iter().collect();
     let digests = digests(&all, threads(config));
     let changed =
@@ -37,10 +42,6 @@ pub fn reopen(request: &Request, config: &RunConfig, folder: &Folder) -> Result<
         )));
     }
     let manifest = Manifest { name: data_name, classes: classes(folder)?, samples, split_origin };
-    let path = folder.join("data_report.json");
-    let text = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
-    let report = serde_json::from_slice(&text)
-        .map_err(|e| Error::Failed(format!("{} cannot be used: {e}", path.display())))?;
     let data = decoded(request, config, manifest, digests, report)?;
     Ok(Prepared { seen_before, ..data })
 }
@@ -57,7 +58,12 @@ fn found(folder: &Folder) -> Result<Found> {
     })
 }
 
-fn samples(data: &Path, listed: &[Listed], folder: &Folder) -> Result<Vec<Sample>> {
+fn samples(
+    data: &Path,
+    listed: &[Listed],
+    folder: &Folder,
+    treatment: Treatment,
+) -> Result<Vec<Sample>> {
     let hint = format!(
         "if the images lie elsewhere now: fewvit resume {} --data NEW_PLACE",
         folder.root().display()
@@ -73,7 +79,13 @@ fn samples(data: &Path, listed: &[Listed], folder: &Folder) -> Result<Vec<Sample
             continue;
         };
         let label = listed.class.as_ref().map(|(label, _)| *label);
-        samples.push(Sample { id: listed.id.clone(), origin, label, split: listed.split });
+        samples.push(Sample {
+            id: listed.id.clone(),
+            origin,
+            label,
+            split: listed.split,
+            treatment,
+        });
     }
     match gone.is_empty() {
         true => Ok(samples),

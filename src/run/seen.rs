@@ -144,6 +144,7 @@ mod tests {
             origin: Origin::File(id.into()),
             label: None,
             split: Split::Train,
+            treatment: Default::default(),
         };
         let samples: Vec<_> = data.iter().map(|(id, _)| sample(id)).collect();
         let digests: Vec<_> =
@@ -189,6 +190,7 @@ mod tests {
             origin: Origin::File(id.into()),
             label: None,
             split: Split::Test,
+            treatment: Default::default(),
         };
         let samples = ["a/1", "b/2", "b/3"].map(sample);
         let found = seen.recognise(&samples.iter().collect::<Vec<_>>(), &digests);

@@ -17,11 +17,30 @@ use super::{Colour, check_size};
 const EXIF: &[u8] = b"Exif\0\0";
 const XMP: &[u8] = b"http://ns.adobe.com/xap/1.0/\0";
 
+/// The marker at the end of a file.
+const END: [u8; 2] = [0xff, 0xd9];
+
 /// The picture before it is turned upright, how it is to be turned, and how its colours are stored.
-pub fn decode(bytes: &[u8]) -> Result<(DynamicImage, Metadata<'static>, Colour), String> {
-    if is_cut_short(bytes) {
-        return Err("is cut short: it ends before the picture does".into());
+///
+/// If `strict`, damaged data and a missing end marker are errors. Otherwise libjpeg makes something
+/// of damaged data, and a file may lack the end marker, but no part of the picture.
+pub fn decode(
+    bytes: &[u8],
+    strict: bool,
+) -> Result<(DynamicImage, Metadata<'static>, Colour), String> {
+    let cut_short = || "is cut short: it ends before the picture does".to_owned();
+    let Ending { is_there, is_of_one_scan } = ending(bytes);
+    match is_there {
+        true => decode_whole(bytes, strict),
+        false if strict || !is_of_one_scan => Err(cut_short()),
+        false => decode_whole(&[bytes, &END].concat(), true).map_err(|_| cut_short()),
     }
+}
+
+fn decode_whole(
+    bytes: &[u8],
+    strict: bool,
+) -> Result<(DynamicImage, Metadata<'static>, Colour), String> {
     let header = catch_libjpeg(|| read_header(bytes))
         .map_err(|reason| format!("is damaged or an unusual kind of JPEG ({reason})"))?;
     let JpegHeader { width, height, stored, metadata } = header;
@@ -32,7 +51,7 @@ pub fn decode(bytes: &[u8]) -> Result<(DynamicImage, Metadata<'static>, Colour),
         ColorSpace::JCS_CMYK | ColorSpace::JCS_YCCK => (Colour::Cmyk, ColorSpace::JCS_CMYK),
         _ => return Err("has unusual colour channels; convert it to PNG".into()),
     };
-    let mut pixels = catch_libjpeg(|| read_pixels(bytes, pixels))
+    let mut pixels = catch_libjpeg(|| read_pixels(bytes, pixels, strict))
         .map_err(|reason| format!("is damaged ({reason})"))?;
     if colour == Colour::Cmyk {
         pixels = rgb_of_inverted_cmyk(&pixels);
@@ -70,8 +89,8 @@ fn read_header(bytes: &[u8]) -> io::Result<JpegHeader> {
 }
 
 /// Stops at the last pixel: what lies between it and the end marker does no harm.
-fn read_pixels(bytes: &[u8], colours: ColorSpace) -> io::Result<Vec<u8>> {
-    let decoder = Decompress::with_err(strict_errors()).from_mem(bytes)?;
+fn read_pixels(bytes: &[u8], colours: ColorSpace, strict: bool) -> io::Result<Vec<u8>> {
+    let decoder = Decompress::with_err(errors(strict)).from_mem(bytes)?;
     decoder.to_colorspace(colours)?.read_scanlines()
 }
 
@@ -91,9 +110,9 @@ fn catch_libjpeg<T>(f: impl FnOnce() -> io::Result<T> + UnwindSafe) -> Result<T,
     }
 }
 
-/// Lenient with headers, where cameras are sloppy; strict with the picture, where libjpeg paints
-/// what is missing grey, with a mere warning.
-fn strict_errors() -> jpeg_error_mgr {
+/// Lenient with headers, where cameras are sloppy; if it is to be strict, not with the picture, where
+/// libjpeg paints what is missing grey, with a mere warning.
+fn errors(strict: bool) -> jpeg_error_mgr {
     /// libjpeg's `global_state` when it has the headers and awaits `jpeg_start_decompress`.
     const DSTATE_READY: c_int = 202;
 
@@ -107,10 +126,11 @@ fn strict_errors() -> jpeg_error_mgr {
         }
     }
     extern "C-unwind" fn ignore(_: &mut jpeg_common_struct) {}
+    extern "C-unwind" fn go_on(_: &mut jpeg_common_struct, _: c_int) {}
 
     jpeg_error_mgr {
         error_exit: Some(stop),
-        emit_message: Some(stop_if_picture_suffers),
+        emit_message: Some(if strict { stop_if_picture_suffers } else { go_on }),
         output_message: Some(ignore),
         format_message: None,
         reset_error_mgr: Some(ignore),
@@ -138,18 +158,35 @@ fn rgb_of_inverted_cmyk(cmyk: &[u8]) -> Vec<u8> {
     pixels.iter().flat_map(|&[c, m, y, k]| [c, m, y].map(|ink| k - scaled(255 - ink, k))).collect()
 }
 
-/// Whether a JPEG lacks the end-of-image marker of its main picture.
-///
+/// What a JPEG's segments say of its end.
+struct Ending {
+    /// Whether the end marker of the main picture is there.
+    is_there: bool,
+    /// Whether all colours are in one scan, so that libjpeg notices any missing part of it. Of
+    /// several scans the last ones could be missing altogether.
+    is_of_one_scan: bool,
+}
+
 /// Walks the header segments by their lengths, so that a thumbnail's marker does not count; in the
 /// compressed data the marker's two bytes cannot occur otherwise.
-fn is_cut_short(bytes: &[u8]) -> bool {
+fn ending(bytes: &[u8]) -> Ending {
     let mut at = 2;
+    // Colours of a frame that is not progressive.
+    let mut colours = None;
     loop {
         match bytes.get(at..at + 4) {
-            None => return true,
-            Some([0xff, 0xda, ..]) => return !bytes[at..].windows(2).any(|w| w == [0xff, 0xd9]),
+            None => return Ending { is_there: false, is_of_one_scan: false },
+            Some([0xff, 0xda, ..]) => {
+                let is_there = bytes[at..].windows(2).any(|pair| pair == END);
+                let of_scan = bytes.get(at + 4);
+                let is_of_one_scan = of_scan.is_some() && of_scan == colours;
+                return Ending { is_there, is_of_one_scan };
+            }
             Some([0xff, 0xff, ..]) => at += 1,
-            Some([0xff, _, high, low]) => {
+            Some([0xff, marker, high, low]) => {
+                if matches!(marker, 0xc0 | 0xc1) {
+                    colours = bytes.get(at + 9);
+                }
                 at += 2 + usize::from(u16::from_be_bytes([*high, *low])).max(2);
             }
             Some(_) => at += 1,

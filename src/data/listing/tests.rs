@@ -1,4 +1,5 @@
 use super::*;
+use std::fs::File;
 use tar::{Builder, EntryType, Header};
 
 fn header(len: usize) -> Header {
@@ -37,7 +38,7 @@ fn tar_members_are_found_where_their_bytes_are() {
     }
     tar.finish().unwrap();
 
-    let mut listing = Listing::of_tar(&path).unwrap();
+    let mut listing = Listing::of_archive(&path).unwrap();
     listing.enter_only_folder(true);
     let notes = listing.left_out.notes();
     assert_eq!(notes.len(), 2, "{notes:?}");
@@ -61,7 +62,7 @@ fn tar_members_are_found_where_their_bytes_are() {
 
     let file = File::options().write(true).open(&path).unwrap();
     file.set_len(515).unwrap();
-    let error = Listing::of_tar(&path).err().unwrap().to_string();
+    let error = Listing::of_archive(&path).err().unwrap().to_string();
     assert!(error.contains("it ends inside top/rose/1.jpg"), "{error}");
 }
 
@@ -95,7 +96,7 @@ fn names_of_any_bytes_are_kept_apart_in_folders_and_archives() {
     let archive = root.path().join("photos.tar");
     fs::write(&archive, tar.into_inner().unwrap()).unwrap();
     let ids = [r"Gr\x5CxE4ser/1.jpg", r"Gr\xE4ser/1.jpg", r"Gr\xF6ser/1.jpg", r"a\x0Ab/1.jpg"];
-    for listing in [Listing::of_folder(root.path()), Listing::of_tar(&archive)] {
+    for listing in [Listing::of_folder(root.path()), Listing::of_archive(&archive)] {
         let listing = listing.unwrap();
         assert_eq!(listing.images().collect::<Vec<_>>(), ids);
         for id in ids {

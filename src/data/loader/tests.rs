@@ -200,7 +200,13 @@ fn images_that_no_row_needs_are_not_read() {
             image::RgbImage::new(9, 9).save(&path).expect("saved");
         }
         let origin = Origin::File(path);
-        Sample { id: format!("{i}.png"), origin, label: None, split: Split::Train }
+        Sample {
+            id: format!("{i}.png"),
+            origin,
+            label: None,
+            split: Split::Train,
+            treatment: Default::default(),
+        }
     };
     let manifest = Manifest {
         name: "one".into(),

@@ -13,6 +13,9 @@ pub fn config() -> DataConfig {
         cache_short_side: 256,
         cache_ram_gb: 1.0,
         depth: crate::config::Depth::Pil,
+        dtd_split: 1,
+        aircraft_labels: Default::default(),
+        aircraft_banner: 0,
         mean: [0.0; 3],
         std: [1.0; 3],
     }
@@ -116,10 +119,11 @@ fn what_cannot_be_used_is_refused_in_words() {
     assert!(refused(&[]).contains("is empty; expected DATA/CLASS"));
     assert!(refused(&["a/notes.txt"]).contains("holds no images, but 1 file, none with"));
     assert!(refused(&["train/1.jpg", "test/1.jpg"]).contains("train/ has no class folders"));
-    let root = folder(&["x.zip", "x.tar.gz", "x.tar", "x.doc"]);
+    let root = folder(&["x.zip", "x.tar.gz", "x.tar", "x.7z", "x.doc"]);
     let error = |name: &str| open(&root.path().join(name), &config(), 1).unwrap_err();
-    assert!(error("x.zip").to_string().contains("unpack it"));
-    assert!(error("x.tar.gz").to_string().contains("unpack it"));
+    assert!(error("x.7z").to_string().contains("unpack it"));
+    assert!(error("x.zip").to_string().contains("is a text file, not an archive"));
+    assert!(error("x.tar.gz").to_string().contains("is a text file, not an archive"));
     assert_eq!(error("x.doc").exit_code(), 3);
     assert!(error("x.tar").to_string().contains("tar"), "{}", error("x.tar"));
     let gone = error("gone");
@@ -282,11 +286,11 @@ fn folders_that_name_no_class_are_refused_or_entered() {
         (&["images/a/1.jpg", "images/b/1.jpg", "scans/1.pdf"], "what lies beside it: scans/"),
         (
             &["images/001.Albatross/1.jpg", "train_test_split.txt", "images.txt"],
-            "looks like CUB-200-2011",
+            "looks like CUB-200-2011: image_class_labels.txt and classes.txt are missing",
         ),
         (
             &["images/Abyssinian_1.jpg", "annotations/trainval.txt", "annotations/trimaps/A.png"],
-            "looks like Oxford-IIIT Pets",
+            "looks like Oxford-IIIT Pets: test.txt is missing",
         ),
     ];
     for (files, part) in refusals {
@@ -303,17 +307,9 @@ fn folders_that_name_no_class_are_refused_or_entered() {
         assert!(layout.starts_with(&format!("class folders in {wrapper}/, ")), "{layout}");
     }
     // Published sets that were sorted into folders are what their folders say.
-    let sorted = ["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "test/b/1.jpg", "variants.txt"];
-    assert_eq!(recognised(&sorted).0, ["a", "b"]);
-}
-
-#[test]
-fn published_sets_are_told_by_their_lists() {
-    for (name, part) in [("cub-45.tar", "CUB-200-2011"), ("pets-7.tar", "Oxford-IIIT Pets")] {
-        let Some(path) = data_file(name) else { continue };
-        let error = open(&path, &config(), 1).unwrap_err();
-        assert_eq!(error.exit_code(), 3);
-        assert!(error.to_string().contains(part), "{error}");
+    for list in ["images_variant_trainval.txt", "train_test_split.txt", "TrainImages.txt=a/2.jpg"] {
+        let sorted = ["train/a/1.jpg", "train/b/1.jpg", "test/a/1.jpg", "test/b/1.jpg", list];
+        assert_eq!(recognised(&sorted).0, ["a", "b"], "{list}");
     }
 }
 

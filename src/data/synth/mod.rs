@@ -20,7 +20,7 @@ use std::path::Path;
 
 pub use species::{Centre, Inflorescence, Marking, Outline, SPECIES, Species, Whorl};
 
-use super::{Manifest, Origin, Rgb8, Sample, Split, SplitOrigin};
+use super::{Manifest, Origin, Rgb8, Sample, Split, SplitOrigin, Treatment};
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, stream};
 
@@ -49,7 +49,13 @@ fn catalogue(train_per_class: usize, test_per_class: usize) -> Vec<(Sample, u64)
             for number in 0..count {
                 let id = format!("{folder}/{}/{number:03}.png", species.name);
                 let origin = Origin::File(id.clone().into());
-                let sample = Sample { id, origin, label: Some(label), split };
+                let sample = Sample {
+                    id,
+                    origin,
+                    label: Some(label),
+                    split,
+                    treatment: Treatment::default(),
+                };
                 list.push((sample, first + number as u64));
             }
         }
