@@ -32,6 +32,9 @@ pub enum Purpose {
     /// Dropout of single values; `epoch` is the step, `sample` the row of the step's batch, `view`
     /// the layer.
     Dropout = 10,
+    /// Order in which samples of a training part take its images; `epoch` is 1 for one order over
+    /// all classes, `sample` is the class.
+    Sample = 11,
 }
 
 /// The random stream at the given coordinates. Unused coordinates are zero.

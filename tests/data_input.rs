@@ -127,6 +127,64 @@ fn second_run_in_the_same_folder(root: &Path) {
 }
 
 #[test]
+fn a_sample_is_a_table_that_keeps_the_test_images() {
+    let folder = temporary();
+    let root = folder.path();
+    pictures(&root.join("photos"), &["10", "9", "a, b"]);
+    tiny_run(root);
+    let classes = ["10", "9", "a, b"].map(String::from).to_vec();
+    let rows = |table: &str, split: &str| -> Vec<String> {
+        let text = fs::read_to_string(root.join(table)).expect("a table");
+        text.lines().filter(|line| line.contains(split)).map(str::to_owned).collect()
+    };
+    succeeds(root, "data split photos --output split.csv");
+    for (size, table, train) in [
+        ("--per-class 1 --seed 5", "one.csv", 3),
+        ("--per-class 2 --seed 5", "two.csv", 6),
+        ("--fraction 0.75 --seed 5", "three.csv", 9),
+        ("--total 7 --seed 6", "seven.csv", 7),
+    ] {
+        let output = succeeds(root, &format!("data sample photos {size} -o {table}"));
+        assert_eq!(stats(root, table), (classes.clone(), [train, 0, 3]), "{table}");
+        let said = stderr(&output);
+        let line = format!("sample: {train} of 12 training images, 3 test images\n");
+        assert!(said.contains(&line) && said.contains("held out first"), "{said}");
+        // The test images are those of `data split`, whatever the sample's seed.
+        assert_eq!(rows(table, ",test,"), rows("split.csv", ",test,"), "{table}");
+    }
+    let within = |small: &str, large: &str| {
+        let large = rows(large, ",train,");
+        rows(small, ",train,").iter().all(|row| large.contains(row))
+    };
+    assert!(within("one.csv", "two.csv") && within("two.csv", "three.csv"));
+    succeeds(root, "data sample split.csv --per-class 2 --seed 5 -o again.csv");
+    assert_eq!(rows("again.csv", ""), rows("two.csv", ""), "drawn from the table of the split");
+    succeeds(root, "data sample photos --per-class 2 --seed 5 --train-only -o train.csv");
+    assert_eq!(rows("train.csv", ",train,"), rows("two.csv", ",train,"));
+    assert_eq!(stats(root, "train.csv"), (classes, [6, 0, 0]));
+    succeeds(root, "pretrain train.csv -c tiny.toml --output r");
+
+    let output = succeeds(root, "data sample photos --per-class 9 -o all.csv");
+    let said = stderr(&output);
+    assert!(said.contains("3 classes have fewer than 9") && said.contains("9 (4)"), "{said}");
+    for (line, code, part) in [
+        ("data sample photos -o new.csv", 2, "--per-class"),
+        ("data sample photos --total 3 --fraction 0.5 -o new.csv", 2, "cannot be used with"),
+        ("data sample photos --total 0 -o new.csv", 2, "0"),
+        ("data sample photos --fraction 2 -o new.csv", 2, "must lie above 0"),
+        ("data sample photos --total 3 -o two.csv", 2, "left as it is"),
+        ("data sample photos --total 3 -o new.txt", 2, ".csv"),
+        ("data sample gone --total 3 -o new.csv", 3, "exist"),
+    ] {
+        let output = run(root, line);
+        let said = stderr(&output);
+        assert_eq!(output.status.code(), Some(code), "{line}: {said}");
+        assert!(said.contains(part), "{line}: {said}");
+    }
+    assert!(!root.join("new.csv").exists());
+}
+
+#[test]
 fn an_empty_class_is_refused_unless_allowed() {
     let folder = temporary();
     let root = folder.path();

@@ -6,6 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use super::data_args::{
     BadImage, CheckArgs, DataCommand, PreviewArgs, PreviewStage, SplitArgs, StatsArgs, SynthArgs,
 };
+use super::data_sample;
 use super::progress::Progress;
 use super::readable::unreadable_image;
 use crate::config::{Layers, RunConfig, Source};
@@ -26,10 +27,11 @@ pub(super) fn data(command: &DataCommand) -> Result<()> {
         DataCommand::Preview(args) => preview(args),
         DataCommand::Synth(args) => synth(args),
         DataCommand::Split(args) => draw_split(args),
+        DataCommand::Sample(args) => data_sample::sample(args),
     }
 }
 
-fn config(recipe: &str, set: &[String]) -> Result<RunConfig> {
+pub(super) fn config(recipe: &str, set: &[String]) -> Result<RunConfig> {
     let mut layers = Layers::new(recipe)?;
     set.iter().try_for_each(|set| layers.set(set, Source::Flag("--set")))?;
     Ok(layers.build()?.config)
@@ -166,23 +168,29 @@ fn draw_split(args: &SplitArgs) -> Result<()> {
             )));
         }
     }
-    if args.output.exists() {
-        return Err(occupied(&args.output));
-    }
-    if args.output.extension().is_none_or(|extension| extension != "csv") {
-        return Err(Error::Usage(format!(
-            "--output {}: the table is written as CSV; give it a name that ends in .csv",
-            args.output.display()
-        )));
-    }
+    check_table(&args.output)?;
     opened.warnings.iter().for_each(|note| eprintln!("note: {note}"));
     split::write_csv(&counted_from(&args.output, opened.manifest)?, &[], &args.output)?;
     super::print(&args.output.display().to_string())
 }
 
+/// Refuses a name under which no table can be written.
+pub(super) fn check_table(output: &Path) -> Result<()> {
+    if output.exists() {
+        return Err(occupied(output));
+    }
+    match output.extension().is_some_and(|extension| extension == "csv") {
+        true => Ok(()),
+        false => Err(Error::Usage(format!(
+            "--output {}: the table is written as CSV; give it a name that ends in .csv",
+            output.display()
+        ))),
+    }
+}
+
 /// The manifest with the images' paths counted from the folder of the table at `output`, as
 /// whoever reads the table will take them; absolute where the two have no folder in common.
-fn counted_from(output: &Path, mut manifest: Manifest) -> Result<Manifest> {
+pub(super) fn counted_from(output: &Path, mut manifest: Manifest) -> Result<Manifest> {
     let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let real = |path: &Path| path.canonicalize().map_err(|e| Error::io("read", path, e));
     let folder = real(folder)?;

@@ -57,7 +57,19 @@ pub enum DataCommand {
         after_help = "Examples:\n  fewvit data split photos/\n  fewvit data split photos/ --test-fraction 0.3 --seed 1 --output splits.csv"
     )]
     Split(SplitArgs),
+    /// Draw a sample of the training images and write it as a table
+    #[command(after_help = SAMPLE)]
+    Sample(SampleArgs),
 }
+
+const SAMPLE: &str = "The table lists the sample and all validation and test images, and is given as data like any other.
+With one seed a larger sample contains the smaller. Of images without a split, the split is drawn
+first, the same with every --seed: that of `fewvit data split`.
+
+Examples:
+  fewvit data sample photos/ --fraction 0.25
+  fewvit data sample imagenet/ --per-class 10 -o sin-10k.csv
+  fewvit data sample imagenet/ --total 10000 --seed 1 --train-only -o sin-total-10k.csv";
 
 /// `data check`.
 #[derive(Args, Clone, Debug)]
@@ -158,6 +170,43 @@ pub struct SynthArgs {
     /// Key of the random draws
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
+}
+
+/// `data sample`.
+#[derive(Args, Clone, Debug)]
+pub struct SampleArgs {
+    /// Images
+    pub data: PathBuf,
+    /// How many.
+    #[command(flatten)]
+    pub size: SampleSize,
+    /// Key of the random draws
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub seed: u64,
+    /// Leave validation and test images out of the table, which then serves pre-training
+    #[arg(long)]
+    pub train_only: bool,
+    /// Go on without a class whose folder holds no image
+    #[arg(long)]
+    pub allow_empty_class: bool,
+    /// Table to write; the paths in it count from its folder
+    #[arg(short, long, value_name = "FILE", default_value = "sample.csv")]
+    pub output: PathBuf,
+}
+
+/// How many training images a sample has; one of the three.
+#[derive(Args, Clone, Copy, Debug)]
+#[group(required = true, multiple = false)]
+pub struct SampleSize {
+    /// Training images of each class
+    #[arg(long, value_name = "N")]
+    pub per_class: Option<NonZeroUsize>,
+    /// Training images in all, whatever their classes
+    #[arg(long, value_name = "N")]
+    pub total: Option<NonZeroUsize>,
+    /// Share of the training images of each class, at least one of each
+    #[arg(long, value_name = "SHARE")]
+    pub fraction: Option<f64>,
 }
 
 /// `data split`.

@@ -26,6 +26,7 @@ pub mod matfile;
 pub mod mixing;
 pub mod named;
 pub mod parallel;
+pub mod sample;
 pub mod source;
 pub mod split;
 mod split_names;
