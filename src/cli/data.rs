@@ -6,9 +6,9 @@ use std::path::{Component, Path, PathBuf};
 use super::data_args::{
     BadImage, CheckArgs, DataCommand, PreviewArgs, PreviewStage, SplitArgs, StatsArgs, SynthArgs,
 };
-use super::data_sample;
 use super::progress::Progress;
 use super::readable::unreadable_image;
+use super::{data_list, data_sample};
 use crate::config::{Layers, RunConfig, Source};
 use crate::data::data_report::DataReport;
 use crate::data::manifest::{Manifest, Origin, Split, SplitOrigin};
@@ -27,6 +27,7 @@ pub(super) fn data(command: &DataCommand) -> Result<()> {
         DataCommand::Preview(args) => preview(args),
         DataCommand::Synth(args) => synth(args),
         DataCommand::Split(args) => draw_split(args),
+        DataCommand::List(args) => data_list::list(args.json),
         DataCommand::Sample(args) => data_sample::sample(args),
     }
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 
-use super::args::CommonArgs;
+use super::args::{CommonArgs, ListArgs};
 use crate::config::OnBadImage;
 
 const CHECK: &str = "What is read as a data set:
@@ -60,6 +60,9 @@ pub enum DataCommand {
     /// Draw a sample of the training images and write it as a table
     #[command(after_help = SAMPLE)]
     Sample(SampleArgs),
+    /// List the paper's data sets: where they are, their terms, files and counts
+    #[command(after_help = "Examples:\n  fewvit data list\n  fewvit data list --json")]
+    List(ListArgs),
 }
 
 const SAMPLE: &str = "The table lists the sample and all validation and test images, and is given as data like any other.

@@ -5,6 +5,7 @@ mod bench;
 mod bench_args;
 mod data;
 mod data_args;
+mod data_list;
 mod data_sample;
 mod demo;
 mod doctor;

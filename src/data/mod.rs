@@ -9,6 +9,7 @@
 pub mod archive;
 pub mod augment;
 pub mod cache;
+pub mod catalog;
 pub mod check;
 mod clutter;
 pub mod data_report;
