@@ -17,6 +17,8 @@ pub mod engine;
 pub mod error;
 pub mod eval;
 pub mod export;
+#[cfg(feature = "fetch")]
+pub mod fetch;
 pub mod files;
 pub mod graph;
 pub mod loss;

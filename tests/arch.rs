@@ -16,6 +16,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ("schedule", &["config"]),
     ("nn", &["graph", "ops", "rng"]),
     ("data", &["config", "error", "files", "rng"]),
+    ("fetch", &["data", "error"]),
     ("backbone", &["error", "graph", "nn", "ops"]),
     ("method", &["backbone", "config", "data", "error", "loss", "nn", "ops", "rng", "schedule"]),
     (
@@ -49,8 +50,8 @@ const MAY_USE: &[(&str, &[&str])] = &[
     (
         "cli",
         &[
-            "backbone", "bench", "config", "data", "engine", "error", "eval", "export", "report",
-            "run", "train",
+            "backbone", "bench", "config", "data", "engine", "error", "eval", "export", "fetch",
+            "report", "run", "train",
         ],
     ),
 ];

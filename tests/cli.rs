@@ -44,6 +44,84 @@ fn a_path_that_does_not_exist() {
 }
 
 #[test]
+fn the_papers_data_sets_are_listed() {
+    let output = run(["data", "list", "--json"]);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    let sets: Vec<serde_json::Value> =
+        text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+    let images = |set: &serde_json::Value| set["train"].as_u64().zip(set["test"].as_u64());
+    assert_eq!(sets.len(), 8);
+    assert_eq!(images(&sets[0]), Some((2040, 6149)));
+    let files = sets[1]["archives"].as_array().expect("a list");
+    assert_eq!(files[1]["checksum"]["md5"], "95a8c909bbe2e81eed6a22bccdf3f68f");
+    assert_eq!(files[1]["bytes"]["exact"], 19_173_078);
+}
+
+/// Serves one file to everybody who asks for anything.
+#[cfg(feature = "fetch")]
+fn serve(body: Vec<u8>) -> String {
+    use std::io::{BufRead as _, BufReader, Write as _};
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
+    let address = listener.local_addr().expect("an address");
+    std::thread::spawn(move || {
+        for stream in listener.incoming() {
+            let mut stream = stream.expect("a connection");
+            let lines = BufReader::new(&stream).lines().map_while(Result::ok);
+            let _ = lines.take_while(|line| !line.is_empty()).count();
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n", body.len());
+            let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(&body));
+        }
+    });
+    format!("http://{address}")
+}
+
+#[cfg(feature = "fetch")]
+#[test]
+fn a_data_set_is_fetched_once_its_terms_are_agreed_to() {
+    let folder = temporary();
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(8);
+    let name = "fgvc-aircraft-2013b/data/variants.txt";
+    builder.append_data(&mut header, name, &b"707-320\n"[..]).expect("appended");
+    let mirror = serve(builder.into_inner().expect("an archive"));
+    let fetch = |args: &[&str]| {
+        let mut command = common::fewvit(["data", "fetch"].iter().chain(args));
+        let command = command.current_dir(folder.path()).stdin(std::process::Stdio::null());
+        let command = command.env_remove("http_proxy").env_remove("HTTP_PROXY");
+        command.env_remove("all_proxy").env_remove("ALL_PROXY").output().expect("it starts")
+    };
+    let there = || fs::read_dir(folder.path()).expect("there").count();
+    let aircraft = ["aircraft", "--mirror", &mirror, "--to", "planes"];
+    let refused = fetch(&aircraft);
+    fails(&refused, 2, "add --yes");
+    fails(&refused, 2, "the photographers keep their copyright");
+    fails(&fetch(&["airplanes", "--yes"]), 2, "no data set is called `airplanes`");
+    fails(&fetch(&["aircraft", "--yes", "--mirror", "ftp://x"]), 2, "must begin with https://");
+    assert_eq!(there(), 0);
+
+    let output = fetch(&[&aircraft[..], &["--yes"]].concat());
+    let said = stderr(&output);
+    assert!(output.status.success(), "{said}");
+    assert_eq!(String::from_utf8_lossy(&output.stdout), "planes\n");
+    for part in [
+        "the photographers keep their copyright",
+        "downloading fgvc-aircraft-2013b.tar.gz: 100% of 0.0 MB",
+        "no checksum is published for fgvc-aircraft-2013b.tar.gz",
+        "1 file; planes-archives is no longer needed",
+    ] {
+        assert!(said.contains(part), "{part:?} is not in {said}");
+    }
+    let variants = fs::read(folder.path().join("planes").join(name)).expect("unpacked");
+    assert_eq!(variants, b"707-320\n");
+    fails(&fetch(&[&aircraft[..], &["--yes"]].concat()), 2, "left as it is");
+
+    let by_hand = fetch(&["imagenet", "--yes"]);
+    fails(&by_hand, 1, "imagenet-archives");
+    fails(&by_hand, 1, "ILSVRC2012_img_val.tar  6744924160 bytes  md5 29b22e2961454d5413dd");
+}
+
+#[test]
 fn an_empty_folder() {
     let folder = temporary();
     let empty = folder.path().join("empty");

@@ -88,7 +88,7 @@ pub enum Command {
     /// Measure this machine and how much of it training uses
     #[command(subcommand, after_help = BENCH)]
     Bench(BenchCommand),
-    /// Look at a data set, render one, or split it
+    /// Look at a data set, fetch or render one, split or sample it
     #[command(subcommand, after_help = DATA)]
     Data(DataCommand),
     /// List and show the recipes

@@ -28,6 +28,8 @@ pub(super) fn data(command: &DataCommand) -> Result<()> {
         DataCommand::Synth(args) => synth(args),
         DataCommand::Split(args) => draw_split(args),
         DataCommand::List(args) => data_list::list(args.json),
+        #[cfg(feature = "fetch")]
+        DataCommand::Fetch(args) => super::fetch::fetch(args),
         DataCommand::Sample(args) => data_sample::sample(args),
     }
 }

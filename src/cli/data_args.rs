@@ -63,6 +63,38 @@ pub enum DataCommand {
     /// List the paper's data sets: where they are, their terms, files and counts
     #[command(after_help = "Examples:\n  fewvit data list\n  fewvit data list --json")]
     List(ListArgs),
+    /// Download one of the paper's data sets and unpack it
+    #[cfg(feature = "fetch")]
+    #[command(after_help = FETCH)]
+    Fetch(FetchArgs),
+}
+
+#[cfg(feature = "fetch")]
+const FETCH: &str =
+    "What has arrived when the connection breaks is kept: the same command goes on from there. The
+publishers' files lie in DIR-archives/ beside the data set, checked against the published checksums
+(fewvit data list); files that were put there by hand serve as well. DIR appears when all is
+unpacked.
+
+Examples:
+  fewvit data fetch flowers-102
+  fewvit data fetch pets --to data/pets --yes";
+
+/// `data fetch`.
+#[cfg(feature = "fetch")]
+#[derive(Args, Clone, Debug)]
+pub struct FetchArgs {
+    /// Data set of `fewvit data list`; the beginning of its name is enough
+    pub name: String,
+    /// Folder to make [default: the set's name, in the working folder]
+    #[arg(long, value_name = "DIR")]
+    pub to: Option<PathBuf>,
+    /// Agree to the publishers' terms, which are shown
+    #[arg(long)]
+    pub yes: bool,
+    /// Take the files from URL/FILE instead of the publishers' addresses
+    #[arg(long, value_name = "URL")]
+    pub mirror: Option<String>,
 }
 
 const SAMPLE: &str = "The table lists the sample and all validation and test images, and is given as data like any other.

@@ -1,7 +1,7 @@
 //! `fewvit data list`.
 
 use super::{print, print_json};
-use crate::data::catalog::{Archive, Checksum, KnownSet, Length, SETS};
+use crate::data::catalog::{Archive, KnownSet, SETS};
 use crate::error::Result;
 
 pub(super) fn list(json: bool) -> Result<()> {
@@ -20,17 +20,10 @@ fn described(set: &KnownSet) -> String {
 }
 
 /// `setid.mat  14989 bytes  sha256 46b8...`.
-pub(super) fn file_line(archive: &Archive) -> String {
-    let bytes = match archive.bytes {
-        Length::Exact(bytes) => format!("{bytes} bytes"),
-        Length::About(bytes) => format!("about {:.2} GB", bytes as f64 / 1e9),
-    };
-    let checksum = match archive.checksum {
-        Some(Checksum::Md5(digits)) => format!("md5 {digits}"),
-        Some(Checksum::Sha256(digits)) => format!("sha256 {digits}"),
-        None => "no checksum is published".into(),
-    };
-    format!("{}  {bytes}  {checksum}", archive.file)
+fn file_line(archive: &Archive) -> String {
+    let published = archive.checksum.map(|checksum| checksum.to_string());
+    let checksum = published.unwrap_or("no checksum is published".into());
+    format!("{}  {}  {checksum}", archive.file, archive.bytes)
 }
 
 #[cfg(test)]

@@ -9,6 +9,8 @@ mod data_list;
 mod data_sample;
 mod demo;
 mod doctor;
+#[cfg(feature = "fetch")]
+mod fetch;
 mod flags;
 mod frozen;
 mod frozen_args;

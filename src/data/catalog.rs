@@ -1,6 +1,8 @@
 //! The data sets of the paper: where their publishers offer them, under which terms, and how many
 //! images the paper counts. One entry of [`SETS`] each.
 
+use std::fmt;
+
 use serde::Serialize;
 
 use crate::error::{Error, Result};
@@ -53,14 +55,16 @@ pub enum Length {
     About(u64),
 }
 
-impl Length {
-    /// Bytes, rounded or not.
-    pub fn rough(self) -> u64 {
+impl fmt::Display for Length {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
         match self {
-            Self::Exact(bytes) | Self::About(bytes) => bytes,
+            Self::Exact(bytes) => write!(out, "{bytes} bytes"),
+            Self::About(bytes) => write!(out, "about {:.2} GB", *bytes as f64 / 1e9),
         }
     }
+}
 
+impl Length {
     /// Bytes, if they are known to the byte.
     pub fn exact(self) -> Option<u64> {
         match self {
@@ -78,6 +82,15 @@ pub enum Checksum {
     Md5(&'static str),
     /// SHA-256.
     Sha256(&'static str),
+}
+
+impl fmt::Display for Checksum {
+    fn fmt(&self, out: &mut fmt::Formatter) -> fmt::Result {
+        match self {
+            Self::Md5(digits) => write!(out, "md5 {digits}"),
+            Self::Sha256(digits) => write!(out, "sha256 {digits}"),
+        }
+    }
 }
 
 /// Where the content of a downloaded file goes, relative to the data set's folder.

@@ -40,8 +40,8 @@ pub fn draw(manifest: &mut Manifest, size: Size, seed: u64) -> Result<Vec<String
         if want > pool.len() {
             short.push(format!("{} ({})", pool_name(manifest, size, class), pool.len()));
         }
-        let by_class = u32::from(matches!(size, Size::Total(_)));
-        pool.shuffle(&mut stream(seed, Purpose::Sample, by_class, class as u64, 0));
+        let over_all = u32::from(matches!(size, Size::Total(_)));
+        pool.shuffle(&mut stream(seed, Purpose::Sample, over_all, class as u64, 0));
         pool.iter().skip(want).for_each(|&i| kept[i] = false);
     }
     let mut keep = kept.iter();
