@@ -184,6 +184,63 @@ fn a_sample_is_a_table_that_keeps_the_test_images() {
     assert!(!root.join("new.csv").exists());
 }
 
+/// Textures of two classes, whose second published split tests on another image than the first.
+#[test]
+fn a_published_set_keeps_its_ways_in_tables_and_under_settings() {
+    let folder = temporary();
+    let root = folder.path();
+    let labels = root.join("dtd/labels");
+    fs::create_dir_all(&labels).expect("made");
+    pictures(&root.join("dtd/images"), &["banded", "dotted"]);
+    for (split, test) in [(1, 3), (2, 0)] {
+        let rows = |keep: &dyn Fn(usize) -> bool| -> String {
+            let images = (0..4).filter(|&i| keep(i));
+            images.map(|i| format!("banded/{i}.png\ndotted/{i}.png\n")).collect()
+        };
+        for (part, text) in [
+            ("train", rows(&|i| i != test && i != 1)),
+            ("val", rows(&|i| i == 1)),
+            ("test", rows(&|i| i == test)),
+        ] {
+            fs::write(labels.join(format!("{part}{split}.txt")), text).expect("written");
+        }
+    }
+    let output = succeeds(root, "data check dtd");
+    let said = String::from_utf8_lossy(&output.stdout).into_owned();
+    for part in [
+        "dtd: Describable Textures (DTD), 2 classes, 6 train + 2 test images\n",
+        "note: not the paper's counts: 6 of 3760 training and 2 of 1880 test images\n",
+        "note: 2 images are in no list of the set and left out: images/banded/4.png",
+    ] {
+        assert!(said.contains(part), "{part:?} is not in {said}");
+    }
+    let table = |name: &str| fs::read_to_string(root.join(name)).expect("a table");
+    succeeds(root, "data sample dtd --per-class 2 -o one.csv");
+    succeeds(root, "data sample dtd --per-class 2 --set data.dtd_split=2 -o two.csv");
+    let head = "file,label,class,split,digest,treatment\n";
+    for (name, test) in [("one.csv", 3), ("two.csv", 0)] {
+        let text = table(name);
+        let row = format!("\ndtd/images/dotted/{test}.png,1,dotted,test,,published\n");
+        assert!(text.starts_with(head) && text.contains(&row), "{text}");
+    }
+    succeeds(root, "data sample one.csv --per-class 1 -o less.csv");
+    assert_eq!(table("less.csv").matches(",published\n").count(), 4, "{}", table("less.csv"));
+
+    fs::remove_file(root.join("dtd/images/dotted/2.png")).expect("removed");
+    let output = run(root, "data check dtd");
+    assert_eq!(output.status.code(), Some(3));
+    assert!(stderr(&output).contains("is missing:\n  dotted/2.png"), "{}", stderr(&output));
+    for skip in ["--on-bad-image skip", "--set data.on_bad_image=skip"] {
+        let output = succeeds(root, &format!("data check dtd {skip}"));
+        let said = String::from_utf8_lossy(&output.stdout).into_owned();
+        assert!(said.contains("1 image of the lists is missing, left out: dotted/2.png"), "{said}");
+    }
+    pictures(&root.join("photos"), &["ash", "beech"]);
+    let output = run(root, "data check photos --set data.dtd_split=2");
+    assert_eq!(output.status.code(), Some(2));
+    assert!(stderr(&output).contains("nothing reads that"), "{}", stderr(&output));
+}
+
 #[test]
 fn an_empty_class_is_refused_unless_allowed() {
     let folder = temporary();

@@ -4,16 +4,18 @@ use std::collections::HashMap;
 use std::path::{Component, Path, PathBuf};
 
 use super::data_args::{
-    BadImage, CheckArgs, DataCommand, PreviewArgs, PreviewStage, SplitArgs, StatsArgs, SynthArgs,
+    BadImage, CheckArgs, DataCommand, OpenArgs, PreviewArgs, PreviewStage, SplitArgs, StatsArgs,
+    SynthArgs,
 };
 use super::progress::Progress;
 use super::readable::unreadable_image;
 use super::{data_list, data_sample};
-use crate::config::{Layers, RunConfig, Source};
+use crate::config::{DataConfig, Layers, RunConfig, Source};
 use crate::data::data_report::DataReport;
 use crate::data::manifest::{Manifest, Origin, Split, SplitOrigin};
+use crate::data::source::Opened;
 use crate::data::views::ViewPlan;
-use crate::data::{check, file_name, source, split, synth};
+use crate::data::{check, file_name, named, source, split, synth};
 use crate::engine::device;
 use crate::error::{Error, Result};
 use crate::report::pictures;
@@ -40,11 +42,23 @@ pub(super) fn config(recipe: &str, set: &[String]) -> Result<RunConfig> {
     Ok(layers.build()?.config)
 }
 
+/// The settings with which a command opens a data set.
+pub(super) fn opening(args: &OpenArgs) -> Result<RunConfig> {
+    let mut config = config("paper", &args.set)?;
+    config.data.allow_empty_class |= args.allow_empty_class;
+    Ok(config)
+}
+
+/// A data set, with settings that it does not know refused.
+pub(super) fn open(path: &Path, config: &DataConfig, seed: u64) -> Result<Opened> {
+    let opened = source::open_noting(path, config, seed)?;
+    named::check_settings(&opened, config)?;
+    Ok(opened)
+}
+
 /// The report on a data set, with what was noticed when it was opened.
-fn examine(path: &Path, allow_empty_class: bool, wanted: usize) -> Result<(Manifest, DataReport)> {
-    let mut config = config("paper", &[])?;
-    config.data.allow_empty_class = allow_empty_class;
-    let opened = source::open_noting(path, &config.data, config.seed)?;
+fn examine(path: &Path, config: &RunConfig, wanted: usize) -> Result<(Manifest, DataReport)> {
+    let opened = open(path, &config.data, config.seed)?;
     let ui = Progress::new();
     let mut report = check::check(
         &opened.manifest,
@@ -60,17 +74,21 @@ fn examine(path: &Path, allow_empty_class: bool, wanted: usize) -> Result<(Manif
 
 fn check(args: &CheckArgs) -> Result<()> {
     device::settle(args.common.device.parse()?)?;
-    let (manifest, report) = examine(&args.data, args.allow_empty_class, args.common.threads)?;
+    let mut config = opening(&args.open)?;
+    if let Some(policy) = args.on_bad_image {
+        config.data.on_bad_image = policy.policy();
+    }
+    let (manifest, report) = examine(&args.data, &config, args.common.threads)?;
     match args.common.json {
         true => super::print_json(&report)?,
         false => print_report(&report)?,
     }
-    check::apply_bad_policy(&manifest, &report, args.on_bad_image.policy()).map(|_| ())
+    check::apply_bad_policy(&manifest, &report, config.data.on_bad_image).map(|_| ())
 }
 
 fn stats(args: &StatsArgs) -> Result<()> {
     device::settle(args.common.device.parse()?)?;
-    let (_, report) = examine(&args.data, args.allow_empty_class, args.common.threads)?;
+    let (_, report) = examine(&args.data, &opening(&args.open)?, args.common.threads)?;
     if args.common.json {
         return super::print_json(&report);
     }
@@ -109,7 +127,7 @@ fn preview(args: &PreviewArgs) -> Result<()> {
     }
     refuse_inside(&args.output, &args.data)?;
     let config = config(&args.recipe, &args.set)?;
-    let manifest = source::open(&args.data, &config.data, config.seed)?;
+    let manifest = open(&args.data, &config.data, config.seed)?.manifest;
     let views = match args.stage {
         PreviewStage::Pretrain => ViewPlan::pretrain(&config.pretrain),
         PreviewStage::Finetune => ViewPlan::finetune(&config.finetune),
@@ -152,10 +170,9 @@ fn synth(args: &SynthArgs) -> Result<()> {
 }
 
 fn draw_split(args: &SplitArgs) -> Result<()> {
-    let mut config = config("paper", &[])?;
+    let mut config = opening(&args.open)?;
     config.data.test_fraction = args.test_fraction;
-    config.data.allow_empty_class = args.allow_empty_class;
-    let opened = source::open_noting(&args.data, &config.data, args.seed)?;
+    let opened = open(&args.data, &config.data, args.seed)?;
     match opened.manifest.split_origin {
         SplitOrigin::Made | SplitOrigin::MadeByGroup => {}
         SplitOrigin::Given => {

@@ -18,7 +18,8 @@ const CHECK: &str = "What is read as a data set:
 - TABLE: .csv, .tsv, .jsonl or .json itself, those that fewvit writes included.
 - FILE.tar, .tar.gz, .tgz or .zip: any of those.
 - As published: Flowers-102, Oxford-IIIT Pets, DTD, MIT Indoor67, CUB-200-2011, FGVC-Aircraft,
-Stanford Cars, ImageNet.
+Stanford Cars, ImageNet. Settings: data.dtd_split (1 to 10), data.aircraft_labels (variant, family,
+manufacturer), data.aircraft_banner (rows to cut off at the bottom).
 
 A table has a header. Its columns: file_name, image_path, path, file, filename, image ... (paths
 count from the table's folder); label, class, class_name, category, species ... (a name counts
@@ -27,7 +28,8 @@ Commas, semicolons, tabs and bars separate; UTF-8, UTF-16 and Windows-1252 are r
 
 Examples:
   fewvit data check photos/
-  fewvit data check photos/ --on-bad-image skip --json";
+  fewvit data check photos/ --on-bad-image skip --json
+  fewvit data check dtd-r1.0.1.tar.gz --set data.dtd_split=2";
 
 /// `data`.
 #[derive(Subcommand, Clone, Debug)]
@@ -106,17 +108,28 @@ Examples:
   fewvit data sample imagenet/ --per-class 10 -o sin-10k.csv
   fewvit data sample imagenet/ --total 10000 --seed 1 --train-only -o sin-total-10k.csv";
 
+/// How images are read as a data set.
+#[derive(Args, Clone, Debug)]
+pub struct OpenArgs {
+    /// Go on without a class whose folder holds no image
+    #[arg(long)]
+    pub allow_empty_class: bool,
+    /// One setting, such as data.dtd_split=2; can be repeated
+    #[arg(long, value_name = "KEY=VALUE")]
+    pub set: Vec<String>,
+}
+
 /// `data check`.
 #[derive(Args, Clone, Debug)]
 pub struct CheckArgs {
     /// Images
     pub data: PathBuf,
-    /// Whether an image that cannot be read fails the check: error, or skip
-    #[arg(long, value_name = "POLICY", default_value = "error")]
-    pub on_bad_image: BadImage,
-    /// Go on without a class whose folder holds no image
-    #[arg(long)]
-    pub allow_empty_class: bool,
+    /// Whether an image that cannot be read fails the check: error, or skip [default: error]
+    #[arg(long, value_name = "POLICY")]
+    pub on_bad_image: Option<BadImage>,
+    /// How to read them.
+    #[command(flatten)]
+    pub open: OpenArgs,
     /// How to run.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -146,9 +159,9 @@ impl BadImage {
 pub struct StatsArgs {
     /// Images
     pub data: PathBuf,
-    /// Go on without a class whose folder holds no image
-    #[arg(long)]
-    pub allow_empty_class: bool,
+    /// How to read them.
+    #[command(flatten)]
+    pub open: OpenArgs,
     /// How to run.
     #[command(flatten)]
     pub common: CommonArgs,
@@ -221,9 +234,9 @@ pub struct SampleArgs {
     /// Leave validation and test images out of the table, which then serves pre-training
     #[arg(long)]
     pub train_only: bool,
-    /// Go on without a class whose folder holds no image
-    #[arg(long)]
-    pub allow_empty_class: bool,
+    /// How to read them.
+    #[command(flatten)]
+    pub open: OpenArgs,
     /// Table to write; the paths in it count from its folder
     #[arg(short, long, value_name = "FILE", default_value = "sample.csv")]
     pub output: PathBuf,
@@ -255,9 +268,9 @@ pub struct SplitArgs {
     /// Key of the random draws
     #[arg(long, value_name = "N", default_value_t = 0)]
     pub seed: u64,
-    /// Go on without a class whose folder holds no image
-    #[arg(long)]
-    pub allow_empty_class: bool,
+    /// How to read them.
+    #[command(flatten)]
+    pub open: OpenArgs,
     /// Table to write; the paths in it count from its folder
     #[arg(short, long, value_name = "FILE", default_value = "splits.csv")]
     pub output: PathBuf,

@@ -1,18 +1,17 @@
 //! `fewvit data sample`.
 
-use super::data::{check_table, config, counted_from};
+use super::data::{check_table, counted_from, open, opening};
 use super::data_args::{SampleArgs, SampleSize};
 use crate::data::manifest::{Manifest, Split};
 use crate::data::sample::{self, Size};
-use crate::data::{source, split};
+use crate::data::split;
 use crate::error::Result;
 
 pub(super) fn sample(args: &SampleArgs) -> Result<()> {
     check_table(&args.output)?;
-    let mut config = config("paper", &[])?;
-    config.data.allow_empty_class = args.allow_empty_class;
+    let config = opening(&args.open)?;
     // The recipe's seed, whatever the sample's: samples of all seeds share their test images.
-    let mut opened = source::open_noting(&args.data, &config.data, config.seed)?;
+    let mut opened = open(&args.data, &config.data, config.seed)?;
     if opened.manifest.split_origin.is_made() {
         opened.warnings.push("the images had no split, so test images were held out first".into());
     }

@@ -51,6 +51,28 @@ impl Treatment {
     /// As PIL's `open` and `convert` have it, by which results on published sets were obtained:
     /// some of their files are damaged or say that they are to be turned.
     pub const PUBLISHED: Self = Self { turn: false, strict: false, cut_rows: 0 };
+
+    /// What tables call it: nothing where an image is taken as usual, `published`, or
+    /// `published-20` where rows are cut off.
+    pub fn code(self) -> String {
+        match (self == Self::default(), self.cut_rows) {
+            (true, _) => String::new(),
+            (_, 0) => "published".to_owned(),
+            (_, rows) => format!("published-{rows}"),
+        }
+    }
+
+    /// The treatment that a table calls so.
+    pub fn of_code(code: &str) -> Option<Self> {
+        match code.split_once('-') {
+            None if code.is_empty() => Some(Self::default()),
+            None => (code == "published").then_some(Self::PUBLISHED),
+            Some(("published", rows)) => {
+                rows.parse().ok().map(|cut_rows| Self { cut_rows, ..Self::PUBLISHED })
+            }
+            Some(_) => None,
+        }
+    }
 }
 
 impl Default for Treatment {

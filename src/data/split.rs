@@ -6,8 +6,8 @@ use std::path::Path;
 use rand::seq::SliceRandom as _;
 
 use super::digest::Digest;
-use super::manifest::{Manifest, Split, SplitOrigin};
-use super::table::parse_split;
+use super::manifest::{Manifest, Sample, Split, SplitOrigin, Treatment};
+use super::table::{TREATMENT, parse_split};
 use super::words::{counted, shortened};
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, stream};
@@ -105,21 +105,28 @@ fn units(manifest: &Manifest, groups: &HashMap<String, String>) -> Vec<Unit> {
     units
 }
 
+const COLUMNS: [&str; 6] = ["file", "label", "class", "split", "digest", TREATMENT];
+
 /// Writes `file,label,class,split,digest`, one image a row, in the manifest's order; `digests` of
-/// the samples, or none at all.
+/// the samples, or none at all. Images of published sets have `treatment` in a last column, so that
+/// whoever reads the table takes their pixels alike.
 ///
 /// # Errors
 /// [`Error::Io`] if the file cannot be written.
 pub fn write_csv(manifest: &Manifest, digests: &[Option<Digest>], path: &Path) -> Result<()> {
     let write = || -> csv::Result<Vec<u8>> {
         let mut writer = csv::Writer::from_writer(Vec::new());
-        writer.write_record(["file", "label", "class", "split", "digest"])?;
+        let is_usual = |sample: &Sample| sample.treatment == Treatment::default();
+        let columns = if manifest.samples.iter().all(is_usual) { 5 } else { COLUMNS.len() };
+        writer.write_record(&COLUMNS[..columns])?;
         for (i, sample) in manifest.samples.iter().enumerate() {
             let label = sample.label.map_or(String::new(), |label| label.to_string());
             let class = sample.label.map_or("", |label| &manifest.classes[label]);
             let digest = digests.get(i).and_then(Option::as_ref).map_or("", Digest::as_str);
             let split = split_name(sample.split);
-            writer.write_record([&sample.id, &label, class, split, digest])?;
+            let treatment = sample.treatment.code();
+            let row = [&sample.id, label.as_str(), class, split, digest, &treatment];
+            writer.write_record(&row[..columns])?;
         }
         writer.into_inner().map_err(|e| e.into_error().into())
     };
@@ -184,7 +191,7 @@ fn split_name(split: Split) -> &'static str {
 
 #[cfg(test)]
 mod tests {
-    use super::super::manifest::{Origin, Sample};
+    use super::super::manifest::Origin;
     use super::*;
 
     fn manifest(sizes: &[usize]) -> Manifest {
@@ -281,6 +288,12 @@ mod tests {
             assert_eq!((&listed.id, &listed.class), (&sample.id, &class));
             assert_eq!((listed.split, &listed.digest), (sample.split, &digests[i]));
         }
+        made.samples[0].treatment = Treatment { cut_rows: 20, ..Treatment::PUBLISHED };
+        write_csv(&made, &[], &path).unwrap();
+        let text = std::fs::read_to_string(&path).unwrap();
+        let first = "file,label,class,split,digest,treatment\n0/000.jpg,0,0,val,,published-20\n";
+        assert!(text.starts_with(first) && text.contains("0/002.jpg,0,0,train,,\n"), "{text}");
+        assert_eq!(read_csv(&path).unwrap().len(), made.samples.len());
         std::fs::write(&path, "file,label,class,split\na.jpg,0,x,train\n").unwrap();
         assert_eq!(read_csv(&path).unwrap()[0].digest, None, "of an earlier version");
         std::fs::write(&path, "file,label,class,split\na.jpg,0,x,trian\n").unwrap();

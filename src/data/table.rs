@@ -18,6 +18,7 @@ use crate::config::{DataConfig, OnBadImage};
 use crate::error::{Error, Result};
 use classes::Classes;
 use entries::Entry;
+pub(super) use entries::TREATMENT;
 pub(super) use text::Table;
 
 /// Extensions of tables; those that are looked for in a folder come first.
@@ -334,6 +335,9 @@ impl<'a> Rows<'a> {
             parse_split(text).ok_or_else(|| format!("split `{text}` is none of train, val, test"))
         });
         let split = split.transpose()?;
+        let treatment = entry.treatment.as_deref().unwrap_or_default();
+        let treatment = Treatment::of_code(treatment)
+            .ok_or_else(|| format!("treatment `{treatment}` is none that fewvit knows"))?;
         let Some((id, origin)) = locate(self.listing, &entry.file) else {
             self.missing.push(format!("{} ({})", entry.file.trim(), entry.at));
             return Ok(());
@@ -351,7 +355,6 @@ impl<'a> Rows<'a> {
             self.groups.insert(id.clone(), group.clone());
         }
         self.seen.insert(id.clone(), (self.placed.len(), entry.at.clone()));
-        let treatment = Treatment::default();
         self.placed.push((Sample { id, origin, label, split: Split::Train, treatment }, split));
         Ok(())
     }

@@ -129,6 +129,7 @@ mod tests {
             index: class.1,
             split: None,
             group: None,
+            treatment: None,
         }
     }
 

@@ -80,6 +80,8 @@ const SPLIT_FLAG: [&str; 8] =
 /// What programs write for a missing value.
 const MISSING: [&str; 7] = ["NA", "N/A", "#N/A", "NaN", "nan", "<NA>", "null"];
 const GROUP: [&str; 2] = ["group", "group_id"];
+/// The column of fewvit's own tables that says how pixels are taken.
+pub(in super::super) const TREATMENT: &str = "treatment";
 
 /// An image as a table describes it.
 #[derive(Clone, Debug)]
@@ -96,6 +98,8 @@ pub struct Entry {
     pub split: Option<String>,
     /// Images of one group stay in one split.
     pub group: Option<String>,
+    /// How its pixels are taken, in fewvit's own tables.
+    pub treatment: Option<String>,
 }
 
 /// Whether a header is that of a table of images.
@@ -148,6 +152,7 @@ pub(super) fn entries(table: &Table, split: Option<Split>) -> Result<(Vec<Entry>
     let (split_column, unused) = columns.split()?;
     notes.extend(unused);
     let group = GROUP.iter().find_map(|name| columns.filled(name));
+    let treatment = own.then(|| table.column(TREATMENT)).flatten();
     let of_path = (split_column.is_none() && split.is_none()).then(|| columns.splits_of_paths());
     let of_path = of_path.flatten();
     if of_path.is_some() {
@@ -175,6 +180,7 @@ pub(super) fn entries(table: &Table, split: Option<Split>) -> Result<(Vec<Entry>
                 .or_else(|| given.clone())
                 .or_else(|| of_path.as_ref().map(|of| format!("{:?}", of[i]))),
             group: field(group),
+            treatment: field(treatment),
         }
     };
     Ok((table.rows.iter().enumerate().map(entry).collect(), notes))

@@ -34,6 +34,34 @@ fn csv_tsv_and_json_lines_say_the_same() {
     }
 }
 
+/// A sample of a published set is taken as the set itself; `treatment` of a table that somebody
+/// else wrote can be anything.
+#[test]
+fn own_tables_say_how_pixels_are_taken() {
+    let own = |code: &str| {
+        format!(
+            "file,label,class,split,digest,treatment\ni/1.jpg,0,a,train,,\ni/2.jpg,1,b,test,,{code}\n"
+        )
+    };
+    for (code, treatment) in [
+        ("", Treatment::default()),
+        ("published", Treatment::PUBLISHED),
+        ("published-20", Treatment { cut_rows: 20, ..Treatment::PUBLISHED }),
+    ] {
+        assert_eq!(treatment.code(), code);
+        let manifest = table("x.csv", &own(code)).unwrap().manifest;
+        let treatments: Vec<_> = manifest.samples.iter().map(|s| s.treatment).collect();
+        assert_eq!(treatments, [Treatment::default(), treatment]);
+    }
+    for code in ["publisher", "published-", "published-x", "-20"] {
+        let text = table("x.csv", &own(code)).unwrap_err().to_string();
+        assert!(text.contains(&format!("line 3: treatment `{code}` is none")), "{text}");
+    }
+    let of_others = "file,treatment,label\ni/1.jpg,placebo,a\ni/2.jpg,drug,b\n";
+    let manifest = table("x.csv", of_others).unwrap().manifest;
+    assert!(manifest.samples.iter().all(|s| s.treatment == Treatment::default()));
+}
+
 /// A folder with these files and four images in `i/`.
 fn folder(files: &[&str]) -> Result<Opened> {
     let images = ["i/1.jpg", "i/2.jpg", "i/3.jpg", "i/4.jpg"];
