@@ -8,9 +8,8 @@ use crate::config::{AircraftLabels, DataConfig};
 use crate::error::Result;
 
 pub(super) const SET: NamedSet = NamedSet {
-    name: "fgvc-aircraft",
+    name: "aircraft",
     title: "FGVC-Aircraft",
-    counts: [6667, 3333],
     home: "fgvc-aircraft-2013b.tar.gz from https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft/ \
            has images and lists, fgvc-aircraft-2013b-annotations.tar.gz the lists alone",
     settings: &["data.aircraft_labels", "data.aircraft_banner"],
@@ -48,7 +47,12 @@ fn read(lists: &Lists, config: &DataConfig) -> Result<Labels> {
             images.push((format!("{number}.jpg"), class, split));
         }
     }
-    Ok(Labels { cut_rows: config.aircraft_banner, ..Labels::by_name(images) })
+    let cut_rows = config.aircraft_banner;
+    let of_level = (config.aircraft_labels != AircraftLabels::Variant)
+        .then(|| format!("the labels are those of the {level}; the paper's are of the variant"));
+    let cut = (cut_rows > 0).then(|| format!("{cut_rows} rows are cut off below each image"));
+    let notes = of_level.into_iter().chain(cut).collect();
+    Ok(Labels { cut_rows, notes, ..Labels::by_name(images) })
 }
 
 #[cfg(test)]
@@ -91,6 +95,13 @@ mod tests {
         let opened = miniature("").try_open(&with(AircraftLabels::Family)).unwrap();
         assert_eq!(opened.manifest.classes, ["Boeing 707", "Boeing 717", "F-16"]);
         assert_eq!(counts(&opened.manifest), [3, 0, 3]);
+        assert_eq!(
+            opened.warnings[..2],
+            [
+                "the labels are those of the family; the paper's are of the variant",
+                "20 rows are cut off below each image"
+            ]
+        );
         assert!(opened.manifest.samples.iter().all(|sample| sample.treatment.cut_rows == 20));
         let error = miniature("").try_open(&with(AircraftLabels::Manufacturer)).unwrap_err();
         let part = "images_manufacturer_trainval.txt and images_manufacturer_test.txt are missing";
@@ -131,7 +142,7 @@ mod tests {
                 (names.len(), opened.manifest.classes),
                 (number, names.iter().map(|n| n.to_string()).collect())
             );
-            assert_eq!(opened.warnings, [""; 0]);
+            assert_eq!(opened.warnings.len(), usize::from(number != 100), "{:?}", opened.warnings);
         }
     }
 }

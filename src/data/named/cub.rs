@@ -12,7 +12,6 @@ use crate::error::{Error, Result};
 pub(super) const SET: NamedSet = NamedSet {
     name: "cub-200-2011",
     title: "CUB-200-2011",
-    counts: [5994, 5794],
     home: "CUB_200_2011.tgz from https://data.caltech.edu/records/65de6-vp158 has images and lists",
     settings: &[],
     is_one: |lists| lists.any(&["train_test_split.txt", "image_class_labels.txt"]),
@@ -94,6 +93,17 @@ mod tests {
             assert!(train[1].id.ends_with("4.jpg") && train[1].label == Some(1));
             assert!(opened.warnings[1].contains("4_rgb.jpg"), "{:?}", opened.warnings);
         }
+    }
+
+    /// As a download site sorts them: the lists still say what is for what.
+    #[test]
+    fn images_sorted_into_splits_are_joined_too() {
+        let files = ["val/", "train/", "train/", "val/"];
+        let files = files.iter().zip([1, 0, 3, 2]).map(|(split, i)| (split, IMAGES[i]));
+        let files = files.map(|(split, image)| format!("images_train_test/{split}{image}"));
+        let mini = LISTS.iter().fold(Miniature::new().images(files), |mini, list| mini.list(list));
+        let manifest = mini.open().manifest;
+        assert_eq!((manifest.name.as_str(), counts(&manifest)), ("cub-200-2011", [2, 0, 2]));
     }
 
     #[test]

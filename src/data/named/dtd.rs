@@ -10,7 +10,6 @@ use crate::error::{Error, Result};
 pub(super) const SET: NamedSet = NamedSet {
     name: "dtd",
     title: "Describable Textures (DTD)",
-    counts: [3760, 1880],
     home: "dtd-r1.0.1.tar.gz from https://www.robots.ox.ac.uk/~vgg/data/dtd/ has images and lists, \
            dtd-r1.0.1-labels.tar.gz the lists alone",
     settings: &["data.dtd_split"],
@@ -44,7 +43,8 @@ fn read(lists: &Lists, config: &DataConfig) -> Result<Labels> {
             images.push((line.text.clone(), line.folder()?.to_owned(), split));
         }
     }
-    Ok(Labels::by_name(images))
+    let other = (split != 1).then(|| format!("split {split} of ten; the paper's is the first"));
+    Ok(Labels { notes: other.into_iter().collect(), ..Labels::by_name(images) })
 }
 
 #[cfg(test)]
@@ -82,7 +82,10 @@ mod tests {
     fn train_and_val_are_trained_on_and_the_split_is_a_setting() {
         for split in 1..=3 {
             let config = DataConfig { dtd_split: split, ..config() };
-            let manifest = miniature().try_open(&config).unwrap().manifest;
+            let opened = miniature().try_open(&config).unwrap();
+            let said = format!("split {split} of ten; the paper's is the first");
+            assert_eq!(opened.warnings.contains(&said), split != 1, "{:?}", opened.warnings);
+            let manifest = opened.manifest;
             assert_eq!(manifest.classes, ["banded", "polka-dotted"]);
             assert_eq!(counts(&manifest), [4, 0, 2]);
             let test = manifest.indices(Split::Test);

@@ -13,7 +13,6 @@ use crate::error::{Error, Result};
 pub(super) const SET: NamedSet = NamedSet {
     name: "flowers-102",
     title: "Flowers-102",
-    counts: [2040, 6149],
     home: "102flowers.tgz, imagelabels.mat and setid.mat from \
            https://www.robots.ox.ac.uk/~vgg/data/flowers/102/ belong into one folder",
     settings: &[],

@@ -17,7 +17,6 @@ use crate::error::{Error, Result};
 pub(super) const SET: NamedSet = NamedSet {
     name: "imagenet",
     title: "ImageNet",
-    counts: [1_281_167, 50_000],
     home: "ILSVRC2012_img_train.tar (with the archives inside unpacked to train/n01440764/ ...), \
            ILSVRC2012_img_val.tar (to val/) and ILSVRC2012_devkit_t12.tar.gz from \
            https://image-net.org after registration",
@@ -264,7 +263,15 @@ mod tests {
             flat("")
                 .list("ILSVRC2012_validation_ground_truth.txt=1\n2\n1\n")
                 .list("ILSVRC2012_mapping.txt=1 n07920052\n2 n01440764\n"),
+            // Ten classes of ImageNet as a course site packs them, under both names.
+            miniature("imagenette2/")
+                .images(val.map(|(i, c)| {
+                    format!("imagenette2/val/{}/ILSVRC2012_val_0000000{i}.JPEG", WNIDS[c])
+                }))
+                .list("imagenette2/noisy_imagenette.csv=path,noisy_labels_0,is_valid\n"),
+            // The blacklist is of another task.
             flat("")
+                .list("ILSVRC2014_clsloc_validation_blacklist.txt=1\n2\n")
                 .list("ILSVRC2012_validation_ground_truth.txt=1\r\n2\r\n1")
                 .list("map_clsloc.txt=n07920052 1 eggnog\r\nn01440764 2 tench\r\n"),
         ];

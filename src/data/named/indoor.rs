@@ -10,7 +10,6 @@ use crate::error::Result;
 pub(super) const SET: NamedSet = NamedSet {
     name: "indoor67",
     title: "MIT Indoor67",
-    counts: [5360, 1340],
     home: "indoorCVPR_09.tar, TrainImages.txt and TestImages.txt from \
            https://web.mit.edu/torralba/www/indoor.html belong into one folder",
     settings: &[],

@@ -29,12 +29,14 @@ pub struct Labels {
     pub names: BTreeMap<usize, String>,
     /// Rows of pixels that are cut off at the bottom.
     pub cut_rows: usize,
+    /// What was chosen that the paper has otherwise.
+    pub notes: Vec<String>,
 }
 
 impl Labels {
     /// Of rows and the names of their classes.
     pub fn new(rows: Vec<Row>, names: BTreeMap<usize, String>) -> Self {
-        Self { rows, names, cut_rows: 0 }
+        Self { rows, names, cut_rows: 0, notes: Vec::new() }
     }
 
     /// Of images with the name of their class, in the order of the names.
@@ -64,12 +66,12 @@ pub struct Placed {
 
 /// Finds the images of the rows: those of each split where most of them lie.
 pub fn place(listing: &Listing, labels: Labels) -> Placed {
-    let Labels { rows, names, cut_rows } = labels;
+    let Labels { rows, names, cut_rows, notes } = labels;
     let used: BTreeSet<usize> = rows.iter().map(|row| row.class).collect();
     let label: BTreeMap<usize, usize> = used.iter().copied().zip(0..).collect();
     let name = |class: &usize| names.get(class).cloned().unwrap_or(format!("class_{class:03}"));
     let classes = used.iter().map(name).collect();
-    let (samples, missing, areas, notes) = Default::default();
+    let (samples, missing, areas) = Default::default();
     let mut placed = Placed { samples, classes, missing, areas, notes };
     let treatment = Treatment { cut_rows, ..Treatment::PUBLISHED };
     for split in [Split::Train, Split::Val, Split::Test] {
@@ -162,10 +164,10 @@ pub fn join(
     let manifest =
         Manifest { name: set.name.into(), classes, samples, split_origin: SplitOrigin::Given };
     let [train, test] = [Split::Train, Split::Test].map(|split| manifest.indices(split).len());
-    let is_papers = [train, test] == set.counts;
+    let is_papers = [train, test] == set.counts();
     let layout = if is_papers { " with the paper's counts" } else { "" };
     let mut opened = finish(manifest, format!("{}{layout}", set.title))?;
-    let [all_train, all_test] = set.counts;
+    let [all_train, all_test] = set.counts();
     let part = (!is_papers).then(|| {
         format!(
             "not the paper's counts: {train} of {all_train} training and {test} of {all_test} test \

@@ -15,6 +15,7 @@ mod join;
 mod lists;
 mod pets;
 
+use super::catalog;
 use super::folders;
 use super::listing::Listing;
 use super::source::Opened;
@@ -26,12 +27,10 @@ use lists::Lists;
 
 /// A data set with a layout of its own.
 pub struct NamedSet {
-    /// What reports and result tables call it.
+    /// What reports and result tables call it, as in [`catalog`].
     pub name: &'static str,
     /// What people call it.
     pub title: &'static str,
-    /// Its training and test images in the paper.
-    pub counts: [usize; 2],
     /// Where it is to be had.
     pub home: &'static str,
     /// Settings that only this set reads.
@@ -40,6 +39,14 @@ pub struct NamedSet {
     is_one: fn(&Lists) -> bool,
     /// Reads labels and splits.
     read: fn(&Lists, &DataConfig) -> Result<Labels>,
+}
+
+impl NamedSet {
+    /// Its training and test images in the paper.
+    pub fn counts(&self) -> [usize; 2] {
+        let known = catalog::SETS.iter().find(|known| known.name == self.name);
+        known.map_or([0; 2], |known| [known.train, known.test])
+    }
 }
 
 /// The layouts that [`super::source::open`] knows (recipe section 6.2).

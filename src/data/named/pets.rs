@@ -10,9 +10,8 @@ use crate::config::DataConfig;
 use crate::error::{Error, Result};
 
 pub(super) const SET: NamedSet = NamedSet {
-    name: "oxford-iiit-pets",
+    name: "pets",
     title: "Oxford-IIIT Pets",
-    counts: [3680, 3669],
     home: "images.tar.gz and annotations.tar.gz from \
            https://www.robots.ox.ac.uk/~vgg/data/pets/ belong into one folder",
     settings: &[],
@@ -20,12 +19,16 @@ pub(super) const SET: NamedSet = NamedSet {
     read,
 };
 
+/// Many sets have lists of these names; the columns tell.
 fn is_one(lists: &Lists) -> bool {
-    // Many sets have a list of this name; the columns tell.
-    let at_root = lists.find("trainval.txt").filter(|id| !id.contains('/'));
-    let first = at_root.and_then(|id| lists.lines(id).ok()?.into_iter().next());
-    let names = ["annotations/trainval.txt", "annotations/test.txt", "annotations/list.txt"];
-    lists.any(&names) || first.is_some_and(|line| columns(&line).is_ok())
+    let names = ["trainval.txt", "test.txt", "list.txt"];
+    let at_root = names.into_iter().filter_map(|name| lists.find(name).filter(|id| *id == name));
+    let beside = names.map(|name| format!("annotations/{name}"));
+    let mut found = at_root.chain(beside.iter().filter_map(|name| lists.find(name)));
+    found.any(|id| {
+        let first = lists.lines(id).ok().and_then(|lines| lines.into_iter().next());
+        first.is_some_and(|line| columns(&line).is_ok())
+    })
 }
 
 fn read(lists: &Lists, _: &DataConfig) -> Result<Labels> {
@@ -126,6 +129,16 @@ mod tests {
         assert!(text.contains("line 5 should have IMAGE CLASS SPECIES BREED"), "{text}");
         let text = refused(Miniature::new().list(TEST).list(TRAINVAL));
         assert!(text.contains("6 images that the lists name are missing"), "{text}");
+    }
+
+    #[test]
+    fn other_lists_of_these_names_are_not_pets() {
+        let trees = ["ash/1.jpg", "ash/2.jpg", "oak/1.jpg", "oak/2.jpg"];
+        let mini = Miniature::new().images(trees);
+        let mini = mini.list("trainval.txt=2007_000032\n").list("test.txt=nothing 1 2 cat\n");
+        assert_eq!(mini.clone().open().manifest.classes, ["ash", "oak"]);
+        let text = refused(mini.list("annotations/list.txt=2007_000032 1\n"));
+        assert!(text.contains("annotations/ holds 1 file, none with the extension"), "{text}");
     }
 
     #[test]

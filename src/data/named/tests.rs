@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use super::super::catalog;
 use super::super::listing::Listing;
 use super::super::source::tests::{config, data_file};
 use super::super::source::{Opened, recognise};
@@ -88,6 +89,7 @@ pub fn counts(manifest: &Manifest) -> [usize; 3] {
 pub fn annotation(set: &str, name: &str) -> Option<PathBuf> {
     data_file(&format!("annotations/{set}/{name}"))
 }
+
 #[test]
 fn settings_of_another_set_are_refused() {
     let opened = Miniature::new()
@@ -102,6 +104,13 @@ fn settings_of_another_set_are_refused() {
     let expected =
         "data.dtd_split and data.aircraft_banner: nothing reads that, indoor67 has no such choice";
     assert!(error.to_string().contains(expected), "{error}");
-    let names: BTreeSet<&str> = SETS.iter().map(|set| set.name).collect();
-    assert_eq!(names.len(), 8, "the paper's");
+}
+
+/// `data fetch`, `data list` and the readers are about the same sets.
+#[test]
+fn what_is_read_is_what_is_listed() {
+    let read: Vec<_> = SETS.iter().map(|set| (set.name, set.counts())).collect();
+    let listed: Vec<_> =
+        catalog::SETS.iter().map(|set| (set.name, [set.train, set.test])).collect();
+    assert_eq!(read, listed);
 }

@@ -289,7 +289,11 @@ fn folders_that_name_no_class_are_refused_or_entered() {
             "looks like CUB-200-2011: image_class_labels.txt and classes.txt are missing",
         ),
         (
-            &["images/Abyssinian_1.jpg", "annotations/trainval.txt", "annotations/trimaps/A.png"],
+            &[
+                "images/Abyssinian_1.jpg",
+                "annotations/trainval.txt=Abyssinian_1 1 1 1",
+                "annotations/trimaps/A.png",
+            ],
             "looks like Oxford-IIIT Pets: test.txt is missing",
         ),
     ];
