@@ -25,6 +25,7 @@ fn mpirun(args: &[&str], mut meanwhile: impl FnMut(u32) -> bool) -> Option<Outpu
         .args(["--allow-run-as-root", "--oversubscribe", "--bind-to", "none", "-n", "2"])
         .arg(env!("CARGO_BIN_EXE_fewvit"))
         .args(args)
+        .env("XDG_CACHE_HOME", common::CACHES)
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn();
@@ -91,6 +92,10 @@ fn two_processes_train_the_model_of_one() {
         let mut args = train(&data, &settings, method, &one);
         args.extend(["--threads", "2"]);
         let single = run(&args);
+        // The images are read once: by two processes, of which each does the half.
+        for (output, known) in [(&output, method != "idmm"), (&single, true)] {
+            assert_eq!(stderr(output).contains("an earlier run had read them"), known, "{method}");
+        }
         assert!(single.status.success(), "{method}: {}", stderr(&single));
         assert!(weights(&one) == weights(&two), "{method}: other weights");
         // One process speaks, and says what the one would.
@@ -170,7 +175,10 @@ fn processes_that_see_other_settings_do_not_begin() {
     );
     let _turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
     let job = ["--allow-run-as-root", "--oversubscribe", "-n", "2", "sh", "-c", &line];
-    let Ok(output) = Command::new("mpirun").args(job).output() else { return };
+    let mut mpirun = Command::new("mpirun");
+    let Ok(output) = mpirun.args(job).env("XDG_CACHE_HOME", common::CACHES).output() else {
+        return;
+    };
     let said = stderr(&output);
     assert!(!output.status.success() && !out.exists(), "{said}");
     assert!(

@@ -65,7 +65,7 @@ pub struct StepArgs {
     #[arg(long, value_name = "DTYPE", default_value = "f32")]
     pub amp_dtype: Dtype,
     /// Device: cpu, auto, or wgpu:1 in a fewvit that was built for it
-    #[arg(long, default_value = "cpu")]
+    #[arg(long, env = "FEWVIT_DEVICE", default_value = "cpu")]
     pub device: String,
     /// Threads; 0 = all cores
     #[arg(long, value_name = "N", default_value_t = 0)]

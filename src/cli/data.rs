@@ -12,6 +12,7 @@ use super::readable::unreadable_image;
 use super::{data_list, data_sample};
 use crate::config::{DataConfig, Layers, RunConfig, Source};
 use crate::data::data_report::DataReport;
+use crate::data::look::look_at_all;
 use crate::data::manifest::{Manifest, Origin, Split, SplitOrigin};
 use crate::data::source::Opened;
 use crate::data::views::ViewPlan;
@@ -60,13 +61,9 @@ pub(super) fn open(path: &Path, config: &DataConfig, seed: u64) -> Result<Opened
 fn examine(path: &Path, config: &RunConfig, wanted: usize) -> Result<(Manifest, DataReport)> {
     let opened = open(path, &config.data, config.seed)?;
     let ui = Progress::new();
-    let mut report = check::check(
-        &opened.manifest,
-        config.data.depth,
-        run::threads_or_all(wanted),
-        &ui.counting("checked"),
-    )
-    .report;
+    let threads = run::threads_or_all(wanted);
+    let found = look_at_all(&opened.manifest, config.data.depth, threads, &ui.counting("checked"));
+    let mut report = check::check(&opened.manifest, &found).report;
     report.add_notes(&opened);
     ui.finish();
     Ok((opened.manifest, report))

@@ -7,6 +7,7 @@ use std::process::Command;
 
 use serde::Serialize;
 
+use crate::data::cache::kept;
 use crate::engine::device::{self, Adapter};
 use crate::error::Result;
 use crate::run::forecast::bytes;
@@ -43,6 +44,8 @@ pub struct Patient<'a> {
     pub data: Option<&'a Path>,
     /// Where runs would be written.
     pub output: &'a Path,
+    /// Where decoded images stay for later runs.
+    pub cache: Option<&'a Path>,
 }
 
 /// Memory that DeiT-Tiny with 2040 images of 256 px needs.
@@ -68,6 +71,7 @@ pub fn examine(patient: &Patient) -> Vec<Finding> {
         memory(available_memory()),
         disk(patient.output),
     ];
+    findings.extend(patient.cache.filter(|folder| folder.is_dir()).map(decoded));
     findings.extend(devices(device::adapters()));
     findings.extend(patient.data.map(data));
     findings
@@ -95,6 +99,12 @@ fn ok(name: &'static str, found: String) -> Finding {
 
 fn warn(name: &'static str, found: String, advice: &str) -> Finding {
     Finding { name, level: Level::Warn, found, advice: advice.to_owned() }
+}
+
+/// Training images that earlier runs decoded.
+fn decoded(folder: &Path) -> Finding {
+    let bytes = bytes(kept::total(folder));
+    ok("images", format!("{bytes} of decoded images in {}, safe to delete", folder.display()))
 }
 
 /// A file of /proc or /sys; empty where there is none.
@@ -276,7 +286,16 @@ mod tests {
     fn every_warning_says_what_to_do() {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let missing = folder.path().join("no/such");
-        let patient = Patient { simd: "scalar", data: Some(&missing), output: &missing };
+        let cache = Some(folder.path());
+        let mut patient = Patient { simd: "scalar", data: Some(&missing), output: &missing, cache };
+        let images = |patient: &Patient| {
+            examine(patient).into_iter().find(|f| f.name == "images").map(|f| f.found)
+        };
+        assert!(
+            images(&patient).is_some_and(|found| found.starts_with("0 MB of decoded images in "))
+        );
+        patient.cache = Some(&missing);
+        assert_eq!(images(&patient), None);
         let findings = examine(&patient);
         let devices = findings.iter().filter(|f| f.name == "device").count();
         assert!(devices >= 1);

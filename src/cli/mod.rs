@@ -112,7 +112,9 @@ fn run(command: Command) -> Result<()> {
         Command::Config(args) => recipe::config(&args, env(), out),
         Command::Models(args) => model::list(args.json),
         Command::Doctor(args) => {
+            let cache = crate::run::prepare::cache_folder("");
             let patient = doctor::Patient {
+                cache: cache.as_deref(),
                 simd: fewvit_kernels::simd_level(),
                 data: args.data.as_deref(),
                 output: &args.output,

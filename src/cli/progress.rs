@@ -100,6 +100,10 @@ impl Ui for Progress {
         self.line(text);
     }
 
+    fn reading(&self, done: usize, total: usize) {
+        self.counting("reading images")(done, total);
+    }
+
     fn total(&self, units: u64) {
         // Let go before the bar is drawn, which asks for it.
         *locked(&self.state) = State { total: units, done: 0, worked: 0, began: Instant::now() };

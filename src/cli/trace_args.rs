@@ -50,7 +50,7 @@ pub struct TraceArgs {
     #[arg(long, value_name = "DTYPE", default_value = "f32")]
     pub amp_dtype: Dtype,
     /// Device: cpu, auto, or wgpu:1 in a fewvit that was built for it
-    #[arg(long, default_value = "cpu")]
+    #[arg(long, env = "FEWVIT_DEVICE", default_value = "cpu")]
     pub device: String,
     /// What only methods have.
     #[command(flatten)]

@@ -79,6 +79,10 @@ pub(super) fn go(
     args: &RunArgs,
 ) -> Result<Option<Summary>> {
     let ui = Progress::new();
+    let first = collective::ranks().rank() == 0;
+    if let Some(output) = args.output.as_deref().filter(|_| first && !args.dry_run) {
+        Folder::check_free(output)?;
+    }
     let planned = run::plan(request, config, chosen, &ui)?;
     ui.note(&planned.forecast.describe());
     if args.dry_run {

@@ -109,8 +109,15 @@ pub struct DataConfig {
     pub test_fraction: f64,
     /// Decoded images are kept with their short side at most this many pixels.
     pub cache_short_side: usize,
-    /// Decoded images are kept in memory up to this many GB, in a file of the run folder above it.
+    /// Decoded training images are held in memory up to this many GB.
     pub cache_ram_gb: f64,
+    /// Decoded training images of all data sets stay on disk for later runs up to this many GB; 0 =
+    /// none. What neither takes is decoded at each use. Runs of earlier versions do not say.
+    #[serde(default)]
+    pub cache_disk_gb: f64,
+    /// The folder for them; empty = `fewvit` in the user's folder for caches.
+    #[serde(default)]
+    pub cache_folder: String,
     /// What becomes of 16-bit samples; runs of earlier versions do not say.
     #[serde(default)]
     pub depth: Depth,

@@ -121,6 +121,7 @@ impl Checks {
         self.require(inside, "test_fraction", &data.test_fraction, "more than 0 and less than 1");
         self.count("cache_short_side", data.cache_short_side, 16, 8192);
         self.at_least_0("cache_ram_gb", data.cache_ram_gb, 1e6);
+        self.at_least_0("cache_disk_gb", data.cache_disk_gb, 1e6);
         self.count("dtd_split", data.dtd_split, 1, 10);
         self.count("aircraft_banner", data.aircraft_banner, 0, LARGEST_SIDE);
         let means = data.mean.iter().all(|m| (0.0..=1.0).contains(m));

@@ -1,24 +1,15 @@
-//! Looks at every image before training does: what is there, what is broken, what is odd.
+//! What a data set holds, from a look at each of its images: what is there, broken or odd.
 
 use std::collections::{BTreeMap, HashMap};
 
 use super::data_report::{BadFile, ClassCounts, DARK, DataReport, Leak, SplitCounts, Spread};
-use super::decode::{Colour, Stored, decode_described};
+use super::decode::Colour;
 use super::digest::Digest;
-use super::listing;
+use super::look::{Found, Look};
 use super::manifest::{Manifest, Sample, Split, Treatment};
-use super::parallel::map_in_turn;
 use super::words::counted;
-use crate::config::{Depth, OnBadImage};
+use crate::config::OnBadImage;
 use crate::error::{Error, Result};
-
-/// What one look at a file finds.
-struct Look {
-    size: (usize, usize),
-    stored: Stored,
-    brightest: u8,
-    digest: Digest,
-}
 
 /// What was found when every image was looked at.
 pub struct Checked {
@@ -28,26 +19,18 @@ pub struct Checked {
     pub digests: Vec<Option<Digest>>,
 }
 
-/// Reads and decodes every image, 16-bit samples as `depth` says, on `threads` threads; `progress(done, total)` after each.
-pub fn check(
-    manifest: &Manifest,
-    depth: Depth,
-    threads: usize,
-    progress: &(dyn Fn(usize, usize) + Sync),
-) -> Checked {
+/// What there is to say of a data set in whose files this was `found`, in the manifest's order.
+pub fn check(manifest: &Manifest, found: &[Found]) -> Checked {
     let samples = &manifest.samples;
     let (mut looks, mut bad) = (Vec::new(), Vec::new());
-    let work = |i: usize| look(&samples[i], depth);
-    let sink = |i: usize, found: std::result::Result<Look, String>| {
+    for (i, found) in found.iter().enumerate() {
         match found {
             Ok(look) => looks.push((i, look)),
-            Err(reason) => bad.push(BadFile { file: samples[i].id.clone(), reason }),
+            Err(reason) => {
+                bad.push(BadFile { file: samples[i].id.clone(), reason: reason.clone() });
+            }
         }
-        progress(i + 1, samples.len());
-        Ok(())
-    };
-    // The sink has no errors to pass on.
-    let _ = map_in_turn(samples.len(), threads, work, sink);
+    }
     let of_colour = |colour| looks.iter().filter(|(_, look)| look.stored.colour == colour).count();
     let brightest = |deep_only: bool| {
         let looks = looks.iter().map(|(_, look)| look);
@@ -86,7 +69,7 @@ pub fn check(
     report.warnings = report.findings(&conflicts);
     report.warnings.extend(report.darkness(dark_deep().max()));
     let mut digests = vec![None; samples.len()];
-    looks.into_iter().for_each(|(i, look)| digests[i] = Some(look.digest));
+    looks.into_iter().for_each(|(i, look)| digests[i] = Some(look.digest.clone()));
     Checked { report, digests }
 }
 
@@ -120,16 +103,8 @@ pub fn apply_bad_policy(
     Ok(kept)
 }
 
-fn look(sample: &Sample, depth: Depth) -> std::result::Result<Look, String> {
-    let bytes = listing::bytes(&sample.origin)?;
-    let (image, stored) = decode_described(&bytes, depth, sample.treatment)?;
-    let brightest = image.pixels.iter().copied().max().unwrap_or(0);
-    let (size, digest) = ((image.width, image.height), Digest::of(&bytes));
-    Ok(Look { size, stored, brightest, digest })
-}
-
 /// Training files found again in a held-out split, and files found in two classes.
-fn duplicates(manifest: &Manifest, looks: &[(usize, Look)]) -> (Vec<Leak>, Vec<String>) {
+fn duplicates(manifest: &Manifest, looks: &[(usize, &Look)]) -> (Vec<Leak>, Vec<String>) {
     let mut seen: HashMap<&Digest, Vec<&Sample>> = HashMap::new();
     let (mut leaks, mut conflicts) = (Vec::new(), Vec::new());
     for (i, look) in looks {
@@ -151,10 +126,16 @@ fn duplicates(manifest: &Manifest, looks: &[(usize, Look)]) -> (Vec<Leak>, Vec<S
 
 #[cfg(test)]
 mod tests {
+    use super::super::look::look_at_all;
     use super::super::source::{open_noting, tests};
     use super::*;
+    use crate::config::Depth;
     use image::DynamicImage;
     use std::path::Path;
+
+    fn report_on(manifest: &Manifest, depth: Depth) -> DataReport {
+        check(manifest, &look_at_all(manifest, depth, 2, &|_, _| ())).report
+    }
 
     fn save(root: &Path, name: &str, image: DynamicImage) {
         let path = root.join(name);
@@ -187,7 +168,7 @@ mod tests {
     fn oddities_are_counted_and_said() {
         let root = odd_data();
         let opened = open_noting(root.path(), &tests::config(), 1).unwrap();
-        let mut report = check(&opened.manifest, Depth::Pil, 3, &|_, _| {}).report;
+        let mut report = report_on(&opened.manifest, Depth::Pil);
         report.add_notes(&opened);
         assert_eq!(report.images, SplitCounts { train: 9, val: 0, test: 1 });
         assert_eq!(report.classes[1].images, SplitCounts { train: 3, val: 0, test: 0 });
@@ -229,7 +210,7 @@ mod tests {
         }
         let manifest = open_noting(root.path(), &tests::config(), 1).unwrap().manifest;
         let about_darkness = |depth| {
-            let report = check(&manifest, depth, 2, &|_, _| {}).report;
+            let report = report_on(&manifest, depth);
             let notes = report.warnings.into_iter().filter(|note| note.contains("of 255"));
             (report.deep, report.dark_deep, report.brightest, notes.collect::<Vec<_>>())
         };
@@ -246,7 +227,7 @@ mod tests {
         }
         let notes = |root: &Path| {
             let manifest = open_noting(root, &tests::config(), 1).unwrap().manifest;
-            check(&manifest, Depth::Pil, 1, &|_, _| {}).report.warnings.join("; ")
+            report_on(&manifest, Depth::Pil).warnings.join("; ")
         };
         assert!(notes(root.path()).contains("no image uses more than level 9 of 255"));
         save(
@@ -261,7 +242,7 @@ mod tests {
     fn bad_images_stop_or_are_left_out() {
         let root = odd_data();
         let manifest = open_noting(root.path(), &tests::config(), 1).unwrap().manifest;
-        let report = check(&manifest, Depth::Pil, 1, &|_, _| {}).report;
+        let report = report_on(&manifest, Depth::Pil);
         let error = apply_bad_policy(&manifest, &report, OnBadImage::Error).unwrap_err();
         assert_eq!(error.exit_code(), 3);
         let text = error.to_string();
@@ -269,7 +250,7 @@ mod tests {
         assert!(text.contains("--set data.on_bad_image=skip"));
         let kept = apply_bad_policy(&manifest, &report, OnBadImage::Skip).unwrap();
         assert_eq!(kept.samples.len(), manifest.samples.len() - 2);
-        let again = check(&kept, Depth::Pil, 1, &|_, _| {}).report;
+        let again = report_on(&kept, Depth::Pil);
         assert_eq!(
             apply_bad_policy(&kept, &again, OnBadImage::Error).unwrap().samples,
             kept.samples
@@ -282,7 +263,7 @@ mod tests {
             return;
         };
         let opened = open_noting(&path, &tests::config(), 1).unwrap();
-        let report = check(&opened.manifest, Depth::Pil, 2, &|_, _| {}).report;
+        let report = report_on(&opened.manifest, Depth::Pil);
         assert_eq!((report.bad.len(), report.leaks.len(), report.imbalance), (0, 0, 1.0));
         assert_eq!(report.images, SplitCounts { train: 100, val: 100, test: 0 });
         assert_eq!(report.width.min.min(report.height.min), 64);

@@ -22,6 +22,7 @@ mod samples;
 use std::io::Cursor;
 
 use image::{DynamicImage, ImageDecoder, ImageFormat, ImageReader, Limits};
+use serde::{Deserialize, Serialize};
 
 use self::orientation::{Directory, Metadata};
 use super::image::Rgb8;
@@ -32,7 +33,7 @@ use crate::config::Depth;
 const MAX_PIXELS: usize = 100_000_000;
 
 /// How a file stores its colours.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Colour {
     /// Red, green, blue.
     Rgb,
@@ -45,7 +46,7 @@ pub enum Colour {
 }
 
 /// How a file stores its samples.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Stored {
     /// Its colours.
     pub colour: Colour,

@@ -1,6 +1,7 @@
 //! The content of an image file in one short text, by which runs recognise an image again under
 //! another name and notice another image under the same name.
 
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use super::listing::read;
@@ -11,7 +12,7 @@ use super::parallel::map_in_turn;
 const KEPT: usize = 16;
 
 /// The first 32 digits of what `sha256sum` prints for the file.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Digest(String);
 
 impl Digest {

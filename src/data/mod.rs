@@ -1,8 +1,8 @@
 //! From a path to batches of pixels.
 //!
 //! `source` turns whatever lies at a path into a [`Manifest`]; `digest` recognises its files again by
-//! their content; `decode` and `cache` turn its files
-//! into 8-bit RGB images; `augment` and `views` cut training crops from them; `mixing` plans CutMix
+//! their content; `pass` goes through all files
+//! once, with `decode`, and `cache` keeps them as 8-bit RGB images; `augment` and `views` cut training crops from them; `mixing` plans CutMix
 //! and Mixup; `loader` puts a step's crops together on worker threads. Only `loader` knows batches,
 //! nothing here knows a model.
 
@@ -22,11 +22,13 @@ mod left_out;
 pub mod listing;
 pub mod loader;
 pub mod locate;
+pub mod look;
 pub mod manifest;
 pub mod matfile;
 pub mod mixing;
 pub mod named;
 pub mod parallel;
+pub mod pass;
 pub mod sample;
 pub mod source;
 pub mod split;

@@ -107,6 +107,15 @@ impl Folder {
         Ok(folder)
     }
 
+    /// Whether a new run may be put at `output`, asked before the work of preparing it.
+    ///
+    /// # Errors
+    /// It holds something already ([`Error::Usage`]).
+    pub fn check_free(output: &Path) -> Result<()> {
+        let empty = std::fs::read_dir(output).is_ok_and(|mut all| all.next().is_none());
+        if output.exists() && !empty { Err(occupied(output)) } else { Ok(()) }
+    }
+
     /// A folder for what a process other than the first of several writes: nobody reads it, and it
     /// goes with the value.
     ///

@@ -72,8 +72,6 @@ pub struct Forecast {
     pub finishing: f64,
     /// Checkpoints, pre-trained and exported weights, in bytes.
     pub disk: u64,
-    /// Decoded images beyond `data.cache_ram_gb`, in bytes of the folder for temporary files.
-    pub spilled: u64,
 }
 
 /// Share of the time budget that is kept back because no forecast is exact.
@@ -228,12 +226,8 @@ impl Forecast {
         };
         text += &format!("  finish    {finishing}: {what}\n");
         let total = self.seconds();
-        let spilled = match self.spilled {
-            0 => String::new(),
-            n => format!(", {} of temporary files for images", bytes(n)),
-        };
         text += &format!(
-            "  in all    {}, {} of memory, {} of disk{spilled} (reading the images took {})",
+            "  in all    {}, {} of memory, {} of disk (reading the images took {})",
             duration(total),
             bytes(self.memory()),
             bytes(self.disk),

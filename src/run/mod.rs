@@ -65,6 +65,8 @@ pub struct Request {
 pub trait Ui: Sync {
     /// A line of text.
     fn note(&self, text: &str);
+    /// `done` of `total` files of the data set are read.
+    fn reading(&self, done: usize, total: usize);
     /// The whole run is `units` long.
     fn total(&self, units: u64);
     /// A stage of `units` begins.
@@ -167,7 +169,7 @@ pub fn resume(
         losses.iter().for_each(|loss| ui.note(&format!("note: {loss}")));
     }
     let began = Instant::now();
-    let data = reopen::reopen(&request, &config, folder)?;
+    let data = reopen::reopen(&request, &config, folder, ui)?;
     ranks::check(&config, &data)?;
     let reached = checkpoint::load(&folder.checkpoint())?;
     let forecast = forecast::measure(&request, &config, &data, began.elapsed())?;

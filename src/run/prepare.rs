@@ -1,18 +1,21 @@
 //! Data for a run: opened, split, checked, and decoded once.
 
 use std::collections::HashSet;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::forecast::bytes;
 use super::seen::Seen;
-use super::{Folder, Request, Ui, threads};
+use super::{Folder, Request, Ui, ranks, threads};
 use crate::config::{Depth, RunConfig};
-use crate::data::cache::{ImageStore, StoreLimits};
+use crate::data::cache::{ImageStore, Keeping, kept};
 use crate::data::check::{self, Checked};
 use crate::data::data_report::DataReport;
 use crate::data::digest::{Digest, digests};
+use crate::data::pass::Pass;
 use crate::data::words::counted;
 use crate::data::{Manifest, Rgb8, Sample, Split, decode, named, source, split};
+use crate::engine::collective;
 use crate::error::{Error, Result};
 
 /// The images of a run.
@@ -49,20 +52,94 @@ pub fn prepare(request: &Request, config: &RunConfig, ui: &dyn Ui) -> Result<Pre
         None => 0,
     };
     ui.note(&format!("data: {}, {}", opened.manifest.name, opened.describe()));
-    let Checked { mut report, digests } =
-        check::check(&opened.manifest, config.data.depth, threads(config), &|_, _| ());
+    let keeping = keeping(config);
+    let pass = pass(&opened.manifest, config, &keeping, ui)?;
+    let Checked { mut report, digests } = check::check(&opened.manifest, &pass.found);
     report.add_notes(&opened);
     let manifest = check::apply_bad_policy(&opened.manifest, &report, config.data.on_bad_image)?;
     // Those that cannot be read have no digest.
-    let digests: Vec<_> = digests.into_iter().filter(Option::is_some).collect();
+    let usable: Vec<usize> = (0..digests.len()).filter(|&i| digests[i].is_some()).collect();
+    let digests = digests.into_iter().filter(Option::is_some).collect();
     for bad in report.bad.iter().take(10) {
         ui.note(&format!("  skipped: {} {}", bad.file, bad.reason));
     }
     for warning in &report.warnings {
         ui.note(&format!("  note: {warning}"));
     }
-    let data = decoded(request, config, manifest, digests, report)?;
+    let images = |train: &[usize]| {
+        let train: Vec<usize> = train.iter().map(|&i| usable[i]).collect();
+        pass.store(&opened.manifest, &train, &keeping)
+    };
+    let data = prepared(request, config, (manifest, digests, report), images)?;
+    say_what_streams(&data.images, ui);
     Ok(Prepared { seen_before, ..data })
+}
+
+/// How decoded images are kept: by processes that share a machine in files that all of them read.
+pub(super) fn keeping(config: &RunConfig) -> Keeping {
+    let data = &config.data;
+    let in_bytes = |gigabytes: f64| (gigabytes * 1e9) as u64;
+    let alone = collective::ranks().local_size() == 1;
+    Keeping {
+        short_side: data.cache_short_side,
+        depth: data.depth,
+        ram_bytes: if alone { in_bytes(data.cache_ram_gb) } else { 0 },
+        disk_bytes: in_bytes(data.cache_disk_gb),
+        folder: cache_folder(&data.cache_folder),
+    }
+}
+
+/// Where decoded images stay for later runs: the folder of the setting, or the user's for caches.
+pub fn cache_folder(setting: &str) -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    match setting {
+        "" => variable("XDG_CACHE_HOME")
+            .map(PathBuf::from)
+            .or_else(|| Some(PathBuf::from(variable("HOME")?).join(".cache")))
+            .map(|folder| folder.join("fewvit")),
+        folder => Some(folder.into()),
+    }
+}
+
+/// Goes through all files, together with the other processes of this machine, and says what stays.
+pub(super) fn pass(
+    manifest: &Manifest,
+    config: &RunConfig,
+    keeping: &Keeping,
+    ui: &dyn Ui,
+) -> Result<Pass> {
+    let job = ranks::job()?;
+    let wait = || collective::ranks().agree(0).map(drop);
+    let progress = |done, total| ui.reading(done, total);
+    let share = ranks::share(&job, &wait);
+    let pass = Pass::over(manifest, keeping, &share, threads(config), &progress)?;
+    if let Some(why) = &pass.not_kept {
+        ui.note(&format!("  note: decoded images are not kept for the next run: {why}"));
+    }
+    match &pass.kept {
+        Some(_) if pass.known => ui.note("  an earlier run had read them"),
+        Some(folder) => ui.note(&format!(
+            "  decoded images stay in {} for the next run (all there: {}; data.cache_disk_gb = {})",
+            folder.display(),
+            bytes(keeping.folder.as_deref().map_or(0, kept::total)),
+            config.data.cache_disk_gb
+        )),
+        None => {}
+    }
+    Ok(pass)
+}
+
+/// Says how many images have no place in memory and on disk.
+pub(super) fn say_what_streams(images: &ImageStore, ui: &dyn Ui) {
+    let streamed = images.streamed();
+    if streamed > 0 {
+        ui.note(&format!(
+            "  note: {} of {} do not fit what data.cache_ram_gb and data.cache_disk_gb allow and are \
+             decoded at each use, which may be slower than training",
+            streamed,
+            counted(images.len(), "training image")
+        ));
+    }
 }
 
 /// Splits drawn anew become those of the run that the weights `init` come from, so that what it
@@ -91,13 +168,12 @@ fn keep_splits(init: &Path, manifest: &mut Manifest, threads: usize, ui: &dyn Ui
     Ok(seen_before)
 }
 
-/// The manifest's images, decoded.
-pub(super) fn decoded(
+/// The data of a run, with the `images` at given positions of the manifest.
+pub(super) fn prepared(
     request: &Request,
     config: &RunConfig,
-    manifest: Manifest,
-    digests: Vec<Option<Digest>>,
-    report: DataReport,
+    (manifest, digests, report): (Manifest, Vec<Option<Digest>>, DataReport),
+    images: impl FnOnce(&[usize]) -> ImageStore,
 ) -> Result<Prepared> {
     if request.finetune {
         source::check_labelled(&manifest)?;
@@ -106,16 +182,7 @@ pub(super) fn decoded(
     if train.is_empty() {
         return Err(Error::Data(format!("{} has no training images", request.data.display())));
     }
-    let limits = StoreLimits {
-        short_side: config.data.cache_short_side,
-        depth: config.data.depth,
-        ram_bytes: (config.data.cache_ram_gb * 1e9) as u64,
-        spill: std::env::temp_dir().join(format!("fewvit-{}.cache", std::process::id())),
-    };
-    let (images, bad) = ImageStore::build(&manifest, &train, &limits, threads(config), &|_, _| ())?;
-    if let Some(bad) = bad.first() {
-        return Err(Error::Data(format!("{} changed while it was read: {}", bad.id, bad.reason)));
-    }
+    let images = images(&train);
     let [held_out, watched] = held_out(&manifest);
     Ok(Prepared {
         manifest,

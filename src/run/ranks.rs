@@ -1,10 +1,12 @@
 //! Several processes that train one model: they must see the same, and the first one decides.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use super::environment::Environment;
 use super::prepare::Prepared;
 use crate::config::{RunConfig, flatten, from_toml, to_toml};
+use crate::data::pass::Share;
 use crate::engine::collective::{self, Collective};
 use crate::error::{Error, Result};
 
@@ -24,6 +26,23 @@ pub fn check(config: &RunConfig, data: &Prepared) -> Result<()> {
         format!("{}\t{:?}\t{:?}\t{digest:?}\n", sample.id, sample.label, sample.split)
     });
     same(&*ranks, "images", samples.collect::<String>().as_bytes())
+}
+
+/// A name for this job that no other job on a machine has.
+///
+/// # Errors
+/// The first process cannot tell the others.
+pub fn job() -> Result<String> {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    let mut name = format!("{}-{}", std::process::id(), now.as_nanos()).into_bytes();
+    collective::ranks().broadcast(&mut name)?;
+    Ok(String::from_utf8_lossy(&name).into_owned())
+}
+
+/// This process's share of the reading on its machine.
+pub fn share<'a>(job: &'a str, wait: &'a dyn Fn() -> Result<()>) -> Share<'a> {
+    let ranks = collective::ranks();
+    Share { rank: ranks.local_rank(), ranks: ranks.local_size(), job, wait }
 }
 
 /// Names the settings that differ from those of process 0.

@@ -3,12 +3,12 @@
 use std::path::Path;
 
 use super::folder::{Folder, Found};
-use super::prepare::{Prepared, decoded};
-use super::{Request, threads};
+use super::prepare::{self, Prepared};
+use super::{Request, Ui};
 use crate::config::RunConfig;
 use crate::data::data_report::DataReport;
-use crate::data::digest::digests;
 use crate::data::locate::locate;
+use crate::data::look;
 use crate::data::split::{self, Listed};
 use crate::data::words::{counted, shortened};
 use crate::data::{Manifest, Sample, Treatment};
@@ -19,7 +19,12 @@ use crate::error::{Error, Result};
 ///
 /// # Errors
 /// An image is gone or has another content than when the run began.
-pub fn reopen(request: &Request, config: &RunConfig, folder: &Folder) -> Result<Prepared> {
+pub fn reopen(
+    request: &Request,
+    config: &RunConfig,
+    folder: &Folder,
+    ui: &dyn Ui,
+) -> Result<Prepared> {
     let listed = split::read_csv(&folder.join("splits.csv"))?;
     let Found { data_name, split_origin, seen_before } = found(folder)?;
     let path = folder.join("data_report.json");
@@ -27,8 +32,11 @@ pub fn reopen(request: &Request, config: &RunConfig, folder: &Folder) -> Result<
     let report: DataReport = serde_json::from_slice(&text)
         .map_err(|e| Error::Failed(format!("{} cannot be used: {e}", path.display())))?;
     let samples = samples(&request.data, &listed, folder, report.treatment)?;
-    let all: Vec<&Sample> = samples.iter().collect();
-    let digests = digests(&all, threads(config));
+    let manifest = Manifest { name: data_name, classes: classes(folder)?, samples, split_origin };
+    let keeping = prepare::keeping(config);
+    let pass = prepare::pass(&manifest, config, &keeping, ui)?;
+    let digest = |found: &look::Found| found.as_ref().ok().map(|look| look.digest.clone());
+    let digests: Vec<_> = pass.found.iter().map(digest).collect();
     let changed =
         listed.iter().zip(&digests).filter(|(l, now)| l.digest.is_some() && l.digest != **now);
     let changed: Vec<String> = changed.map(|(listed, _)| listed.id.clone()).collect();
@@ -41,8 +49,11 @@ pub fn reopen(request: &Request, config: &RunConfig, folder: &Folder) -> Result<
             shortened(&changed)
         )));
     }
-    let manifest = Manifest { name: data_name, classes: classes(folder)?, samples, split_origin };
-    let data = decoded(request, config, manifest, digests, report)?;
+    let images = {
+        let manifest = manifest.clone();
+        move |train: &[usize]| pass.store(&manifest, train, &keeping)
+    };
+    let data = prepare::prepared(request, config, (manifest, digests, report), images)?;
     Ok(Prepared { seen_before, ..data })
 }
 

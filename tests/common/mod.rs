@@ -3,10 +3,13 @@
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+/// Where the program keeps decoded images: not where its user's are.
+pub const CACHES: &str = concat!(env!("CARGO_TARGET_TMPDIR"), "/caches");
+
 /// The program, with arguments.
 pub fn fewvit<S: AsRef<std::ffi::OsStr>>(args: impl IntoIterator<Item = S>) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_fewvit"));
-    command.args(args).env("FEWVIT_THREADS", "2");
+    command.args(args).env("FEWVIT_THREADS", "2").env("XDG_CACHE_HOME", CACHES);
     command
 }
 

@@ -2,8 +2,9 @@ use rand::RngExt as _;
 
 use super::super::Rgb8;
 use super::super::augment::{Augment, AugmentOrder};
-use super::super::cache::StoreLimits;
+use super::super::cache::Keeping;
 use super::super::manifest::{Manifest, Origin, Sample, Split, SplitOrigin};
+use super::super::pass::{Pass, Share};
 use super::*;
 use crate::config::{Depth, LambdaRule, Layers};
 
@@ -214,11 +215,16 @@ fn images_that_no_row_needs_are_not_read() {
         samples: (0..3).map(sample).collect(),
         split_origin: SplitOrigin::Unlabelled,
     };
-    let spill = folder.path().join("cache");
-    let limits = StoreLimits { short_side: 0, depth: Depth::Pil, ram_bytes: 1 << 20, spill };
-    let (images, bad) =
-        ImageStore::build(&manifest, &[0, 1, 2], &limits, 1, &|_, _| {}).expect("a store");
-    assert_eq!(bad.len(), 2);
+    let keeping = Keeping {
+        short_side: 0,
+        depth: Depth::Pil,
+        ram_bytes: 1 << 20,
+        disk_bytes: 0,
+        folder: None,
+    };
+    let pass = Pass::over(&manifest, &keeping, &Share::ALONE, 1, &|_, _| ()).expect("a pass");
+    assert_eq!(pass.found.iter().filter(|found| found.is_err()).count(), 2);
+    let images = pass.store(&manifest, &[0, 1, 2], &keeping);
     let source = BatchSource { images: Arc::new(images), ..source(3, 3, false) };
     assert!(source.batch(0).is_err());
     for step in 0..3 {

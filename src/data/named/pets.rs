@@ -69,6 +69,7 @@ fn columns(line: &Line) -> Result<(&str, usize)> {
 mod tests {
     use super::super::tests::{Miniature, annotation, counts, refused};
     use crate::config::Depth;
+    use crate::data::look::look_at_all;
     use crate::data::source::tests::{config, data_file};
     use crate::data::{Split, Treatment, check, source};
 
@@ -186,7 +187,8 @@ mod tests {
         let notes = opened.warnings.join("\n");
         assert!(notes.contains("700 of 3680 training and 698 of 3669 test"), "{notes}");
         assert!(notes.contains("2 images are in no list of the set"), "{notes}");
-        let report = check::check(&opened.manifest, Depth::Pil, 2, &|_, _| {}).report;
+        let found = look_at_all(&opened.manifest, Depth::Pil, 2, &|_, _| ());
+        let report = check::check(&opened.manifest, &found).report;
         assert_eq!((report.bad.len(), report.alpha), (0, 1), "{:?}", report.bad);
     }
 }

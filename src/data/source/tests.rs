@@ -12,6 +12,8 @@ pub fn config() -> DataConfig {
         test_fraction: 0.25,
         cache_short_side: 256,
         cache_ram_gb: 1.0,
+        cache_disk_gb: 0.0,
+        cache_folder: String::new(),
         depth: crate::config::Depth::Pil,
         dtd_split: 1,
         aircraft_labels: Default::default(),

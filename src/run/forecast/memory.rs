@@ -48,7 +48,7 @@ impl Memory {
         let pixels = |w: usize, h: usize| (3 * w * h) as u64;
         Self {
             program: PROGRAM,
-            images: data.images.bytes().0,
+            images: data.images.bytes(),
             state: state_bytes,
             // Every worker has a sum and its micro-batch's own; the weights are copied to be measured.
             gradients: params * (2 * workers + PACKED + 1),

@@ -41,7 +41,6 @@ fn forecast() -> Forecast {
         ],
         finishing: 3.0,
         disk: 0,
-        spilled: 0,
     }
 }
 

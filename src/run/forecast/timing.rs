@@ -90,7 +90,6 @@ pub fn measure(
         stages: forecasts,
         finishing,
         disk,
-        spilled: data.images.bytes().1,
     })
 }
 

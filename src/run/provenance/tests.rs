@@ -49,8 +49,7 @@ fn run(root: &Path, request: &Request) -> Folder {
         samples: Vec::new(),
         split_origin: crate::data::SplitOrigin::Given,
     };
-    let report =
-        crate::data::check::check(&manifest, crate::config::Depth::Pil, 1, &|_, _| ()).report;
+    let report = crate::data::check::check(&manifest, &[]).report;
     folder.write_json("data_report.json", &report).expect("written");
     let mut log = tables::MetricsLog::open(&folder.join("metrics.jsonl"), 0).expect("a log");
     for (stage, epochs) in [("pretrain", 3), ("finetune", 2)] {

@@ -35,7 +35,7 @@ fn prepared() -> Prepared {
         samples: Vec::new(),
         split_origin: SplitOrigin::Unlabelled,
     };
-    let mut report = check::check(&manifest, crate::config::Depth::Pil, 1, &|_, _| ()).report;
+    let mut report = check::check(&manifest, &[]).report;
     (report.width.median, report.width.max) = (100, 400);
     (report.height.median, report.height.max) = (50, 300);
     Prepared {

@@ -1,0 +1,144 @@
+//! Folders of decoded images that stay for the next run: which one is a data set's, and which go
+//! when there are too many.
+
+use std::collections::HashMap;
+use std::fs::{self, File, FileTimes, Metadata};
+use std::os::unix::fs::MetadataExt as _;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
+
+use sha2::{Digest as _, Sha256};
+
+use super::Keeping;
+use crate::data::manifest::{Manifest, Origin, Split};
+use crate::data::pass::Share;
+use crate::error::{Error, Result};
+
+/// Digits of the hash in a folder's name.
+const DIGITS: usize = 16;
+/// A file in each folder whose time is that of its last use.
+const USED: &str = "used";
+
+/// A folder of part files.
+pub struct Folder {
+    path: PathBuf,
+    /// Whether it goes as soon as all processes of the job have opened its files.
+    temporary: bool,
+}
+
+/// The folder for the images of `manifest`; `None` if none is wanted.
+///
+/// # Errors
+/// It cannot be made.
+pub fn folder(manifest: &Manifest, keeping: &Keeping, share: &Share) -> Result<Option<Folder>> {
+    let kept = keeping.folder.as_ref().filter(|_| keeping.disk_bytes > 0);
+    let path = match kept {
+        Some(root) => root.join(key(manifest, keeping)),
+        None if share.ranks > 1 => std::env::temp_dir().join(format!("fewvit-{}", share.job)),
+        None => return Ok(None),
+    };
+    fs::create_dir_all(&path).map_err(|source| Error::io("create", &path, source))?;
+    Ok(Some(Folder { path, temporary: kept.is_none() }))
+}
+
+impl Folder {
+    /// Its path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Whether it stays for the next run.
+    pub fn is_kept(&self) -> bool {
+        !self.temporary
+    }
+
+    /// To be called once its files are open: folders that were not used for the longest time go, until
+    /// all have at most `disk_bytes`. Whoever has their files open keeps them.
+    pub fn done(&self, disk_bytes: u64) {
+        if self.temporary {
+            let _ = fs::remove_dir_all(&self.path);
+            return;
+        }
+        let touched = File::create(self.path.join(USED))
+            .and_then(|file| file.set_times(FileTimes::new().set_modified(SystemTime::now())));
+        let Some(root) = self.path.parent().filter(|_| touched.is_ok()) else { return };
+        let mut others: Vec<_> = folders(root).filter(|path| *path != self.path).collect();
+        others.sort_by_key(|path| last_used(path));
+        let mut total = size(&self.path) + others.iter().map(|path| size(path)).sum::<u64>();
+        for oldest in others {
+            if total <= disk_bytes {
+                break;
+            }
+            total -= size(&oldest);
+            let _ = fs::remove_dir_all(&oldest);
+        }
+    }
+}
+
+/// The folders of decoded images below `root`, by their names.
+fn folders(root: &Path) -> impl Iterator<Item = PathBuf> {
+    let is_key = |name: &str| name.len() == DIGITS && name.bytes().all(|b| b.is_ascii_hexdigit());
+    let ours = move |entry: fs::DirEntry| {
+        let name = entry.file_name();
+        name.to_str().is_some_and(is_key).then(|| entry.path())
+    };
+    fs::read_dir(root).into_iter().flatten().filter_map(move |entry| entry.ok().and_then(ours))
+}
+
+/// One that is being made has not been used yet.
+fn last_used(folder: &Path) -> SystemTime {
+    let modified = |path: &Path| fs::metadata(path).and_then(|m| m.modified()).ok();
+    modified(&folder.join(USED)).or_else(|| modified(folder)).unwrap_or(SystemTime::UNIX_EPOCH)
+}
+
+/// Bytes of the files in a folder.
+fn size(folder: &Path) -> u64 {
+    let entries = fs::read_dir(folder).into_iter().flatten();
+    entries.filter_map(|entry| entry.ok()?.metadata().ok()).map(|m| m.len()).sum()
+}
+
+/// Bytes of all folders of decoded images below `root`.
+pub fn total(root: &Path) -> u64 {
+    folders(root).map(|path| size(&path)).sum()
+}
+
+/// Whatever the decoded images follow from: this version of fewvit, settings, and every file by
+/// path, size and times. A file that somebody has written to since has other times.
+fn key(manifest: &Manifest, keeping: &Keeping) -> String {
+    let mut hash = Sha256::new();
+    let mut add = |text: String| {
+        hash.update((text.len() as u64).to_le_bytes());
+        hash.update(text.as_bytes());
+    };
+    let Keeping { short_side, depth, disk_bytes, .. } = keeping;
+    add(format!("{} {short_side} {depth:?} {disk_bytes}", env!("CARGO_PKG_VERSION")));
+    let mut archives = HashMap::new();
+    for sample in &manifest.samples {
+        let train = sample.split == Split::Train;
+        let place = match &sample.origin {
+            Origin::File(path) => format!("{} {}", absolute(path), times(fs::metadata(path).ok())),
+            Origin::Member { archive, offset, len, packing } => {
+                let path = archive.path();
+                let archive = archives.entry(path.to_path_buf()).or_insert_with(|| {
+                    format!("{} {}", absolute(path), times(fs::metadata(path).ok()))
+                });
+                format!("{archive} {offset} {len} {packing:?}")
+            }
+        };
+        add(format!("{train} {:?} {place}", sample.treatment));
+        add(sample.id.clone());
+    }
+    let digits: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
+    digits[..DIGITS].to_owned()
+}
+
+fn absolute(path: &Path) -> String {
+    format!("{:?}", std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()))
+}
+
+fn times(metadata: Option<Metadata>) -> String {
+    metadata.map_or_else(String::new, |m| {
+        let (modified, changed) = ((m.mtime(), m.mtime_nsec()), (m.ctime(), m.ctime_nsec()));
+        format!("{} {modified:?} {changed:?}", m.len())
+    })
+}
