@@ -31,7 +31,7 @@ pub struct Cli {
 
 const TOP: &str = "Examples:
   fewvit demo
-  fewvit train photos/ --recipe quick
+  fewvit train photos/
 
 Exit codes: 0 done, 1 failed, 2 usage or settings, 3 data, 4 device or memory, 5 diverged,
 6 verification failed, 75 stopped by the system (SIGTERM) and resumable,
@@ -123,8 +123,9 @@ const BENCH: &str = "Examples:
   fewvit bench epoch photos/";
 
 const TRAIN: &str = "Examples:
-  fewvit train photos/ --recipe quick --time-budget 30m
-  fewvit train flowers-102/ --epochs 100 --pretrain-epochs 400 --lr 5e-4 --seed 1";
+  fewvit train photos/
+  fewvit train photos/ --time-budget 2h
+  fewvit train flowers-102/ --recipe paper --epochs 100 --pretrain-epochs 400 --lr 5e-4 --seed 1";
 
 /// `train` and `pretrain`.
 #[derive(Args, Clone, Debug)]

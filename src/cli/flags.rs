@@ -99,9 +99,10 @@ pub struct RunArgs {
 /// is about fine-tuning, any other one about every stage that has such a setting.
 #[derive(Args, Clone, Debug)]
 pub struct TrainArgs {
-    /// Recipe that the flags change; `fewvit recipe list` shows them
-    #[arg(long, value_name = "NAME", default_value = "paper")]
-    pub recipe: String,
+    /// Recipe that the flags change; `fewvit recipe list` shows them [default: quick on `train`
+    /// without -c, else paper]
+    #[arg(long, value_name = "NAME")]
+    pub recipe: Option<String>,
     /// Model under timm's name; `fewvit models` shows them
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
@@ -283,10 +284,28 @@ impl RunArgs {
     }
 }
 
+/// The recipe of a `train` that says nothing else.
+const QUICK: &str = "quick";
+
 /// Environment variables, as [`std::env::vars_os`] gives them.
 pub type Variables = Vec<(OsString, OsString)>;
 
 impl TrainArgs {
+    /// The recipe that was asked for, or what a command takes without: `train` one that answers
+    /// within half an hour; files are laid over the paper's.
+    fn recipe(&self, job: Job) -> &str {
+        match &self.recipe {
+            Some(recipe) => recipe,
+            None if self.is_quick_by_default(job) => QUICK,
+            None => "paper",
+        }
+    }
+
+    /// Whether the command takes the recipe `quick` without having been asked to.
+    pub fn is_quick_by_default(&self, job: Job) -> bool {
+        self.recipe.is_none() && job == Job::Train && self.run.config.is_empty()
+    }
+
     /// Every flag with its key: the table that the help texts describe.
     fn rows(&self) -> [Row; 19] {
         use Key::{Finetune, LastStage, Pretrain, Run, Stages};
@@ -322,7 +341,7 @@ impl TrainArgs {
     /// # Errors
     /// [`Error::Usage`] for unknown keys and flags of a stage that the job lacks; an unreadable file.
     pub fn layers(&self, job: Job, env: Variables) -> Result<Layers> {
-        let mut layers = self.run.base(&self.recipe, env)?;
+        let mut layers = self.run.base(self.recipe(job), env)?;
         apply(&mut layers, self.run.rows(), job)?;
         apply(&mut layers, self.rows(), job)?;
         match job {

@@ -37,6 +37,9 @@ fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Resul
         .into_iter()
         .filter(|stage| resolved.chosen(&format!("{}.optim.epochs", stage.as_str())))
         .collect();
+    if args.is_quick_by_default(job) {
+        Progress::new().note(&quick_by_default(resolved.config.time_budget));
+    }
     let stages = job.stages();
     let pretrain = stages.pretrain && resolved.config.pretrain.optim.epochs > 0;
     let finetune = stages.finetune;
@@ -69,6 +72,18 @@ fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Resul
     };
     let Some(summary) = go(&request, &config, &chosen, &args.run)? else { return Ok(()) };
     report(&summary, args.run.json)
+}
+
+/// What a run does that was asked for without a recipe.
+fn quick_by_default(minutes: f64) -> String {
+    let within = match minutes {
+        0.0 => "without a time budget".to_owned(),
+        minutes => format!("within {}", duration(60.0 * minutes)),
+    };
+    format!(
+        "recipe `quick`, {within}: --time-budget 2h gives it more, --recipe paper is the paper's \
+         whole schedule"
+    )
 }
 
 /// Plans and runs, the epochs of the `chosen` stages as they are; `None` after a dry run.
@@ -157,4 +172,16 @@ fn report(summary: &Summary, json: bool) -> Result<()> {
 /// A run must find its data from any working directory.
 pub(super) fn absolute(path: &Path) -> std::path::PathBuf {
     std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::quick_by_default;
+
+    #[test]
+    fn the_budget_that_counts_is_said() {
+        assert!(quick_by_default(30.0).starts_with("recipe `quick`, within 30 min"));
+        assert!(quick_by_default(120.0).contains("within 2 h"), "{}", quick_by_default(120.0));
+        assert!(quick_by_default(0.0).contains("without a time budget"));
+    }
 }

@@ -34,13 +34,30 @@ fn epochs_and_sizes_belong_to_the_stage_of_the_command() {
         let smoothing = (p.optim.smoothing, f.optim.smoothing);
         ((p.optim.epochs, f.optim.epochs), (p.crops[1].img_size, f.img_size), smoothing)
     };
-    assert_eq!(of(&config(line, Job::Train)), ((800, 3), (112, 160), (0.1, 0.2)));
+    let train = format!("--recipe paper {line}");
+    assert_eq!(of(&config(&train, Job::Train)), ((800, 3), (112, 160), (0.1, 0.2)));
     assert_eq!(of(&config(line, Job::Finetune)), ((800, 3), (112, 160), (0.1, 0.2)));
     assert_eq!(of(&config(line, Job::Pretrain)), ((3, 200), (160, 224), (0.2, 0.1)));
-    let line = "--pretrain-epochs 5 --pretrain-img-size 96 --pretrain-ls 0 --epochs 3";
+    let line =
+        "--recipe paper --pretrain-epochs 5 --pretrain-img-size 96 --pretrain-ls 0 --epochs 3";
     assert_eq!(of(&config(line, Job::Train)), ((5, 3), (96, 224), (0.0, 0.1)));
     assert_eq!(config("--from-scratch", Job::Train).pretrain.optim.epochs, 0);
     assert_eq!(config("--no-probe", Job::Pretrain).pretrain.probe_every, 0);
+}
+
+#[test]
+fn train_alone_is_quick_and_everything_else_the_paper() {
+    let recipe = |line: &str, job| config(line, job).about.name;
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("mine.toml");
+    std::fs::write(&file, "seed = 1").expect("written");
+    let with_file = format!("-c {}", file.display());
+    assert_eq!(recipe("", Job::Train), "quick");
+    assert_eq!(recipe("--lr 1e-4 --epochs 3", Job::Train), "quick");
+    assert_eq!(recipe(&with_file, Job::Train), "paper");
+    assert_eq!(recipe(&format!("{with_file} --recipe quick"), Job::Train), "quick");
+    assert_eq!(recipe("--recipe paper", Job::Train), "paper");
+    assert_eq!([Job::Pretrain, Job::Finetune].map(|job| recipe("", job)), ["paper", "paper"]);
 }
 
 #[test]
@@ -91,7 +108,7 @@ fn flags_win_over_set_over_the_environment_over_recipes() {
     let resolved = layers(line, Job::Train, &env).and_then(Layers::build).expect("valid");
     let c = &resolved.config;
     assert_eq!((c.seed, c.threads, c.time_budget), (3, 2, 1.0));
-    assert_eq!(c.pretrain.optim.epochs, 170);
+    assert_eq!(c.pretrain.optim.epochs, 100);
     assert_eq!(resolved.origin("seed"), Some(&Source::Flag("--seed")));
     assert_eq!(resolved.origin("threads"), Some(&Source::Flag("--set")));
     let variable = Source::Env("FEWVIT_TIME_BUDGET".to_owned());

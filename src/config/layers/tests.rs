@@ -31,7 +31,7 @@ fn each_layer_wins_over_the_one_before_and_is_remembered() {
         let resolved = layers.clone().build().expect("valid");
         resolved.config.pretrain.optim.epochs
     };
-    assert_eq!((epochs(&paper()), epochs(&layers)), (800, 170));
+    assert_eq!((epochs(&paper()), epochs(&layers)), (800, 100));
     layers.file(&path).expect("the file");
     assert_eq!(epochs(&layers), 2);
     let name = "FEWVIT_PRETRAIN__OPTIM__EPOCHS";
@@ -50,7 +50,7 @@ fn each_layer_wins_over_the_one_before_and_is_remembered() {
     let expected = format!(
         "pretrain.optim.epochs = 5\n  set by --epochs\n  instead of 4 from --set\n  \
          instead of 3 from environment variable {name}\n  instead of 2 from file {}\n  \
-         instead of 170 from recipe `quick`\n  instead of 800 from recipe `paper`\n",
+         instead of 100 from recipe `quick`\n  instead of 800 from recipe `paper`\n",
         path.display()
     );
     assert_eq!(resolved.explain("pretrain.optim.epochs").expect("a key"), expected);
@@ -204,7 +204,7 @@ fn the_recipe_of_a_method_lies_below_whichever_layer_chose_it() {
         ["pretrain.method=dino", "pretrain.optim.lr=1e-5"],
     ] {
         let optim = built("quick", &order).config.pretrain.optim;
-        assert_eq!((optim.lr, optim.clip_grad, optim.epochs), (1e-5, 3.0, 170));
+        assert_eq!((optim.lr, optim.clip_grad, optim.epochs), (1e-5, 3.0, 100));
     }
     // A recipe that is one of the method stays, one of another method is not mixed with it.
     let config = built("paper-dino", &["pretrain.method=dino"]).config;
@@ -238,7 +238,7 @@ fn families_have_the_values_of_their_run_scripts() {
         assert_eq!((optim.lr, optim.warmup_epochs, optim.drop_path), (last_lr, warmup, 0.1));
         // Recipes with values of their own keep them.
         let optim = built("quick", &[&model]).config.pretrain.optim;
-        assert_eq!((optim.lr, optim.warmup_epochs), (1e-3, 8.5));
+        assert_eq!((optim.lr, optim.warmup_epochs), (1e-3, 5.0));
     }
     let resolved = built("paper", &["model.name=pvt_v2_b3"]);
     let expected = "finetune.optim.lr = 0.001\n  set by recipe `paper`, [for.pvt_v2]\n  \
