@@ -56,6 +56,32 @@ fn the_command_in_the_report_repeats_the_run_bit_for_bit() {
 }
 
 #[test]
+fn few_labels_are_pre_trained_around_and_said() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = flowers(folder.path(), 3);
+    let (settings, out) = (tiny_run(folder.path()), folder.path().join("few"));
+    let data = data.to_str().expect("UTF-8");
+    let report = job(&["train", data, "--labels", "20"], &settings, &out);
+    let images = |key: &str| report["data"][key].as_u64();
+    assert_eq!((images("train_images"), images("labelled_images")), (Some(36), Some(20)));
+    says(&card(&out), &["(labels for 20 of the training images)"], &[]);
+    // Steps of 8 images: 36 are five an epoch, 20 are three.
+    let metrics = fs::read_to_string(out.join("metrics.jsonl")).expect("metrics");
+    let rows = metrics.lines().map(|line| serde_json::from_str(line).expect("JSON"));
+    let rows: Vec<serde_json::Value> = rows.collect();
+    let steps = |stage: &str| {
+        rows.iter().rfind(|row| row["stage"] == stage).expect("rows")["step"].as_u64()
+    };
+    let [before, with] = ["pretrain", "finetune"].map(steps);
+    assert_eq!((before, with), (Some(15), Some(15 + 9)));
+    let labels = fs::read_to_string(out.join("splits.csv")).expect("splits");
+    assert_eq!(labels.lines().filter(|line| line.contains(",,,train,")).count(), 16, "{labels}");
+    let all = job(&["train", data], &settings, &folder.path().join("all"));
+    assert_eq!(all["data"]["labelled_images"], 36);
+    says(&card(&folder.path().join("all")), &[], &["labels for"]);
+}
+
+#[test]
 fn where_weights_come_from_and_what_was_measured_when() {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let flowers = flowers(folder.path(), 2);

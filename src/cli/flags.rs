@@ -109,6 +109,10 @@ pub struct TrainArgs {
     /// Side of the training images in pixels, a multiple of 16; on `train` that of fine-tuning
     #[arg(long, value_name = "PIXELS")]
     pub img_size: Option<usize>,
+    /// Training images that keep their label, each class its share; all others are pre-trained on
+    /// only [default: all]
+    #[arg(long, value_name = "N", help_heading = "Data")]
+    pub labels: Option<usize>,
     /// Epochs; on `train` those of fine-tuning
     #[arg(long, value_name = "N", help_heading = "Optimiser")]
     pub epochs: Option<usize>,
@@ -307,7 +311,7 @@ impl TrainArgs {
     }
 
     /// Every flag with its key: the table that the help texts describe.
-    fn rows(&self) -> [Row; 19] {
+    fn rows(&self) -> [Row; 20] {
         use Key::{Finetune, LastStage, Pretrain, Run, Stages};
         [
             ("--model", Run("model.name"), text(&self.model)),
@@ -317,6 +321,7 @@ impl TrainArgs {
                 Run("data.allow_empty_class"),
                 self.allow_empty_class.then_some(Value::Boolean(true)),
             ),
+            ("--labels", Run("data.labels"), whole(self.labels)),
             ("--epochs", LastStage("optim.epochs"), whole(self.epochs)),
             ("--smoothing", LastStage("optim.smoothing"), number(self.smoothing)),
             ("--batch-size", Stages("optim.batch_size"), whole(self.batch_size)),

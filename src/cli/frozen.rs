@@ -134,8 +134,9 @@ fn data(args: &FrozenArgs) -> Result<Measured> {
 fn splits(args: &FrozenArgs) -> Result<Splits> {
     let data = data(args)?;
     let (train, test) = data.halves();
-    let unlabelled = |i: &usize| data.manifest.samples[*i].label.is_none();
-    if train.is_empty() || test.is_empty() || train.iter().chain(&test).any(unlabelled) {
+    let has_label = |i: &usize| data.manifest.samples[*i].label.is_some();
+    let train: Vec<usize> = train.into_iter().filter(has_label).collect();
+    if train.is_empty() || test.is_empty() || !test.iter().all(has_label) {
         return Err(lacking(&args.data));
     }
     let frozen = open(args)?;

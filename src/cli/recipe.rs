@@ -110,6 +110,7 @@ mod tests {
         let text = output("fewvit config --recipe quick --lr 2e-4 --explain finetune.optim.lr");
         let expected = "finetune.optim.lr = 0.0002\n  set by --lr\n  \
                         instead of 0.001 from recipe `quick`\n  \
+                        instead of 0.001 from recipe `paper`, [for.pvt_v2]\n  \
                         instead of 0.0005 from recipe `paper`\n";
         assert_eq!(text, expected);
     }
@@ -123,7 +124,7 @@ mod tests {
         let line: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         assert_eq!((&line["key"], &line["value"]), (&"finetune.optim.lr".into(), &2e-4.into()));
         assert_eq!(line["set_by"], "--lr");
-        assert_eq!(line["instead_of"][0]["set_by"], "recipe `paper`");
+        assert_eq!(line["instead_of"][0]["set_by"], "recipe `quick`");
         for flag in ["--output runs/a", "--yes", "--dry-run"] {
             let line = format!("fewvit config {flag}");
             let cli = Cli::try_parse_from(line.split_whitespace()).expect(&line);

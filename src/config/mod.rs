@@ -107,6 +107,10 @@ pub struct DataConfig {
     pub allow_empty_class: bool,
     /// Share of each class held out when the data has no split of its own.
     pub test_fraction: f64,
+    /// Training images that keep their label; the others serve pre-training only. 0 = all. Runs of
+    /// earlier versions do not say.
+    #[serde(default)]
+    pub labels: usize,
     /// Decoded images are kept with their short side at most this many pixels.
     pub cache_short_side: usize,
     /// Decoded training images are held in memory up to this many GB.

@@ -6,8 +6,8 @@ pub(super) mod parts;
 
 use std::borrow::Cow;
 use std::path::PathBuf;
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use super::augment::resize_lanczos;
 use super::image::Rgb8;
@@ -61,8 +61,15 @@ impl Placed {
     }
 }
 
-/// Decoded images by their position in the list the store was built from.
+/// Decoded images by their position in a list.
 pub struct ImageStore {
+    kept: Arc<Kept>,
+    /// Position in `kept` of each image of the list.
+    order: Vec<usize>,
+}
+
+/// What several lists of images share.
+struct Kept {
     slots: Vec<Slot>,
     parts: Vec<parts::Part>,
     /// Bytes that may still be taken into memory, by images of part files and by those that would
@@ -125,7 +132,7 @@ impl ImageStore {
             true => 0,
             false => slots.iter().filter(|slot| slot.source.is_file()).count(),
         };
-        Self { slots, parts, room, streamed, ram_bytes, short_side, depth }
+        Self::all(Kept { slots, parts, room, streamed, ram_bytes, short_side, depth })
     }
 
     /// Images that are in memory already.
@@ -137,7 +144,7 @@ impl ImageStore {
         };
         let slots: Vec<Slot> = images.into_iter().map(slot).collect();
         let ram_bytes = slots.iter().map(|slot| slot.bytes).sum();
-        Self {
+        Self::all(Kept {
             slots,
             parts: Vec::new(),
             room: [0.into(), 0.into()],
@@ -145,48 +152,60 @@ impl ImageStore {
             ram_bytes,
             short_side: 0,
             depth: Depth::default(),
-        }
+        })
+    }
+
+    fn all(kept: Kept) -> Self {
+        Self { order: (0..kept.slots.len()).collect(), kept: Arc::new(kept) }
+    }
+
+    /// The images at `positions` of this list, kept once for both.
+    pub fn subset(&self, positions: &[usize]) -> Self {
+        let order = positions.iter().map(|&i| self.order[i]).collect();
+        Self { kept: self.kept.clone(), order }
     }
 
     /// Number of images.
     pub fn len(&self) -> usize {
-        self.slots.len()
+        self.order.len()
     }
 
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
-        self.slots.is_empty()
+        self.order.is_empty()
     }
 
-    /// Bytes of pixels that come to lie in memory.
+    /// Bytes of pixels that come to lie in memory, of all lists that share them.
     pub fn bytes(&self) -> u64 {
-        self.slots.iter().map(|slot| slot.bytes).sum::<u64>().min(self.ram_bytes)
+        self.kept.slots.iter().map(|slot| slot.bytes).sum::<u64>().min(self.kept.ram_bytes)
     }
 
     /// Images of which not all have a place in memory or in part files: those that have none are
     /// decoded at each use.
     pub fn streamed(&self) -> usize {
-        self.streamed
+        self.kept.streamed
     }
 
-    /// The image at position `i` of the list the store was built from.
+    /// The image at position `i` of the list.
     ///
     /// # Errors
     /// [`Error::Failed`] if a part file cannot be read, [`Error::Data`] if the image's own file cannot.
     pub fn get(&self, i: usize) -> Result<Cow<'_, Rgb8>> {
-        let slot = &self.slots[i];
+        let slot = &self.kept.slots[self.order[i]];
         if let Some(image) = slot.held.get() {
             return Ok(Cow::Borrowed(image));
         }
-        let image = self.load(slot)?;
+        let image = self.kept.load(slot)?;
         let take = |room: u64| room.checked_sub(slot.bytes.max(image.pixels.len() as u64));
-        let room = &self.room[usize::from(slot.source.is_file())];
+        let room = &self.kept.room[usize::from(slot.source.is_file())];
         match room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
             Ok(_) => Ok(Cow::Borrowed(slot.held.get_or_init(|| image))),
             Err(_) => Ok(Cow::Owned(image)),
         }
     }
+}
 
+impl Kept {
     fn load(&self, slot: &Slot) -> Result<Rgb8> {
         match &slot.source {
             Source::Part { part, offset, sum, width, height } => {

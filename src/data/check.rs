@@ -116,7 +116,10 @@ fn duplicates(manifest: &Manifest, looks: &[(usize, &Look)]) -> (Vec<Leak>, Vec<
                 if in_train(sample) { (sample, *other) } else { (*other, sample) };
             leaks.push(Leak { train: train.id.clone(), held_out: held_out.id.clone() });
         }
-        if let Some(other) = same.iter().find(|other| other.label != sample.label) {
+        let differs = |other: &&&Sample| {
+            other.label.zip(sample.label).is_some_and(|(other, own)| other != own)
+        };
+        if let Some(other) = same.iter().find(differs) {
             conflicts.push(format!("{} = {}", other.id, sample.id));
         }
         same.push(sample);

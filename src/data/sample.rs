@@ -49,6 +49,39 @@ pub fn draw(manifest: &mut Manifest, size: Size, seed: u64) -> Result<Vec<String
     Ok(short_note(size, &short).into_iter().chain(empty_note(manifest)).collect())
 }
 
+/// Leaves `count` training images their labels, each class its share and at least one; the others
+/// stay as images without. In the order of [`draw`], so that more labels of the same seed contain
+/// the fewer.
+///
+/// # Errors
+/// [`Error::Usage`] if there are fewer labels or more classes than `count`.
+pub fn keep_labels(manifest: &mut Manifest, count: usize, seed: u64) -> Result<()> {
+    let pools = pools(manifest, manifest.indices(Split::Train), Size::PerClass(count));
+    let labelled: usize = pools.iter().map(Vec::len).sum();
+    if count > labelled || count < manifest.classes.len() || !manifest.is_labelled() {
+        return Err(Error::Usage(format!(
+            "{} labels cannot be kept: {} has {} with one, of {}",
+            count,
+            manifest.name,
+            counted(labelled, "training image"),
+            counted(manifest.classes.len(), "class")
+        )));
+    }
+    // Each class's images stand evenly spread on a line from 0 to 1; the first of each come first.
+    let mut line = Vec::new();
+    for (class, mut pool) in pools.into_iter().enumerate() {
+        pool.shuffle(&mut stream(seed, Purpose::Sample, 0, class as u64, 0));
+        let size = pool.len() as f64;
+        let place = |rank: usize| if rank == 0 { 0.0 } else { (rank as f64 + 0.5) / size };
+        line.extend(pool.into_iter().enumerate().map(|(rank, i)| (place(rank), class, i)));
+    }
+    line.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+    line.iter().skip(count).for_each(|&(_, _, i)| manifest.samples[i].label = None);
+    // Images without a label stand before the others.
+    manifest.samples.sort_by(|a, b| (a.label, &a.id).cmp(&(b.label, &b.id)));
+    Ok(())
+}
+
 fn check(manifest: &Manifest, train: &[usize], size: Size) -> Result<()> {
     let usage = |what: String| Err(Error::Usage(what));
     match size {
@@ -276,5 +309,37 @@ mod tests {
         let (_, notes) = drawn(&[9, 9], Size::Total(1), 0);
         assert!(notes[0].starts_with("1 class without a training image"), "{notes:?}");
         assert_eq!(drawn(&[9, 0], Size::Fraction(0.5), 0).1.len(), 1);
+    }
+
+    #[test]
+    fn some_keep_their_labels_each_class_its_share_and_more_contain_the_fewer() {
+        let labelled = |count: usize| {
+            let mut made = manifest(&[40, 20, 4, 1]);
+            keep_labels(&mut made, count, 3).unwrap();
+            assert_eq!(made.samples.len(), manifest(&[40, 20, 4, 1]).samples.len());
+            assert!(made.samples.is_sorted_by_key(|s| (s.label, s.id.clone())));
+            let held_out = made.samples.iter().filter(|s| s.split != Split::Train);
+            assert!(held_out.into_iter().all(|s| s.label.is_some()));
+            let kept = made.samples.iter().filter(|s| s.split == Split::Train && s.label.is_some());
+            kept.map(|s| s.id.clone()).collect::<BTreeSet<_>>()
+        };
+        let of_class = |kept: &BTreeSet<String>, class: &str| {
+            kept.iter().filter(|id| id.starts_with(&format!("{class}/"))).count()
+        };
+        let mut fewer = BTreeSet::new();
+        for count in 4..=65 {
+            let kept = labelled(count);
+            assert_eq!(kept.len(), count);
+            assert!(kept.is_superset(&fewer), "{count}");
+            fewer = kept;
+        }
+        let kept = labelled(13);
+        let counts = ["0", "1", "2", "3"].map(|class| of_class(&kept, class));
+        assert_eq!(counts, [7, 4, 1, 1]);
+        for count in [3, 66] {
+            let error = keep_labels(&mut manifest(&[40, 20, 4, 1]), count, 3).unwrap_err();
+            assert_eq!(error.exit_code(), 2);
+            assert!(error.to_string().contains("65 training images with one, of 4 classes"));
+        }
     }
 }

@@ -287,6 +287,18 @@ impl Opened {
 }
 
 fn sentence(layout: &str, manifest: &Manifest) -> String {
+    let train = manifest.indices(Split::Train);
+    let has_label = |i: &&usize| manifest.samples[**i].label.is_some();
+    let few = match (manifest.is_labelled(), train.iter().filter(has_label).count()) {
+        (true, labelled) if labelled < train.len() => {
+            format!("; {labelled} of the {} have a label", counted(train.len(), "training image"))
+        }
+        _ => String::new(),
+    };
+    what_and_how_many(layout, manifest) + &few
+}
+
+fn what_and_how_many(layout: &str, manifest: &Manifest) -> String {
     let count = |split| manifest.indices(split).len();
     let splits: Vec<(&str, usize)> =
         [("train", count(Split::Train)), ("val", count(Split::Val)), ("test", count(Split::Test))]

@@ -328,13 +328,14 @@ impl<'a> Rows<'a> {
             return Err("no image".into());
         }
         let label = entry.class.as_ref().map(|class| self.classes.index[class]);
-        if label.is_none() && !self.classes.names.is_empty() {
-            return Err("no label, though other rows have one".into());
-        }
         let split = entry.split.as_ref().map(|text| {
             parse_split(text).ok_or_else(|| format!("split `{text}` is none of train, val, test"))
         });
         let split = split.transpose()?;
+        let held_out = split.is_some_and(|split| split != Split::Train);
+        if label.is_none() && held_out && !self.classes.names.is_empty() {
+            return Err("no label to measure by; only training images may lack one".into());
+        }
         let treatment = entry.treatment.as_deref().unwrap_or_default();
         let treatment = Treatment::of_code(treatment)
             .ok_or_else(|| format!("treatment `{treatment}` is none that fewvit knows"))?;

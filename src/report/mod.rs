@@ -81,6 +81,9 @@ pub struct DataFacts {
     pub classes: Vec<String>,
     /// Images trained on.
     pub train_images: usize,
+    /// Those of them that have a label; runs of earlier versions do not say.
+    #[serde(default)]
+    pub labelled_images: usize,
     /// Images the accuracy is measured on.
     pub test_images: usize,
     /// What those are called: `test`, `val`.
@@ -247,6 +250,7 @@ pub(crate) mod tests {
                 name: "flowers".to_string(),
                 classes: (0..classes).map(name).collect(),
                 train_images: 2040,
+                labelled_images: 2040,
                 test_images: labels.len(),
                 test_split: "test".to_string(),
                 split_made: true,

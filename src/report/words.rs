@@ -1,7 +1,7 @@
 //! The report in words: every sentence of card, page, JSON and terminal, from recorded facts.
 
-use super::ReportData;
 use super::facts::{Past, Provenance, StageFacts, TestUse, WeightsFile};
+use super::{DataFacts, ReportData};
 
 /// What an interval of this program covers, and what it does not.
 pub const INTERVAL: &str = "The 95% interval covers the choice of the images measured, given these \
@@ -39,7 +39,7 @@ impl ReportData {
             }
             false => "A backbone without a classifier".to_owned(),
         };
-        let on = pictures(images.train_images);
+        let on = pictures(images.train_images) + &images.few_labels();
         match &self.provenance {
             Provenance::Random => format!(
                 "{what}, trained from random weights on {on}. No pre-trained weights and no other images were used."
@@ -62,7 +62,7 @@ impl ReportData {
         };
         let classes = match images.classes.len() {
             0 => "without labels".to_string(),
-            n => format!("of {}", counted(n, "class", "classes")),
+            n => format!("of {}{}", counted(n, "class", "classes"), images.few_labels()),
         };
         let mut sentences = vec![
             format!(
@@ -168,6 +168,16 @@ impl ReportData {
             }
         }
         .to_owned()
+    }
+}
+
+impl DataFacts {
+    /// What to say where not all training images have a label.
+    fn few_labels(&self) -> String {
+        match self.labelled_images {
+            n if n == 0 || n == self.train_images => String::new(),
+            n => format!(" (labels for {} of the training images)", thousands(n)),
+        }
     }
 }
 

@@ -173,6 +173,7 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
             name: data.manifest.name.clone(),
             classes: data.manifest.classes.clone(),
             train_images: data.train.len(),
+            labelled_images: data.labelled().len(),
             test_images: data.held_out.len(),
             test_split: data.split_name(&data.held_out).to_owned(),
             split_made: data.manifest.split_origin.is_made(),

@@ -121,14 +121,12 @@ impl<'a> Probe<'a> {
             return Ok(found);
         }
         let (labels, classes) = (data.labels(&data.train), data.manifest.classes.len());
+        let rows = data.labelled().into_iter();
+        let labelled: Vec<f32> =
+            rows.flat_map(|i| outputs.features[i * dim..][..dim].iter().copied()).collect();
         let eval = &self.context.config.eval;
-        let share = knn_leave_one_out(
-            &outputs.features,
-            &labels,
-            classes,
-            eval.knn_k,
-            eval.knn_temperature,
-        );
+        let share =
+            knn_leave_one_out(&labelled, &labels, classes, eval.knn_k, eval.knn_temperature);
         Ok(Found { knn_top1: Some(share), ..found })
     }
 

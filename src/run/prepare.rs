@@ -13,6 +13,7 @@ use crate::data::check::{self, Checked};
 use crate::data::data_report::DataReport;
 use crate::data::digest::{Digest, digests};
 use crate::data::pass::Pass;
+use crate::data::sample::keep_labels;
 use crate::data::words::counted;
 use crate::data::{Manifest, Rgb8, Sample, Split, decode, named, source, split};
 use crate::engine::collective;
@@ -51,6 +52,9 @@ pub fn prepare(request: &Request, config: &RunConfig, ui: &dyn Ui) -> Result<Pre
         Some(init) => keep_splits(init, &mut opened.manifest, threads(config), ui)?,
         None => 0,
     };
+    if config.data.labels > 0 {
+        keep_labels(&mut opened.manifest, config.data.labels, config.seed)?;
+    }
     ui.note(&format!("data: {}, {}", opened.manifest.name, opened.describe()));
     let keeping = keeping(config);
     let pass = pass(&opened.manifest, config, &keeping, ui)?;
@@ -236,7 +240,22 @@ impl Prepared {
         self.held_out.iter().filter_map(digest).filter(|digest| trained.contains(digest)).count()
     }
 
-    /// Labels of the samples at `positions` in the manifest; empty if there are none.
+    /// Positions among the training images of those that have a label.
+    pub fn labelled(&self) -> Vec<usize> {
+        let has_label = |&i: &usize| self.manifest.samples[self.train[i]].label.is_some();
+        (0..self.train.len()).filter(has_label).collect()
+    }
+
+    /// The training images that have a label, decoded.
+    pub fn labelled_images(&self) -> Arc<ImageStore> {
+        let labelled = self.labelled();
+        match labelled.len() == self.train.len() {
+            true => self.images.clone(),
+            false => Arc::new(self.images.subset(&labelled)),
+        }
+    }
+
+    /// Labels of those samples at `positions` in the manifest that have one.
     pub fn labels(&self, positions: &[usize]) -> Vec<usize> {
         positions.iter().filter_map(|&i| self.manifest.samples[i].label).collect()
     }

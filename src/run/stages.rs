@@ -8,11 +8,12 @@ use super::observe::RunObserver;
 use super::{Context, Folder, provenance};
 use crate::backbone::{NetSpec, Spec};
 use crate::config::{OptimConfig, PosEmbed, RunConfig};
+use crate::data::cache::ImageStore;
 use crate::data::loader::{BatchSource, Rows};
 use crate::engine::{self, TrainState};
 use crate::error::{Error, Result};
 use crate::export::timm;
-use crate::method::{self, Labels, Method, supervised::Supervised};
+use crate::method::{self, Kind, Labels, Method, supervised::Supervised};
 use crate::run::prepare::Prepared;
 use crate::train::checkpoint::StageName;
 use crate::train::stage::{Checkpoints, Stage};
@@ -36,13 +37,17 @@ pub fn pretraining<'a>(config: &'a RunConfig, data: &Prepared) -> Result<Stage<'
     let c = &config.pretrain;
     let classes = data.manifest.classes.len();
     let labels = (classes > 0).then(|| Labels { of_samples: data.labels(&data.train), classes });
-    let method = method::pretraining(config, data.train.len(), labels)?;
+    let images = match method::entry(&c.method)?.kind {
+        Kind::SelfSupervised => data.images.clone(),
+        _ => data.labelled_images(),
+    };
+    let method = method::pretraining(config, images.len(), labels)?;
     let net = NetSpec {
         spec: Spec::find(&config.model.name)?,
         img_size: c.crops.first().map_or(0, |group| group.img_size),
         heads: method.heads(),
     };
-    stage(config, data, StageName::Pretrain, net, method, &c.optim)
+    stage(config, images, StageName::Pretrain, net, method, &c.optim)
 }
 
 /// The fine-tuning stage of `config` on `data`.
@@ -54,12 +59,12 @@ pub fn finetuning<'a>(config: &'a RunConfig, data: &Prepared) -> Result<Stage<'a
     let classes = data.manifest.classes.len();
     let method = Arc::new(Supervised::finetuning(c, data.labels(&data.train), classes));
     let net = NetSpec::classifier(Spec::find(&config.model.name)?, c.img_size, classes);
-    stage(config, data, StageName::Finetune, net, method, &c.optim)
+    stage(config, data.labelled_images(), StageName::Finetune, net, method, &c.optim)
 }
 
 fn stage<'a>(
     config: &'a RunConfig,
-    data: &Prepared,
+    images: Arc<ImageStore>,
     name: StageName,
     net: NetSpec,
     method: Arc<dyn Method>,
@@ -69,7 +74,7 @@ fn stage<'a>(
     let mixing = method.clone();
     let micro_batch = engine::micro_batch(optim.micro_batch, &net.spec, net.img_size);
     let source = BatchSource {
-        images: data.images.clone(),
+        images,
         views: Arc::new(method.views().clone()),
         mix: Arc::new(move |rng, epoch, rows, size| mixing.mix(rng, epoch, rows, size)),
         seed: seed(config, name),

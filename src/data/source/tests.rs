@@ -10,6 +10,7 @@ pub fn config() -> DataConfig {
         on_bad_image: OnBadImage::Error,
         allow_empty_class: false,
         test_fraction: 0.25,
+        labels: 0,
         cache_short_side: 256,
         cache_ram_gb: 1.0,
         cache_disk_gb: 0.0,

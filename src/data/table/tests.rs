@@ -188,7 +188,8 @@ fn multi_label_tables_are_refused_in_words() {
 fn mistakes_are_named_with_their_line() {
     let error = |content: &str| table("x.csv", content).unwrap_err().to_string();
     assert!(error("colour,label\ni/1.jpg,a\n").contains("no column names the images"));
-    assert!(error("file,label\ni/1.jpg,a\ni/2.jpg,\n").contains("line 3: no label"));
+    let held_out = "file,label,split\ni/1.jpg,a,train\ni/2.jpg,,test\n";
+    assert!(error(held_out).contains("line 3: no label to measure by"));
     assert!(error("file,label,split\ni/1.jpg,a,tset\n").contains("line 2: split `tset`"));
     assert!(error("file,label,split\ni/1.jpg,a,test\ni/2.jpg,a,\n").contains("1 of 2 rows"));
     let text = error("file,label\ni/1.jpg,a\n./i/1.jpg,b\n");
@@ -283,4 +284,28 @@ fn names_in_a_table_of_ours_are_as_they_are() {
     let root = tests::folder(&files);
     let opened = open_noting(&root.path().join("x.csv"), &tests::config(), 1).unwrap();
     assert_eq!(opened.manifest.classes, names);
+}
+
+#[test]
+fn training_images_may_lack_a_label_and_it_is_said() {
+    for (table, told) in [
+        ("file,label\ni/1.jpg,a\ni/2.jpg,a\ni/3.jpg,b\ni/4.jpg,b\ni/5.jpg,\n", "drawn by fewvit"),
+        (
+            "file,label,split\ni/1.jpg,a,train\ni/2.jpg,a,test\ni/3.jpg,b,train\ni/4.jpg,b,test\n\
+             i/5.jpg,,train\n",
+            "3 train + 2 test images",
+        ),
+    ] {
+        let images = ["i/1.jpg", "i/2.jpg", "i/3.jpg", "i/4.jpg", "i/5.jpg"];
+        let root = tests::folder(&images);
+        std::fs::write(root.path().join("index.csv"), table).unwrap();
+        let opened = open_noting(root.path(), &tests::config(), 1).unwrap();
+        let without: Vec<_> =
+            opened.manifest.samples.iter().filter(|s| s.label.is_none()).collect();
+        assert_eq!(without.len(), 1);
+        assert_eq!((without[0].id.as_str(), without[0].split), ("i/5.jpg", Split::Train));
+        let told_is = opened.describe();
+        assert!(told_is.contains(told), "{told_is}");
+        assert!(told_is.ends_with("; 2 of the 3 training images have a label"), "{told_is}");
+    }
 }
