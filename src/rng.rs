@@ -35,6 +35,8 @@ pub enum Purpose {
     /// Order in which samples of a training part take its images; `epoch` is 1 for one order over
     /// all classes, `sample` is the class.
     Sample = 11,
+    /// Which images of a class a balanced epoch takes; `sample` is the class.
+    Balance = 12,
 }
 
 /// The random stream at the given coordinates. Unused coordinates are zero.

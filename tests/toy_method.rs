@@ -141,6 +141,7 @@ fn stage(config: &RunConfig, workers: usize) -> fewvit::Result<Stage<'_>> {
         drop_last: false,
         threads: 1,
         rows: Rows::All,
+        balance: None,
     };
     Ok(Stage {
         name: StageName::Pretrain,

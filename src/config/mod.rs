@@ -412,8 +412,22 @@ pub struct FinetuneConfig {
     pub mixup: f64,
     /// Which lambda both use.
     pub mix_lambda: LambdaRule,
+    /// Which images an epoch takes; runs of earlier versions do not say.
+    #[serde(default)]
+    pub sampling: Sampling,
     /// Epochs between two evaluations on the held-out split, 0 = only the last.
     pub eval_every: usize,
+}
+
+/// Which of the images with a label an epoch takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sampling {
+    /// Each once.
+    #[default]
+    Once,
+    /// As many of each class.
+    Balanced,
 }
 
 /// How accuracy is measured.

@@ -5,10 +5,9 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
-use rand::seq::SliceRandom as _;
-
 use super::cache::ImageStore;
 use super::mixing::Mix;
+use super::order::{self, Turn};
 use super::parallel::for_each;
 use super::views::{ViewGroup, ViewPlan};
 use crate::error::Result;
@@ -150,6 +149,9 @@ pub struct BatchSource {
     pub threads: usize,
     /// The rows that get crops.
     pub rows: Rows,
+    /// The images' labels, if each epoch is to take as many of each class; otherwise it takes each
+    /// image once.
+    pub balance: Option<Arc<Vec<usize>>>,
 }
 
 impl BatchSource {
@@ -179,7 +181,8 @@ impl BatchSource {
         let (epoch, within) = (step / self.steps_per_epoch(), step % self.steps_per_epoch());
         let order = order.of(self, epoch);
         let first = within * self.batch_size;
-        let samples = &order[first..(first + self.batch_size).min(order.len())];
+        let turns = &order[first..(first + self.batch_size).min(order.len())];
+        let samples: Vec<usize> = turns.iter().map(|turn| turn.sample).collect();
         let rows = self.views.groups.iter().map(|group| samples.len() * group.count);
         let rows: Vec<usize> = rows.collect();
         let wanted = match &self.rows {
@@ -196,26 +199,27 @@ impl BatchSource {
             CropBatch { img_size, views: group.count, crops, samples, mix }
         };
         let mut groups: Vec<_> = self.views.groups.iter().enumerate().map(group).collect();
-        self.cut(epoch, samples, &mut groups)?;
+        self.cut(epoch, turns, &mut groups)?;
         Ok(Batch { groups })
     }
 
     /// Fills the groups' crops, all of one image by one thread.
-    fn cut(&self, epoch: usize, samples: &[usize], groups: &mut [CropBatch]) -> Result<()> {
-        let mut images: Vec<_> = samples.iter().map(|&sample| (sample, Vec::new())).collect();
+    fn cut(&self, epoch: usize, turns: &[Turn], groups: &mut [CropBatch]) -> Result<()> {
+        let mut images: Vec<_> = turns.iter().map(|&turn| (turn, Vec::new())).collect();
         let mut first_view = 0;
         for group in groups {
             for (row, place) in group.crops.places_mut(group.img_size * group.img_size * 3) {
-                let (view, image) = (first_view + row / samples.len(), row % samples.len());
+                let (view, image) = (first_view + row / turns.len(), row % turns.len());
                 images[image].1.push((view as u32, place));
             }
             first_view += group.views;
         }
         images.retain(|(_, places)| !places.is_empty());
-        for_each(images, self.threads, |(sample, places)| {
-            let image = self.images.get(sample)?;
+        for_each(images, self.threads, |(turn, places)| {
+            let image = self.images.get(turn.sample)?;
+            let key = turn.key(self.images.len());
             for (view, place) in places {
-                let crop = self.views.crop(&image, self.seed, epoch as u32, sample as u64, view);
+                let crop = self.views.crop(&image, self.seed, epoch as u32, key, view);
                 place.copy_from_slice(&crop.pixels);
             }
             Ok(())
@@ -244,18 +248,17 @@ impl BatchSource {
 #[derive(Default)]
 struct Order {
     epoch: Option<usize>,
-    samples: Vec<usize>,
+    turns: Vec<Turn>,
 }
 
 impl Order {
-    fn of(&mut self, source: &BatchSource, epoch: usize) -> &[usize] {
+    fn of(&mut self, source: &BatchSource, epoch: usize) -> &[Turn] {
         if self.epoch != Some(epoch) {
-            self.samples = (0..source.images.len()).collect();
-            let mut rng = stream(source.seed, Purpose::Order, epoch as u32, 0, 0);
-            self.samples.shuffle(&mut rng);
+            let labels = source.balance.as_ref().map(|labels| &labels[..]);
+            self.turns = order::turns(source.images.len(), labels, source.seed, epoch);
             self.epoch = Some(epoch);
         }
-        &self.samples
+        &self.turns
     }
 }
 

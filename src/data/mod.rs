@@ -27,6 +27,7 @@ pub mod manifest;
 pub mod matfile;
 pub mod mixing;
 pub mod named;
+mod order;
 pub mod parallel;
 pub mod pass;
 pub mod sample;

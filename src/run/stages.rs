@@ -7,7 +7,7 @@ use std::time::Duration;
 use super::observe::RunObserver;
 use super::{Context, Folder, provenance};
 use crate::backbone::{NetSpec, Spec};
-use crate::config::{OptimConfig, PosEmbed, RunConfig};
+use crate::config::{OptimConfig, PosEmbed, RunConfig, Sampling};
 use crate::data::cache::ImageStore;
 use crate::data::loader::{BatchSource, Rows};
 use crate::engine::{self, TrainState};
@@ -57,9 +57,14 @@ pub fn pretraining<'a>(config: &'a RunConfig, data: &Prepared) -> Result<Stage<'
 pub fn finetuning<'a>(config: &'a RunConfig, data: &Prepared) -> Result<Stage<'a>> {
     let c = &config.finetune;
     let classes = data.manifest.classes.len();
-    let method = Arc::new(Supervised::finetuning(c, data.labels(&data.train), classes));
+    let labels = data.labels(&data.train);
+    let balance = (c.sampling == Sampling::Balanced).then(|| Arc::new(labels.clone()));
+    let method = Arc::new(Supervised::finetuning(c, labels, classes));
     let net = NetSpec::classifier(Spec::find(&config.model.name)?, c.img_size, classes);
-    stage(config, data.labelled_images(), StageName::Finetune, net, method, &c.optim)
+    let images = data.labelled_images();
+    let mut stage = stage(config, images, StageName::Finetune, net, method, &c.optim)?;
+    stage.source.balance = balance;
+    Ok(stage)
 }
 
 fn stage<'a>(
@@ -82,6 +87,7 @@ fn stage<'a>(
         drop_last: optim.drop_last,
         threads: machine.threads,
         rows: engine::own_rows(&machine, &method, micro_batch).map_or(Rows::All, Rows::Own),
+        balance: None,
     };
     let (data, dropout) = (&config.data, true);
     Ok(Stage { name, net, method, source, optim, data, machine, micro_batch, dropout })

@@ -192,6 +192,7 @@ fn stage(
         drop_last: false,
         threads: 1,
         rows: Rows::All,
+        balance: None,
     };
     let micro_batch =
         engine::micro_batch(config.pretrain.optim.micro_batch, &net.spec, net.img_size);

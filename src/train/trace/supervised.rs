@@ -221,6 +221,7 @@ fn stage<'a>(
         drop_last: false,
         threads: 1,
         rows: Rows::All,
+        balance: None,
     };
     Stage {
         name: StageName::Finetune,
