@@ -6,7 +6,7 @@
 //! Read it in this order: [`config`] (what determines a run), [`data`] (a path becomes batches),
 //! [`backbone`] and [`nn`] over [`ops`] (the models), [`graph`] (the same for ONNX), [`method`] and [`loss`] (what is trained for),
 //! [`engine`] (what a step is computed with), [`train`] (the loop), [`eval`] (how good it is), [`report`] and [`export`] (what comes out),
-//! [`run`] (all of it in one run folder), [`mod@bench`] (how fast) and [`cli`].
+//! [`run`] (all of it in one run folder), [`study`] (a grid of runs), [`mod@bench`] (how fast) and [`cli`].
 
 pub mod backbone;
 pub mod bench;
@@ -29,6 +29,7 @@ pub mod report;
 pub mod rng;
 pub mod run;
 pub mod schedule;
+pub mod study;
 pub mod train;
 pub mod weights;
 

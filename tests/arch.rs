@@ -48,10 +48,14 @@ const MAY_USE: &[(&str, &[&str])] = &[
     ),
     ("bench", &["backbone", "config", "data", "engine", "error", "method", "nn", "train"]),
     (
+        "study",
+        &["backbone", "config", "data", "engine", "error", "eval", "files", "report", "rng", "run"],
+    ),
+    (
         "cli",
         &[
             "backbone", "bench", "config", "data", "engine", "error", "eval", "export", "fetch",
-            "report", "run", "train",
+            "report", "run", "study", "train",
         ],
     ),
 ];

@@ -10,6 +10,7 @@ use super::bench_args::BenchCommand;
 use super::data_args::{BadImage, DataCommand};
 use super::flags::{Job, OF_RUNS, RunArgs, TrainArgs};
 use super::frozen_args::{EmbedArgs, FrozenArgs, KnnArgs};
+use super::study::{STUDY, StudyArgs};
 use super::trace_args::TraceArgs;
 use crate::data::Split;
 use crate::run::measured::Wanted;
@@ -82,6 +83,9 @@ pub enum Command {
     /// Render a small set of flowers and train on it, in minutes
     #[command(after_help = DEMO)]
     Demo(RunArgs),
+    /// Train a grid of settings, data sets and seeds, and compare them in one table
+    #[command(after_help = STUDY)]
+    Study(StudyArgs),
     /// Training steps on tensors from a file, for checks against other frameworks
     #[command(after_help = TRACE)]
     Trace(TraceArgs),

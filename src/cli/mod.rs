@@ -18,6 +18,7 @@ mod model;
 mod progress;
 mod readable;
 mod recipe;
+mod study;
 mod trace;
 mod trace_args;
 mod train;
@@ -48,7 +49,9 @@ pub fn main() -> u8 {
             return u8::try_from(error.exit_code()).unwrap_or(2);
         }
     };
-    let job = match collective::start() {
+    // The processes of a study share its folder, not a model.
+    let apart = matches!(cli.command, Command::Study(_));
+    let job = match (!apart).then(collective::start).transpose() {
         Ok(job) => job,
         Err(error) => return exit_code(Err(error)),
     };
@@ -105,6 +108,7 @@ fn run(command: Command) -> Result<()> {
         Command::Knn(args) => frozen::nearest(&args),
         Command::Probe(args) => frozen::probe(&args),
         Command::Embed(args) => frozen::embed(&args),
+        Command::Study(args) => study::study(&args),
         Command::Trace(args) => trace::trace(&args),
         Command::Bench(command) => bench::bench(&command),
         Command::Data(command) => data::data(&command),

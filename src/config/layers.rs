@@ -242,8 +242,15 @@ impl Layers {
     /// # Errors
     /// A key that there is none of.
     pub fn inherit(&mut self, settings: Vec<(String, Value)>, init: &Path) -> Result<()> {
+        self.beneath(settings, &Source::Init(init.to_path_buf()))
+    }
+
+    /// Lays settings over the recipes, under all that was set so far.
+    ///
+    /// # Errors
+    /// A key that there is none of.
+    pub fn beneath(&mut self, settings: Vec<(String, Value)>, source: &Source) -> Result<()> {
         let over = std::mem::take(&mut self.own);
-        let source = Source::Init(init.to_path_buf());
         let mut each = settings.into_iter();
         each.try_for_each(|(key, value)| self.put(&key, value, source.clone()))?;
         self.own.extend(over);

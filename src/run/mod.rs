@@ -127,6 +127,14 @@ pub fn plan(
     Ok(Planned { config: ranks::first(config)?, data, forecast })
 }
 
+/// What a run on `data` that is prepared already will take, whatever it starts from.
+///
+/// # Errors
+/// A setting that cannot be used.
+pub fn forecast_on(request: &Request, config: &RunConfig, data: &Prepared) -> Result<Forecast> {
+    forecast::measure(request, &resolved(config)?, data, std::time::Duration::ZERO)
+}
+
 /// Runs a plan in a new folder.
 ///
 /// # Errors

@@ -1,0 +1,204 @@
+//! A study that is killed and continued, and shared by two processes, ends with the same bytes as one
+//! that never stopped.
+
+mod common;
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use common::{fewvit, flowers, run, stderr};
+
+const SETTINGS: &str = "
+    [settings]
+    model.name = \"deit_micro_patch8_96\"
+    pretrain.crops = [{ count = 2, img_size = 16, scale = [0.3, 1.0] }]
+    pretrain.optim.epochs = 3
+    pretrain.optim.batch_size = 8
+    pretrain.optim.warmup_epochs = 0.5
+    finetune.img_size = 32
+    finetune.optim.epochs = 3
+    finetune.optim.batch_size = 8
+    finetune.optim.warmup_epochs = 0.5
+    checkpoint.every_minutes = 0.0
+";
+
+/// Two rows that share a pre-training, and one from random weights.
+const ROWS: &str = "
+    [[rows]]
+    name = \"idmm\"
+    title = \"IDMM\"
+    paper = { flowers = 79.9 }
+    [[rows]]
+    name = \"longer\"
+    settings.finetune.optim.epochs = 5
+    [[rows]]
+    name = \"random\"
+    from = \"random\"
+    paper = { flowers = 58.1 }
+";
+
+/// A study of `ROWS` on the flowers in `folder`.
+fn study(folder: &Path) -> PathBuf {
+    flowers(folder, 2);
+    let data = "[[data]]\nname = \"flowers\"\npath = \"flowers\"\ntrain = 2040\ntest = 6149\n";
+    let path = folder.join("mine.toml");
+    fs::write(&path, format!("name = \"mine\"\n{SETTINGS}{data}{ROWS}")).expect("written");
+    path
+}
+
+fn arguments<'a>(file: &'a Path, out: &'a Path) -> Vec<&'a str> {
+    let text = |path: &'a Path| path.to_str().expect("a UTF-8 path");
+    vec!["study", text(file), "--output", text(out)]
+}
+
+const RUNS: [&str; 4] = [
+    "pretrained/idmm.flowers.seed-0",
+    "cells/idmm.flowers.seed-0",
+    "cells/longer.flowers.seed-0",
+    "cells/random.flowers.seed-0",
+];
+
+/// What the runs and the table of a study hold, but for times and places.
+fn content(out: &Path) -> Vec<Vec<u8>> {
+    let files =
+        ["export/model.safetensors", "predictions.csv", "checkpoints/pretrained.safetensors"];
+    let read = |run: &&str| {
+        files.iter().filter_map(|file| fs::read(out.join(run).join(file)).ok()).collect::<Vec<_>>()
+    };
+    let mut content: Vec<_> = RUNS.iter().flat_map(read).collect();
+    assert_eq!(content.len(), 7, "three models, three predictions, one pre-training");
+    let table = fs::read_to_string(out.join("results.csv")).expect("a table");
+    let mut reader = csv::Reader::from_reader(table.as_bytes());
+    let header = reader.headers().expect("a header").clone();
+    for record in reader.records() {
+        let record = record.expect("a record");
+        let kept =
+            header.iter().zip(&record).filter(|(title, _)| !["runs", "hours"].contains(title));
+        content.push(kept.map(|(_, value)| format!("{value};")).collect::<String>().into_bytes());
+    }
+    content
+}
+
+#[test]
+fn killed_continued_and_shared_it_ends_with_the_same_bytes() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = study(folder.path());
+    let whole = folder.path().join("whole");
+    let started = Instant::now();
+    let output = run(arguments(&file, &whole));
+    assert!(output.status.success(), "{}", stderr(&output));
+    let duration = started.elapsed();
+    let expected = content(&whole);
+    let broken = folder.path().join("broken");
+    for kill in 1..=3 {
+        let mut child = fewvit(arguments(&file, &broken))
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("started");
+        std::thread::sleep(duration.mul_f64(0.1 * f64::from(kill)));
+        child.kill().expect("SIGKILL");
+        child.wait().expect("ended");
+    }
+    let both: Vec<_> = (0..2)
+        .map(|_| {
+            fewvit(arguments(&file, &broken))
+                .stdout(Stdio::piped())
+                .stderr(Stdio::piped())
+                .spawn()
+                .expect("started")
+        })
+        .collect();
+    for child in both {
+        let output = child.wait_with_output().expect("ended");
+        assert!(output.status.success(), "{}", stderr(&output));
+    }
+    assert!(content(&broken) == expected, "other bytes");
+    // Nothing runs again, and the table is as it was.
+    let before = modified(&broken);
+    std::thread::sleep(Duration::from_millis(20));
+    let output = run(arguments(&file, &broken));
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert_eq!(modified(&broken), before);
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("| IDMM | flowers |") && text.contains("| 79.9 |"), "{text}");
+    assert!(text.contains("flowers is not the paper's set: 24 training images"), "{text}");
+    // Other settings are not mixed with what is there.
+    let mut other = arguments(&file, &broken);
+    other.extend(["--set", "finetune.optim.lr=0.1"]);
+    let output = run(other);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("finetune.optim.lr 0.0005, now 0.1"), "{}", stderr(&output));
+}
+
+/// When each run's report was written.
+fn modified(out: &Path) -> Vec<std::time::SystemTime> {
+    let of =
+        |run: &&str| fs::metadata(out.join(run).join("report.json")).and_then(|m| m.modified());
+    RUNS.iter().map(|run| of(run).expect("a report")).collect()
+}
+
+#[test]
+fn a_cell_that_fails_or_lacks_its_data_leaves_the_others_alone() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    flowers(folder.path(), 1);
+    let data = "[[data]]\nname = \"gone\"\npath = \"gone\"\n[[data]]\nname = \"flowers\"\n\
+                path = \"flowers\"\n[[data]]\nname = \"never\"\n";
+    let rows = "[[rows]]\nname = \"random\"\nfrom = \"random\"\n[[rows]]\nname = \"idmm\"\n";
+    let file = folder.path().join("mine.toml");
+    fs::write(&file, format!("name = \"mine\"\n{SETTINGS}{data}{rows}")).expect("written");
+    let out = folder.path().join("out");
+    let mut scaled = arguments(&file, &out);
+    scaled.extend(["--rows", "random,idmm", "--scale", "0.3", "--jobs", "2"]);
+    let output = run(scaled.clone());
+    assert_eq!(output.status.code(), Some(1), "{}", stderr(&output));
+    let text = stderr(&output);
+    assert!(text.contains("2 of 9 runs failed"), "{text}");
+    assert!(text.contains("[cells/random.flowers.seed-0] "), "{text}");
+    let table = fs::read_to_string(out.join("results.md")).expect("a table");
+    let line = |start: &str| {
+        let found = table.lines().find(|line| line.starts_with(start));
+        found.unwrap_or_else(|| panic!("{start}\n{table}")).to_owned()
+    };
+    assert!(line("| random | flowers |").ends_with("| done |"), "{table}");
+    assert!(line("| idmm | flowers |").ends_with("| done |"), "{table}");
+    assert!(line("| random | gone |").contains("failed (exit code 3)"), "{table}");
+    assert!(line("| idmm | gone |").contains("waits for pretrained/idmm.gone"), "{table}");
+    assert!(line("| random | never |").contains("not run: no data given for never"), "{table}");
+    assert!(table.contains("Schedules are shortened: 30% of the epochs"), "{table}");
+    // What was wrong is put right, and the same command does the rest.
+    let gone = folder.path().join("gone");
+    fs::rename(folder.path().join("flowers"), &gone).expect("moved");
+    std::os::unix::fs::symlink(&gone, folder.path().join("flowers")).expect("linked");
+    let output = run(scaled);
+    assert!(output.status.success(), "{}", stderr(&output));
+}
+
+#[test]
+fn a_dry_run_says_what_it_would_take_and_makes_nothing() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = study(folder.path());
+    let out = folder.path().join("out");
+    let mut dry = arguments(&file, &out);
+    dry.extend(["--dry-run", "--seeds", "2"]);
+    let output = run(dry);
+    assert!(output.status.success(), "{}", stderr(&output));
+    let text = String::from_utf8_lossy(&output.stdout).into_owned();
+    assert!(text.contains("pretrained/idmm.flowers.seed-1: new, "), "{text}");
+    assert!(text.contains("6 cells from 8 runs, 8 of them to do"), "{text}");
+    assert!(!out.exists());
+}
+
+#[test]
+fn somebody_elses_folder_is_left_alone() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let file = study(folder.path());
+    let out = folder.path().join("out");
+    fs::create_dir(&out).expect("made");
+    fs::write(out.join("thesis.txt"), "years of work").expect("written");
+    let output = run(arguments(&file, &out));
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert_eq!(fs::read_dir(&out).expect("there").count(), 1);
+}
