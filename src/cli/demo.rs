@@ -1,46 +1,71 @@
 //! `fewvit demo`: the paper's claim in miniature, on flowers that the program renders itself.
 
+use std::path::{Path, PathBuf};
+
 use super::flags::{Job, RunArgs};
 use super::progress::Progress;
-use super::train::go;
+use crate::config::Layers;
 use crate::data::synth;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::eval::metric::{difference_interval, mcnemar_p};
 use crate::report::words::interval;
-use crate::run::{self, Folder, Request, Summary, Ui as _};
+use crate::run::{self, Folder, Summary, Ui};
+use crate::study::{Choices, Grid, Place, Study, Worker};
 
 /// Images of each species in each split, and their side in pixels.
 const IMAGES: usize = 24;
 const SIDE: usize = 96;
 
+/// The two runs.
+const STUDY: &str = include_str!("../../recipes/studies/demo.toml");
+
 pub(super) fn demo(args: &RunArgs) -> Result<()> {
-    let layers = args.layers("demo", std::env::vars_os().collect())?;
-    let resolved = run::settle(layers, Job::Train.stages())?;
-    let (sources, config) = (resolved.sources(), resolved.config);
+    let base =
+        |recipe: &str| -> Result<Layers> { args.layers(recipe, std::env::vars_os().collect()) };
+    let config = run::settle(base("demo")?, Job::Train.stages())?.config;
     let folder = Folder::create(args.output.as_deref(), "demo")?;
     let data = super::train::absolute(&folder.join("flowers"));
     let ui = Progress::new();
     ui.note(&format!("rendering {} flowers into {}", 24 * IMAGES, data.display()));
     synth::write(&data, config.seed, SIDE, IMAGES, IMAGES, |_, _| ())?;
-    let mut results = Vec::new();
-    for (name, pretrain) in [("from-random-weights", false), ("from-idmm-weights", true)] {
-        let request = Request {
-            data: data.clone(),
-            pretrain,
-            finetune: true,
-            init: None,
-            command: std::env::args().collect(),
-            sources: sources.clone(),
-        };
-        let args = RunArgs { output: Some(folder.join(name)), ..args.clone() };
-        ui.note(&format!("== {name}"));
-        let Some(summary) = go(&request, &config, &[], &args)? else { return Ok(()) };
-        results.push(summary);
+    let study = study(config.seed)?;
+    let choices = Choices {
+        data: [("flowers".to_owned(), data)].into_iter().collect(),
+        ..Choices::default()
+    };
+    let grid = Grid::new(&study, &choices, &base)?;
+    if args.dry_run {
+        return super::study::forecast(&grid, None, args.json);
     }
+    let place = Place::make(folder.root(), &study)?;
+    let interrupted = super::interrupted()?;
+    let ui = |_: &crate::study::Job| -> Box<dyn Ui> { Box::new(Progress::new()) };
+    let worker = Worker::new(&study, &grid, &place, &ui, interrupted);
+    let results = worker.work(&grid.cells).map_err(|error| with_hint(error, &grid, &place))?;
+    let results: Vec<Summary> = results.into_iter().map(|(_, summary)| summary).collect();
     let [random, idmm] = &results[..] else { return Ok(()) };
     match args.json {
         true => results.iter().try_for_each(super::print_json),
         false => compare(random, idmm),
+    }
+}
+
+/// The study of one seed, a run folder a row.
+fn study(seed: u64) -> Result<Study> {
+    let mut study = Study::parse(STUDY, Path::new("recipes/studies/demo.toml"))?;
+    study.together = true;
+    study.seeds = vec![seed];
+    Ok(study)
+}
+
+/// How to go on with the run that was stopped.
+fn with_hint(error: Error, grid: &Grid, place: &Place) -> Error {
+    let begun =
+        |job: &PathBuf| job.join("run.json").is_file() && !job.join("report.json").is_file();
+    let runs = grid.jobs.iter().map(|job| place.run(job));
+    match runs.into_iter().find(begun) {
+        Some(run) => super::train::with_resume(error, &run),
+        None => error,
     }
 }
 

@@ -87,7 +87,7 @@ fn quick_by_default(minutes: f64) -> String {
 }
 
 /// Plans and runs, the epochs of the `chosen` stages as they are; `None` after a dry run.
-pub(super) fn go(
+fn go(
     request: &Request,
     config: &RunConfig,
     chosen: &[StageName],
@@ -118,7 +118,7 @@ pub(super) fn go(
     let mut request = request.clone();
     mark_fitted(&mut request.sources, config, &planned.config);
     let summary = run::start(&folder, &request, &planned, &ui, interrupted)
-        .map_err(|error| with_resume(error, &folder))?;
+        .map_err(|error| with_resume(error, folder.root()))?;
     Ok(Some(summary))
 }
 
@@ -127,13 +127,13 @@ pub(super) fn resume(args: &ResumeArgs) -> Result<()> {
     let (ui, interrupted) = (Progress::new(), super::interrupted()?);
     let data = args.data.as_deref().map(absolute);
     let summary = run::resume(&mut folder, data.as_deref(), &ui, interrupted)
-        .map_err(|error| with_resume(error, &folder))?;
+        .map_err(|error| with_resume(error, folder.root()))?;
     report(&summary, args.json)
 }
 
 /// Says how to go on where that is possible.
-fn with_resume(error: Error, folder: &Folder) -> Error {
-    let hint = format!("\n  go on with: fewvit resume {}", folder.root().display());
+pub(super) fn with_resume(error: Error, run: &Path) -> Error {
+    let hint = format!("\n  go on with: fewvit resume {}", run.display());
     match error {
         Error::Interrupted(text) if super::BY_SYSTEM.load(Ordering::Relaxed) => {
             Error::Stopped(text + &hint)
