@@ -10,6 +10,7 @@ use super::bench_args::BenchCommand;
 use super::data_args::{BadImage, DataCommand};
 use super::flags::{Job, OF_RUNS, RunArgs, TrainArgs};
 use super::frozen_args::{EmbedArgs, FrozenArgs, KnnArgs};
+use super::reproduce::{REPRODUCE, ReproduceArgs};
 use super::study::{STUDY, StudyArgs};
 use super::trace_args::TraceArgs;
 use crate::data::Split;
@@ -86,6 +87,9 @@ pub enum Command {
     /// Train a grid of settings, data sets and seeds, and compare them in one table
     #[command(after_help = STUDY)]
     Study(StudyArgs),
+    /// The paper's tables, ours beside the paper's numbers
+    #[command(after_help = REPRODUCE)]
+    Reproduce(ReproduceArgs),
     /// Training steps on tensors from a file, for checks against other frameworks
     #[command(after_help = TRACE)]
     Trace(TraceArgs),

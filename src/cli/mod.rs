@@ -18,6 +18,7 @@ mod model;
 mod progress;
 mod readable;
 mod recipe;
+mod reproduce;
 mod study;
 mod trace;
 mod trace_args;
@@ -50,7 +51,7 @@ pub fn main() -> u8 {
         }
     };
     // The processes of a study share its folder, not a model.
-    let apart = matches!(cli.command, Command::Study(_));
+    let apart = matches!(cli.command, Command::Study(_) | Command::Reproduce(_));
     let job = match (!apart).then(collective::start).transpose() {
         Ok(job) => job,
         Err(error) => return exit_code(Err(error)),
@@ -109,6 +110,7 @@ fn run(command: Command) -> Result<()> {
         Command::Probe(args) => frozen::probe(&args),
         Command::Embed(args) => frozen::embed(&args),
         Command::Study(args) => study::study(&args),
+        Command::Reproduce(args) => reproduce::reproduce(&args),
         Command::Trace(args) => trace::trace(&args),
         Command::Bench(command) => bench::bench(&command),
         Command::Data(command) => data::data(&command),

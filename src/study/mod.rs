@@ -7,6 +7,7 @@
 mod file;
 mod forecast;
 mod grid;
+pub mod paper;
 mod place;
 mod results;
 mod tables;
