@@ -202,3 +202,49 @@ fn somebody_elses_folder_is_left_alone() {
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert_eq!(fs::read_dir(&out).expect("there").count(), 1);
 }
+
+/// The paper's tables and figures with a micro model and a thousandth of the epochs.
+#[test]
+fn tables_and_figures_of_the_paper_are_drawn_from_the_same_runs() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let root = folder.path().join("sets");
+    fs::create_dir(&root).expect("made");
+    fewvit::data::synth::write(&root.join("102flowers"), 0, 32, 2, 1, |_, _| ()).expect("rendered");
+    let out = folder.path().join("out");
+    let micro = [
+        "model.name=deit_micro_patch8_96",
+        "pretrain.crops=[{count=2,img_size=16,scale=[0.3,1.0]}]",
+        "finetune.img_size=32",
+    ];
+    let reproduce = |what: &str, rows: &str, out: &Path| {
+        let mut line = vec!["reproduce", what, "--rows", rows, "--scale", "0.001"];
+        micro.iter().for_each(|set| line.extend(["--set", set]));
+        line.extend(["--data-root", root.to_str().expect("UTF-8")]);
+        line.extend(["--output", out.to_str().expect("UTF-8")]);
+        let output = run(line);
+        assert!(output.status.success(), "{what}: {}", stderr(&output));
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    };
+    let lines = |name: &str| fs::read_to_string(out.join(name)).expect(name).lines().count();
+    let table = reproduce("fig2", "idmm,simclr", &out);
+    assert!(table.contains("Schedules are shortened: 0.1% of the epochs"), "{table}");
+    assert!(table.contains("| IDMM | Flowers |") && table.contains("| 79.9 |"), "{table}");
+    // One test image of each of ten classes, before and after, for two methods.
+    assert_eq!(lines("fig2.csv"), 1 + 10 * 2 * 2);
+    let before = fs::metadata(out.join("cells/idmm.flowers.seed-0/report.json")).expect("there");
+    reproduce("fig4", "idmm,simclr", &out);
+    let after = fs::metadata(out.join("cells/idmm.flowers.seed-0/report.json")).expect("there");
+    assert_eq!(before.modified().expect("a time"), after.modified().expect("a time"));
+    assert_eq!(lines("fig4.csv"), 1 + 2, "one epoch each");
+    let third = folder.path().join("third");
+    reproduce("fig3", "pvt-v2-b0-small-idmm", &third);
+    let numbers = fs::read_to_string(third.join("fig3.csv")).expect("numbers");
+    assert!(numbers.ends_with(",93.8000,0.001\n") && numbers.lines().count() == 2, "{numbers}");
+    for file in ["out/fig2-tsne", "out/fig2-pca", "out/fig4", "third/fig3"] {
+        let stem = folder.path().join(file);
+        assert!(image::open(stem.with_extension("png")).is_ok(), "{file}");
+        assert!(stem.with_extension("svg").is_file(), "{file}");
+    }
+    let table = reproduce("table2", "dino", &folder.path().join("none"));
+    assert!(table.contains("not run: no data given for pets (--data pets=PATH)"), "{table}");
+}

@@ -108,11 +108,14 @@ pub struct GridArgs {
 }
 
 pub(super) fn study(args: &StudyArgs) -> Result<()> {
-    go(&Study::read(&args.file)?, &args.grid)
+    go(&Study::read(&args.file)?, &args.grid, &|_, _| Ok(()))
 }
 
-/// Does the study, or says what it would take.
-pub(super) fn go(study: &Study, args: &GridArgs) -> Result<()> {
+/// Draws something from the study's runs.
+pub(super) type Draw<'a> = &'a dyn Fn(&Grid, &Place) -> Result<()>;
+
+/// Does the study, or says what it would take; `draw` follows the runs.
+pub(super) fn go(study: &Study, args: &GridArgs, draw: Draw) -> Result<()> {
     let grid = args.grid(study)?;
     let default = Path::new("runs").join(&study.name);
     let root = args.output.as_deref().unwrap_or(&default);
@@ -140,6 +143,7 @@ pub(super) fn go(study: &Study, args: &GridArgs) -> Result<()> {
         false => super::print(&study::markdown(&results))?,
     }
     eprintln!("tables: {}/results.md, results.csv, results.html", place.root().display());
+    draw(&grid, &place)?;
     complain(&grid, &place)
 }
 
@@ -231,6 +235,29 @@ impl GridArgs {
             Ok(layers)
         };
         Grid::new(study, &choices, &base)
+    }
+
+    /// A flag but `--json` that was given.
+    pub(super) fn given(&self) -> Option<&'static str> {
+        let all = [
+            ("--rows", !self.rows.is_empty()),
+            ("--cols", !self.cols.is_empty()),
+            ("--seeds", self.seeds.is_some()),
+            ("--scale", self.scale.is_some()),
+            ("--data", !self.data.is_empty()),
+            ("--data-root", self.data_root.is_some()),
+            ("--init", !self.init.is_empty()),
+            ("--shard", self.shard.is_some()),
+            ("--jobs", self.jobs != 1),
+            ("--output", self.output.is_some()),
+            ("--device", self.device.is_some()),
+            ("--threads", self.threads.is_some()),
+            ("--amp-dtype", self.amp_dtype.is_some()),
+            ("--config", !self.config.is_empty()),
+            ("--set", !self.set.is_empty()),
+            ("--dry-run", self.dry_run),
+        ];
+        all.into_iter().find_map(|(flag, given)| given.then_some(flag))
     }
 
     /// Threads of each of several runs at once.

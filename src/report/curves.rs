@@ -198,7 +198,7 @@ impl Axes {
 }
 
 /// Round numbers within `low..=high`, about `count` of them, and the step between them.
-fn ticks((low, high): (f64, f64), count: usize) -> (Vec<f64>, f64) {
+pub(crate) fn ticks((low, high): (f64, f64), count: usize) -> (Vec<f64>, f64) {
     let rough = (high - low) / count as f64;
     let decade = 10f64.powf(rough.log10().floor());
     let step = [1.0, 2.0, 5.0, 10.0].map(|m| m * decade).into_iter().find(|&s| s >= rough * 0.999);

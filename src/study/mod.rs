@@ -4,6 +4,7 @@
 //! [`Study`] is what a TOML file tells, [`Grid`] the cells and the runs that they need, [`Place`] the
 //! folder, [`Worker`] does the runs, and [`Results`] reads what they came to.
 
+pub mod figures;
 mod file;
 mod forecast;
 mod grid;
@@ -11,6 +12,7 @@ pub mod paper;
 mod place;
 mod results;
 mod tables;
+pub mod theory;
 mod work;
 
 pub use file::{DataSet, From, Row, Study, Vary};

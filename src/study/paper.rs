@@ -25,6 +25,7 @@ pub const TABLES: &[Table] = &[
     Table { name: "table7", text: include_str!("../../recipes/studies/table7.toml") },
     Table { name: "table8", text: include_str!("../../recipes/studies/table8.toml") },
     Table { name: "table9", text: include_str!("../../recipes/studies/table9.toml") },
+    Table { name: "fig3", text: include_str!("../../recipes/studies/fig3.toml") },
 ];
 
 /// The data sets of all tables.
@@ -81,6 +82,7 @@ mod tests {
             ("table7", 10, 14, 10),
             ("table8", 5, 10, 5),
             ("table9", 16, 20, 16),
+            ("fig3", 11, 17, 11),
         ] {
             let (study, grid) = grid(name);
             assert_eq!(study.name, name);
