@@ -116,6 +116,22 @@ fn only_engines_and_operations_name_a_device() {
     }
 }
 
+/// Besides the kernels' crate.
+const UNSAFE: [&str; 2] = ["engine/cuda/gpu.rs", "ops/buffers.rs"];
+
+#[test]
+fn what_the_compiler_cannot_check_is_where_the_readme_says() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let has = |path: &PathBuf| {
+        let text = fs::read_to_string(path).expect("a readable source file");
+        ["unsafe {", "unsafe fn", "unsafe impl"].iter().any(|word| text.contains(word))
+    };
+    let relative = |path: PathBuf| path.strip_prefix(&root).expect("below src").to_owned();
+    let mut found: Vec<_> = sources(&root).into_iter().filter(has).map(relative).collect();
+    found.sort();
+    assert_eq!(found, UNSAFE.map(PathBuf::from));
+}
+
 #[test]
 fn no_source_file_has_outgrown_one_sitting() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR"));

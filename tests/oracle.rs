@@ -1,6 +1,10 @@
 //! Every family with every method: the CPU's kernels against burn's own operations, value, gradient and
 //! ten steps.
 
+#[cfg(feature = "cuda")]
+#[path = "common/standin.rs"]
+mod standin;
+
 use std::sync::Arc;
 
 use burn::tensor::Device;
@@ -171,6 +175,15 @@ impl Case {
         train(engine.expect("an engine"), self, steps)
     }
 
+    /// Steps on a card, `micro_batch` rows at a time.
+    #[cfg(feature = "cuda")]
+    fn on_card(&self, micro_batch: usize, steps: usize) -> Seen {
+        use fewvit::engine::device::DeviceName;
+        let machine = Machine { device: DeviceName::Cuda(0), ..Machine::cpu(1) };
+        let engine = machine.engine(&self.net, micro_batch, self.state.clone());
+        train(engine.expect("an engine"), self, steps)
+    }
+
     fn compare(&self, seen: &Seen, expected: &Seen) {
         let what = &self.what;
         let f32s = |s: &Seen| s.losses.iter().map(|&loss| loss as f32).collect::<Vec<_>>();
@@ -213,6 +226,21 @@ fn every_family_with_two_methods_on_wgpu() {
         for method in ["idmm", "dino"] {
             let case = Case::new(family, method);
             case.compare(&case.composed(&device, 8, 2), &case.on_cpu(2));
+        }
+    }
+}
+
+/// On the stand-in: the engine's plan, kernels and indices, without a card.
+#[cfg(feature = "cuda")]
+#[test]
+fn every_family_with_every_method_on_cuda() {
+    if !standin::inside("every_family_with_every_method_on_cuda") {
+        return;
+    }
+    for family in FAMILIES {
+        for entry in method::TABLE {
+            let case = Case::new(family, entry.name);
+            case.compare(&case.on_card(8, 10), &case.on_cpu(10));
         }
     }
 }

@@ -14,8 +14,12 @@ use std::fmt::Debug;
 use burn::tensor::Tensor;
 
 use crate::error::{Error, Result};
+#[cfg(feature = "cuda")]
+use crate::nn::Plan;
 use crate::nn::readers::onnx::Node;
 use crate::nn::{Onnx, Outline, Reader, Tensors};
+#[cfg(feature = "cuda")]
+pub use net::NetPlan;
 pub use net::{HeadSpec, Net, NetSpec};
 pub use pos_embed::resize_pos_embed;
 pub use weights::Weights;
@@ -58,6 +62,11 @@ pub trait Told: Family {
     fn onnx(&self, r: &mut Onnx, img_size: usize) -> Node;
     /// See [`Outline`].
     fn outline(&self, r: &mut Outline, img_size: usize);
+    /// See [`Plan`]; the feature's number. None for a family with operations of its own.
+    #[cfg(feature = "cuda")]
+    fn plan(&self, _: &mut Plan, _img_size: usize) -> Option<usize> {
+        None
+    }
 }
 
 impl<F: Tell> Told for F {
@@ -71,6 +80,11 @@ impl<F: Tell> Told for F {
 
     fn outline(&self, r: &mut Outline, img_size: usize) {
         self.tell(r, img_size);
+    }
+
+    #[cfg(feature = "cuda")]
+    fn plan(&self, r: &mut Plan, img_size: usize) -> Option<usize> {
+        Some(self.tell(r, img_size))
     }
 }
 

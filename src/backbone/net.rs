@@ -3,8 +3,12 @@
 use burn::tensor::Tensor;
 
 use super::Spec;
+#[cfg(feature = "cuda")]
+use crate::error::Error;
 use crate::error::Result;
 use crate::graph::{Graph, Pixels};
+#[cfg(feature = "cuda")]
+use crate::nn::Plan;
 use crate::nn::{
     DropPath, Linear, LinearStart, Mlp, MlpSpec, Onnx, Outline, ParamSpec, Parameter, Reader, Taps,
     Tensors,
@@ -95,6 +99,26 @@ impl NetSpec {
         r.finish(&outputs.chain([("features", &features)]).collect::<Vec<_>>(), metadata)
     }
 
+    /// The operations of the backbone and, `with_logits`, of what makes logits of its feature.
+    ///
+    /// # Errors
+    /// An img-size that the backbone cannot take, or a backbone with operations of its own.
+    #[cfg(feature = "cuda")]
+    pub fn plan(&self, with_logits: bool) -> Result<NetPlan> {
+        self.spec.check_img_size(self.img_size)?;
+        let mut plan = Plan::new(self.img_size);
+        let features = self.spec.family.plan(&mut plan, self.img_size).ok_or_else(|| {
+            let name = self.spec.name;
+            Error::Device(format!("{name} has operations that cuda does not know: --device cpu"))
+        })?;
+        let heads = self.declare_heads(&mut plan);
+        let logits = with_logits.then(|| {
+            let projected = heads.projector.iter().fold(features, |x, mlp| mlp.tell(&mut plan, x));
+            heads.head.iter().fold(projected, |x, head| plan.linear(x, head))
+        });
+        Ok(NetPlan { plan, features, logits })
+    }
+
     /// The heads, which follow the backbone.
     fn declare_heads<R: Reader>(&self, r: &mut R) -> Heads<R::Weight> {
         let HeadSpec { projector, predictor, num_classes, head_bias, head_start } = self.heads;
@@ -111,6 +135,17 @@ impl NetSpec {
             (num_classes > 0).then(|| Linear::starting(r, "head", sizes, head_start, head_bias));
         Heads { projector, predictor, head }
     }
+}
+
+/// A [`NetSpec`] as operations.
+#[cfg(feature = "cuda")]
+pub struct NetPlan {
+    /// All of them.
+    pub plan: Plan,
+    /// Number of the feature.
+    pub features: usize,
+    /// Number of the logits, if they were asked for.
+    pub logits: Option<usize>,
 }
 
 /// The layers of a [`HeadSpec`].

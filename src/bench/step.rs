@@ -66,7 +66,7 @@ pub fn step(bench: &StepBench) -> Result<StepSpeed> {
     let state = TrainState::new(outline.parameters, values, optim.ema);
     let machine = &bench.machine;
     let limit = || multiply_adds(machine.threads, machine.precision);
-    let rows = micro_batch(bench.micro_batch, &spec, bench.img_size);
+    let rows = micro_batch(bench.micro_batch, &spec, bench.img_size, machine.device);
     let mut engine = machine.engine(&net, rows, state)?;
     let batch = crops(bench);
     let before = limit();

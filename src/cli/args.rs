@@ -239,7 +239,7 @@ pub struct CommonArgs {
     /// Worker threads, 0 = all cores we may use
     #[arg(long, value_name = "N", env = "FEWVIT_THREADS", default_value_t = 0)]
     pub threads: usize,
-    /// Device: cpu, auto, or wgpu:1 in a fewvit that was built for it
+    /// Device: cpu, auto, or cuda:1, wgpu:1 in a fewvit that was built for it
     #[arg(long, env = "FEWVIT_DEVICE", default_value = "cpu")]
     pub device: String,
     /// Print results as JSON, one object a line

@@ -8,7 +8,7 @@ use std::process::Command;
 use serde::Serialize;
 
 use crate::data::cache::kept;
-use crate::engine::device::{self, Adapter};
+use crate::engine::device::{self, Adapter, Card};
 use crate::error::Result;
 use crate::run::forecast::bytes;
 
@@ -72,7 +72,7 @@ pub fn examine(patient: &Patient) -> Vec<Finding> {
         disk(patient.output),
     ];
     findings.extend(patient.cache.filter(|folder| folder.is_dir()).map(decoded));
-    findings.extend(devices(device::adapters()));
+    findings.extend(devices(device::cards(), device::adapters()));
     findings.extend(patient.data.map(data));
     findings
 }
@@ -238,17 +238,23 @@ fn parse_df(text: &str) -> Option<u64> {
     words.get(percent.checked_sub(1)?)?.parse::<u64>().ok().map(|kb| kb * 1024)
 }
 
-/// A line an adapter, or what is missing for one; a binary that was built without is as it should be.
-fn devices(adapters: Result<Vec<Adapter>>) -> Vec<Finding> {
-    let line = |(i, a): (usize, &Adapter)| {
-        ok("device", format!("wgpu:{i} {a}, tensors up to {}", bytes(a.largest_tensor)))
-    };
-    match adapters {
-        Ok(adapters) => adapters.iter().enumerate().map(line).collect(),
+/// A line a card and an adapter, or what is missing for one; a binary that was built without is as it
+/// should be.
+fn devices(cards: Result<Vec<Card>>, adapters: Result<Vec<Adapter>>) -> Vec<Finding> {
+    let adapter = |a: &Adapter| format!("{a}, tensors up to {}", bytes(a.largest_tensor));
+    let mut findings = of_kind("cuda", cards, Card::to_string);
+    findings.extend(of_kind("wgpu", adapters, adapter));
+    findings
+}
+
+fn of_kind<T>(kind: &str, found: Result<Vec<T>>, describe: impl Fn(&T) -> String) -> Vec<Finding> {
+    let line = |(i, d): (usize, &T)| ok("device", format!("{kind}:{i} {}", describe(d)));
+    match found {
+        Ok(found) => found.iter().enumerate().map(line).collect(),
         Err(e) => {
             let text = e.to_string();
             let (missing, advice) = text.split_once('\n').unwrap_or((&text, ""));
-            let found = format!("cpu alone: {missing}");
+            let found = format!("no {kind}: {missing}");
             vec![match advice.trim().replace("\n  ", "; ").as_str() {
                 "" => ok("device", found),
                 advice => warn("device", found, advice),
@@ -323,17 +329,21 @@ mod tests {
         let [name, api, driver] = ["llvmpipe", "Vulkan", "Mesa 22"].map(str::to_owned);
         let kind = Kind::Software;
         let adapter = Adapter { name, kind, index: 0, api, driver, largest_tensor: 2_000_000_000 };
-        let found = devices(Ok(vec![adapter]));
-        let line =
-            "wgpu:0 llvmpipe (software on the CPU, no GPU; Vulkan, Mesa 22), tensors up to 2.0 GB";
-        assert_eq!(found, [ok("device", line.to_owned())]);
-        let missing = |text: &str| devices(Err(Error::Device(text.to_owned())));
-        assert_eq!(missing("no feature"), [ok("device", "cpu alone: no feature".to_owned())]);
-        let advised = missing("no driver\n  install one\n  or none");
-        assert_eq!(
-            advised,
-            [warn("device", "cpu alone: no driver".to_owned(), "install one; or none")]
+        let card = Card { name: "H100".to_owned(), memory: 80_000_000_000, capability: [9, 0] };
+        let found = devices(Ok(vec![card]), Ok(vec![adapter]));
+        let lines = [
+            "cuda:0 H100 (80.0 GB, compute capability 9.0)",
+            "wgpu:0 llvmpipe (software on the CPU, no GPU; Vulkan, Mesa 22), tensors up to 2.0 GB",
+        ];
+        assert_eq!(found, lines.map(|line| ok("device", line.to_owned())));
+        let refused = |text: &str| Error::Device(text.to_owned());
+        let found = devices(
+            Err(refused("no feature")),
+            Err(refused("no driver\n  install one\n  or none")),
         );
+        let without = ok("device", "no cuda: no feature".to_owned());
+        let advised = warn("device", "no wgpu: no driver".to_owned(), "install one; or none");
+        assert_eq!(found, [without, advised]);
     }
 
     #[test]

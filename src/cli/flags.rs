@@ -65,7 +65,7 @@ pub struct RunArgs {
     /// Run folder; it must not hold anything yet [default: runs/NAME-N]
     #[arg(short, long, value_name = "DIR", help_heading = "Run")]
     pub output: Option<PathBuf>,
-    /// Device to train on: cpu, auto, or wgpu:1 in a fewvit that was built for it
+    /// Device to train on: cpu, auto, or cuda:1, wgpu:1 in a fewvit that was built for it
     #[arg(long, help_heading = "Run")]
     pub device: Option<String>,
     /// Worker threads, 0 = all cores we may use

@@ -49,7 +49,7 @@ pub struct TraceArgs {
     /// Precision of the matrix products
     #[arg(long, value_name = "DTYPE", default_value = "f32")]
     pub amp_dtype: Dtype,
-    /// Device: cpu, auto, or wgpu:1 in a fewvit that was built for it
+    /// Device: cpu, auto, or cuda:1, wgpu:1 in a fewvit that was built for it
     #[arg(long, env = "FEWVIT_DEVICE", default_value = "cpu")]
     pub device: String,
     /// What only methods have.

@@ -15,28 +15,35 @@ use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::Device;
 
+#[cfg(feature = "cuda")]
+pub(super) use read::failed;
 pub use read::{read, watched};
 pub use self_check::self_check;
 pub use wgpu::adapters;
 
+use super::cuda;
+pub use super::cuda::cards;
 use crate::error::{Error, Result};
 use crate::ops;
 
-#[cfg(feature = "wgpu")]
-const BUILT_FOR: &str = "cpu, wgpu or wgpu:1, auto";
-#[cfg(not(feature = "wgpu"))]
-const BUILT_FOR: &str = "cpu";
+const BUILT_FOR: &str = match (cfg!(feature = "cuda"), cfg!(feature = "wgpu")) {
+    (true, true) => "cpu, cuda or cuda:1, wgpu or wgpu:1, auto",
+    (true, false) => "cpu, cuda or cuda:1, auto",
+    (false, true) => "cpu, wgpu or wgpu:1, auto",
+    (false, false) => "cpu",
+};
 
 /// A device as users write it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DeviceName {
     /// `cpu`: the kernels of this crate.
     Cpu,
-    /// `cuda` or `cuda:1`: an NVIDIA card. None is in this version.
+    /// `cuda` or `cuda:1`: an entry of [`cards`].
     Cuda(usize),
     /// `wgpu` or `wgpu:1`: an entry of [`adapters`].
     Wgpu(usize),
-    /// `auto`: the first GPU of [`adapters`] that is no software, otherwise the CPU.
+    /// `auto`: the first of [`cards`], otherwise the first GPU of [`adapters`] that is no software,
+    /// otherwise the CPU.
     Auto,
 }
 
@@ -73,6 +80,24 @@ impl FromStr for DeviceName {
             ("wgpu", index) => Ok(Self::Wgpu(index.unwrap_or(0))),
             _ => Err(unknown()),
         }
+    }
+}
+
+/// An NVIDIA card as its driver describes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Card {
+    /// As its driver calls it.
+    pub name: String,
+    /// Bytes of memory.
+    pub memory: u64,
+    /// Compute capability, which names its generation.
+    pub capability: [i32; 2],
+}
+
+impl fmt::Display for Card {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { name, memory, capability: [major, minor] } = self;
+        write!(f, "{name} ({:.1} GB, compute capability {major}.{minor})", *memory as f64 / 1e9)
     }
 }
 
@@ -130,6 +155,8 @@ impl fmt::Display for Adapter {
 pub enum Place {
     /// On the CPU, by the kernels of this crate.
     Cpu,
+    /// On an NVIDIA card, by number.
+    Cuda(usize),
     /// On a device of wgpu.
     Wgpu(Adapter),
 }
@@ -139,23 +166,32 @@ pub enum Place {
 /// # Errors
 /// There is no such device here, with what to do about it.
 pub fn find(name: DeviceName) -> Result<Place> {
-    choose(name, adapters)
+    choose(name, cards, adapters)
 }
 
 /// The drivers are asked only where the name calls for them.
-fn choose(name: DeviceName, adapters: impl FnOnce() -> Result<Vec<Adapter>>) -> Result<Place> {
+fn choose(
+    name: DeviceName,
+    cards: impl FnOnce() -> Result<Vec<Card>>,
+    adapters: impl FnOnce() -> Result<Vec<Adapter>>,
+) -> Result<Place> {
     match name {
         DeviceName::Cpu => Ok(Place::Cpu),
-        DeviceName::Cuda(_) => Err(Error::Device(
-            "the device `cuda` is not in this version: use --device cpu".to_owned(),
-        )),
+        DeviceName::Cuda(index) => {
+            let cards = cards()?;
+            match index < cards.len() {
+                true => Ok(Place::Cuda(index)),
+                false => Err(no_such(name, "cuda", &cards)),
+            }
+        }
         DeviceName::Wgpu(index) => {
             let mut adapters = adapters()?;
             match index < adapters.len() {
                 true => Ok(Place::Wgpu(adapters.swap_remove(index))),
-                false => Err(no_such(index, &adapters)),
+                false => Err(no_such(name, "wgpu", &adapters)),
             }
         }
+        DeviceName::Auto if cards().is_ok_and(|cards| !cards.is_empty()) => Ok(Place::Cuda(0)),
         DeviceName::Auto => {
             let gpu = |adapter: &Adapter| adapter.kind != Kind::Software;
             let found = adapters().unwrap_or_default().into_iter().find(gpu);
@@ -164,10 +200,10 @@ fn choose(name: DeviceName, adapters: impl FnOnce() -> Result<Vec<Adapter>>) -> 
     }
 }
 
-fn no_such(index: usize, adapters: &[Adapter]) -> Error {
-    let lines = adapters.iter().enumerate();
-    let there: String = lines.map(|(i, adapter)| format!("\n  wgpu:{i}  {adapter}")).collect();
-    Error::Device(format!("this machine has no device `wgpu:{index}`; it has:{there}"))
+fn no_such(name: DeviceName, kind: &str, there: &[impl fmt::Display]) -> Error {
+    let lines = there.iter().enumerate();
+    let there: String = lines.map(|(i, device)| format!("\n  {kind}:{i}  {device}")).collect();
+    Error::Device(format!("this machine has no device `{name}`; it has:{there}"))
 }
 
 /// What `auto` means on this machine; other names stay, once it is known that there is such a device.
@@ -181,18 +217,35 @@ pub fn settle(name: DeviceName) -> Result<DeviceName> {
             let index = adapters()?.iter().position(|adapter| *adapter == first);
             Ok(DeviceName::Wgpu(index.unwrap_or(0)))
         }
+        (DeviceName::Auto, Place::Cuda(index)) => Ok(DeviceName::Cuda(index)),
         (DeviceName::Auto, Place::Cpu) => Ok(DeviceName::Cpu),
         (name, _) => Ok(name),
     }
 }
 
-/// A device ready for tensors, without autodiff. The first time it has to show that it computes what the
-/// CPU does.
+/// Makes a device ready. The first time it has to show that it computes what the CPU does.
 ///
 /// # Errors
 /// It is not there, its driver does not give it to us, or it answers wrongly.
+pub fn check(name: DeviceName) -> Result<()> {
+    match find(name)? {
+        Place::Cpu => Ok(()),
+        Place::Cuda(index) => cuda::check(index),
+        Place::Wgpu(_) => open(name).map(|_| ()),
+    }
+}
+
+/// A device ready for burn's tensors, without autodiff. The first time it has to show that it computes what the
+/// CPU does.
+///
+/// # Errors
+/// It is not there or none of burn's, its driver does not give it to us, or it answers wrongly.
 pub fn open(name: DeviceName) -> Result<Device> {
-    let Place::Wgpu(adapter) = find(name)? else { return Ok(ops::cpu()) };
+    let adapter = match find(name)? {
+        Place::Cpu => return Ok(ops::cpu()),
+        Place::Cuda(_) => return Err(Error::Device(format!("no tensors of burn are on {name}"))),
+        Place::Wgpu(adapter) => adapter,
+    };
     static CHECKED: Mutex<Vec<Adapter>> = Mutex::new(Vec::new());
     read::watch_threads();
     let device = wgpu::open(&adapter)?;
@@ -211,6 +264,10 @@ mod tests {
     fn adapter(name: &str, kind: Kind) -> Adapter {
         let [name, api, driver] = [name, "Vulkan", "driver 1"].map(str::to_owned);
         Adapter { name, kind, index: 0, api, driver, largest_tensor: 1 << 30 }
+    }
+
+    fn card() -> Card {
+        Card { name: "H100".to_owned(), memory: 80_000_000_000, capability: [9, 0] }
     }
 
     #[test]
@@ -241,25 +298,29 @@ mod tests {
     fn auto_takes_a_gpu_but_never_software() {
         let software = || adapter("llvmpipe", Kind::Software);
         let gpu = || adapter("Radeon", Kind::DiscreteGpu);
-        let auto = |found| choose(DeviceName::Auto, || found).expect("always something");
+        let no_card = || Err(Error::Device("no card".to_owned()));
+        let auto = |found| choose(DeviceName::Auto, no_card, || found).expect("always something");
         assert_eq!(auto(Ok(vec![software()])), Place::Cpu);
         assert_eq!(auto(Err(Error::Device("no driver".to_owned()))), Place::Cpu);
         assert_eq!(auto(Ok(vec![gpu(), software()])), Place::Wgpu(gpu()));
-        let asked = choose(DeviceName::Wgpu(0), || Ok(vec![software()])).expect("asked for");
-        assert_eq!(asked, Place::Wgpu(software()));
+        let asked = choose(DeviceName::Wgpu(0), no_card, || Ok(vec![software()]));
+        assert_eq!(asked.expect("asked for"), Place::Wgpu(software()));
+        let both = choose(DeviceName::Auto, || Ok(vec![card()]), || Ok(vec![gpu()]));
+        assert_eq!(both.expect("the card"), Place::Cuda(0));
     }
 
     #[test]
     fn what_is_not_there_is_refused_with_what_is() {
         let refused = |name, found| {
-            let error = choose(name, || found).expect_err("not there");
+            let error = choose(name, || Ok(vec![card()]), || found).expect_err("not there");
             assert_eq!(error.exit_code(), 4);
             error.to_string()
         };
         let one = || Ok(vec![adapter("llvmpipe", Kind::Software)]);
         let text = refused(DeviceName::Wgpu(1), one());
         assert!(text.contains("wgpu:0  llvmpipe (software on the CPU, no GPU; Vulkan"), "{text}");
-        assert!(refused(DeviceName::Cuda(0), one()).contains("not in this version"));
+        let text = refused(DeviceName::Cuda(1), one());
+        assert!(text.contains("`cuda:1`; it has:\n  cuda:0  H100 (80.0 GB, compute"), "{text}");
         let text = refused(DeviceName::Wgpu(0), Err(Error::Device("no driver".to_owned())));
         assert_eq!(text, "no driver");
     }

@@ -1,13 +1,19 @@
 //! The engine room: what turns a batch into new weights, and images into features, on some device.
 //!
 //! A stage knows [`Engine`] and [`Model`] alone. Each engine is one room behind them: [`cpu`] over the
-//! kernels, data-parallel over threads; [`composed`] over burn's own operations, on any device that
-//! burn knows and, on the CPU, the oracle of the others.
+//! kernels, data-parallel over threads; `cuda` on NVIDIA cards, over kernels of its own; [`composed`] over
+//! burn's own operations, on any device that burn knows and, on the CPU, the oracle of the others.
 
 pub mod batches;
 pub mod collective;
 pub mod composed;
+mod coupling;
 pub mod cpu;
+#[cfg(feature = "cuda")]
+mod cuda;
+#[cfg(not(feature = "cuda"))]
+#[path = "without_cuda.rs"]
+mod cuda;
 pub mod device;
 mod model;
 pub mod optim;
@@ -139,7 +145,7 @@ impl Machine {
     /// There is no such device, or it answers wrongly.
     pub fn named(device: &str, threads: usize) -> Result<Self> {
         let device = device::settle(device.parse()?)?;
-        device::open(device)?;
+        device::check(device)?;
         Ok(Self { device, ..Self::cpu(threads) })
     }
 
@@ -172,6 +178,9 @@ impl Machine {
                 self.device
             )));
         }
+        if let DeviceName::Cuda(index) = self.device {
+            return cuda::engine(index, net, micro_batch, state);
+        }
         let device = device::open(self.device)?;
         Ok(Box::new(ComposedEngine::new(&device, self.threads, net, micro_batch, state)))
     }
@@ -181,6 +190,9 @@ impl Machine {
     /// # Errors
     /// An img-size that the backbone cannot take, the device is not there.
     pub fn model(&self, net: &NetSpec, values: &[f32]) -> Result<Box<dyn Model>> {
+        if let DeviceName::Cuda(index) = self.device {
+            return cuda::model(index, net, values);
+        }
         let device = device::open(self.device)?;
         Ok(Box::new(BurnModel::new(net, values, device)?))
     }

@@ -15,15 +15,11 @@ impl TrainState {
     ///
     /// One pass on the gradient's threads, the same on any number of them.
     pub fn update(&mut self, mut gradient: Gradient, update: &Update) {
-        let &Update { lr, optim: config, late } = update;
+        let config = update.optim;
         self.progress.step += 1;
         let decay = (config.ema == Ema::PerStep).then(|| self.count_average()).flatten();
         let (clipping, threads) = (gradient.clipping(config, &self.specs), gradient.threads);
-        let pieces = self.pieces(gradient.values, |spec, step| {
-            let step = step.saturating_sub(late(&spec.key));
-            // Neither moved nor decayed.
-            if spec.frozen || step == 0 { Rule::Rest } else { Rule::of(spec, step, lr, config) }
-        });
+        let pieces = self.pieces(gradient.values, |spec, step| Rule::at(spec, step, update));
         for_each(threads, pieces.into_iter(), |(parameter, piece)| {
             piece.step(clipping.of(parameter), decay);
         });
@@ -45,7 +41,7 @@ impl TrainState {
     }
 
     /// Decay of the next update of the averaged weights, if there are any; counts it.
-    fn count_average(&mut self) -> Option<f32> {
+    pub(super) fn count_average(&mut self) -> Option<f32> {
         self.ema.as_ref()?;
         self.progress.ema_updates += 1;
         Some(schedule::ema_decay(self.progress.ema_updates - 1) as f32)
@@ -78,13 +74,24 @@ impl TrainState {
 
 /// What a step does to a parameter.
 #[derive(Clone, Copy)]
-enum Rule {
+pub(super) enum Rule {
+    /// Neither moved nor decayed.
     Rest,
     AdamW(AdamW),
     Sgd(Sgd),
 }
 
 impl Rule {
+    /// In the stage's `step`, from 1.
+    pub(super) fn at(spec: &ParamSpec, step: usize, update: &Update) -> Self {
+        let &Update { lr, optim, late } = update;
+        match step.saturating_sub(late(&spec.key)) {
+            0 => Self::Rest,
+            _ if spec.frozen => Self::Rest,
+            step => Self::of(spec, step, lr, optim),
+        }
+    }
+
     /// In the parameter's `step`, from 1.
     fn of(spec: &ParamSpec, step: usize, lr: f64, config: &OptimConfig) -> Self {
         let decayed = !(config.no_decay_1d && spec.shape.len() <= 1);

@@ -52,6 +52,17 @@ impl<'a> Gradient<'a> {
     }
 }
 
+/// What the gradient of each parameter is multiplied by, from the sums of its squares.
+#[cfg(feature = "cuda")]
+pub(super) fn factors(squares: &[f64], config: &OptimConfig) -> Vec<f32> {
+    let (all, bound) = (squares.iter().sum(), config.clip_grad);
+    let of = |&own: &f64| match config.clip_mode {
+        ClipMode::Global => factor(all, bound),
+        ClipMode::Parameter => factor(own, bound),
+    };
+    squares.iter().map(|own| of(own).unwrap_or(1.0)).collect()
+}
+
 /// What values are multiplied by for a Euclidean norm of at most `bound`, if that is not 0 = no bound
 /// and they exceed it.
 fn factor(squared: f64, bound: f64) -> Option<f32> {

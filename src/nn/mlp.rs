@@ -92,6 +92,29 @@ impl<W> Mlp<W> {
     }
 }
 
+#[cfg(feature = "cuda")]
+impl<W> Mlp<W> {
+    /// Tells the MLP to a reader, which knows no statistics over the rows of a batch.
+    ///
+    /// # Panics
+    /// If the batch is normalised; the heads of row-wise losses do not do that.
+    pub fn tell<R: Reader<Weight = W>>(&self, r: &mut R, mut x: R::Value) -> R::Value {
+        assert!(!self.normed, "rows that pass through one by one have no statistics");
+        let last = self.layers.len() - 1;
+        for (i, layer) in self.layers.iter().enumerate() {
+            x = match (i < last, self.gelu) {
+                (false, _) => r.linear(x, layer),
+                (true, true) => r.linear_gelu(x, layer),
+                (true, false) => {
+                    let x = r.linear(x, layer);
+                    r.relu(x)
+                }
+            };
+        }
+        x
+    }
+}
+
 impl Mlp<Parameter> {
     /// `[rows, in]` to `[rows, out]`; statistics are those of the rows.
     pub fn forward(&self, mut x: Tensor<2>) -> Tensor<2> {

@@ -14,6 +14,8 @@ pub use layers::{Block, BlockSpec, Conv2d, ConvMlp, LayerNorm, Linear, LinearSta
 pub use mlp::{Activation, BatchNorms, Mlp, MlpSpec};
 pub use params::ParamSpec;
 pub use reader::{Branch, Dropout, Reader};
+#[cfg(feature = "cuda")]
+pub use readers::plan::Plan;
 pub use readers::{
     onnx::Onnx, outline::Outline, tensors::Parameter, tensors::Taps, tensors::Tensors,
 };

@@ -233,7 +233,7 @@ fn resolved(config: &RunConfig) -> Result<RunConfig> {
     let mut config = config.clone();
     config.threads = threads(&config);
     let name = device::settle(config.device.parse()?)?;
-    device::open(name)?;
+    device::check(name)?;
     config.device = name.to_string();
     if name != DeviceName::Cpu && config.amp_dtype == AmpDtype::Bf16 {
         return Err(Error::Usage(format!("on {name} training is in f32; leave --amp-dtype out")));
@@ -249,7 +249,7 @@ fn resolved(config: &RunConfig) -> Result<RunConfig> {
     for (optim, size) in
         [(&mut config.pretrain.optim, size), (&mut config.finetune.optim, config.finetune.img_size)]
     {
-        optim.micro_batch = engine::micro_batch(optim.micro_batch, &spec, size);
+        optim.micro_batch = engine::micro_batch(optim.micro_batch, &spec, size, name);
     }
     Ok(config)
 }

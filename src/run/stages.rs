@@ -77,7 +77,8 @@ fn stage<'a>(
 ) -> Result<Stage<'a>> {
     let machine = super::machine(config)?;
     let mixing = method.clone();
-    let micro_batch = engine::micro_batch(optim.micro_batch, &net.spec, net.img_size);
+    let micro_batch =
+        engine::micro_batch(optim.micro_batch, &net.spec, net.img_size, machine.device);
     let source = BatchSource {
         images,
         views: Arc::new(method.views().clone()),

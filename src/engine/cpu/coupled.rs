@@ -14,8 +14,9 @@ use super::Team;
 use crate::backbone::{Net, Weights};
 use crate::engine::StepInput;
 use crate::engine::batches::{images, rows_of, samples};
+use crate::engine::coupling::{Taught, coupled_loss};
 use crate::error::Result;
-use crate::method::{BatchFeatures, BatchLoss, State};
+use crate::method::{BatchLoss, State};
 use crate::nn::DropPath;
 use crate::nn::readers::tensors::values;
 use crate::ops;
@@ -38,7 +39,6 @@ impl Team {
         coupling: Coupling,
     ) -> Result<f64> {
         let samples = samples(input.batch);
-        let width = student.net.num_features();
         let rows = |views| rows_of(views, samples.len());
         let asked = rows(0..coupling.loss.student_views());
         let features = self.features(&student.net, input, asked.clone(), &input.drop_path)?;
@@ -46,32 +46,18 @@ impl Team {
         let taught = match teacher {
             Some((net, teacher)) => {
                 let rows = rows(teacher.views());
-                Some((net, self.features(net, input, rows, &DropPath::OFF)?))
+                let features = self.features(net, input, rows, &DropPath::OFF)?;
+                Some(Taught { net, features })
             }
             None => None,
         };
-        let tensor = |values: Vec<f32>| {
-            let rows = values.len() / width;
-            Tensor::<2>::from_data(TensorData::new(values, [rows, width]), &ops::cpu())
-        };
-        let features = Tensor::from_inner(tensor(features)).require_grad();
         self.clear();
         let (precision, packed) = (self.precision, &self.packed);
         // The heads' gradients: no worker adds to their places. Every process computes them.
-        let heads = &mut self.workers[0].sum;
-        let (loss, slopes) = packed.serve(|| {
-            student.add_gradients_and(heads, features.clone(), |net| {
-                let batch = BatchFeatures {
-                    net,
-                    features,
-                    teacher: taught.map(|(net, values)| (net, tensor(values))),
-                    samples,
-                    epoch: input.epoch,
-                    step: input.drop_path.step as usize,
-                };
-                ops::autocast(precision, || coupling.loss.loss(batch, coupling.memory))
-            })
-        });
+        let heads = (student, &mut self.workers[0].sum);
+        let objective = (coupling.loss, coupling.memory);
+        let (loss, slopes) =
+            packed.serve(|| coupled_loss(heads, features, taught, input, objective, precision));
         if self.ranks.rank() > 0 {
             self.workers[0].sum.fill(0.0);
         }

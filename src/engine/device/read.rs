@@ -61,7 +61,7 @@ fn is_a_devices(thread: &str, text: &str) -> bool {
     thread.starts_with("DSU-") || thread.starts_with("DSD-") || text.starts_with("wgpu error")
 }
 
-fn failed(reason: &str) -> Error {
+pub(in crate::engine) fn failed(reason: &str) -> Error {
     Error::Device(format!(
         "the device failed: {reason}\n  the last checkpoint is kept: `fewvit resume` goes on from it"
     ))

@@ -2,4 +2,6 @@
 
 pub mod onnx;
 pub mod outline;
+#[cfg(feature = "cuda")]
+pub mod plan;
 pub mod tensors;

@@ -148,8 +148,11 @@ impl Trial<'_> {
     fn steps(&self, stage: &Stage) -> Result<(f64, f64, TrainState)> {
         let (samples, batch) = (stage.source.images.len(), stage.source.batch_size);
         let fresh = stage.fresh(stage.source.seed)?;
-        // Just enough images for two micro-batches a worker.
-        let rows = 2 * stage.machine.threads * stage.micro_batch;
+        // Just enough images for two micro-batches a worker; a card takes all it can.
+        let rows = match stage.micro_batch {
+            0 => usize::MAX,
+            rows => 2 * stage.machine.threads * rows,
+        };
         let mut source = stage.source.clone();
         let views = stage.method.views().views();
         source.batch_size = rows.div_ceil(views).clamp(1, samples.min(batch));

@@ -194,8 +194,8 @@ fn stage(
         rows: Rows::All,
         balance: None,
     };
-    let micro_batch =
-        engine::micro_batch(config.pretrain.optim.micro_batch, &net.spec, net.img_size);
+    let wanted = config.pretrain.optim.micro_batch;
+    let micro_batch = engine::micro_batch(wanted, &net.spec, net.img_size, device);
     let (optim, data) = (&config.pretrain.optim, &config.data);
     let name = StageName::Pretrain;
     // Asked for, it is shown on any machine, emulated if need be.

@@ -1,0 +1,518 @@
+//! A card: memory, kernels and matrix products in one stream.
+//!
+//! All `unsafe` of the engine is in this file. Device memory is not memory of this process: whatever a
+//! kernel does with it, the worst is wrong numbers or an error of the driver. What has to be true of the
+//! host's side is said at each call.
+
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::ops::Range;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytemuck::Pod;
+use cudarc::cublaslt::{result as lt, sys as blas};
+use cudarc::driver::{DriverError, result as cu, sys};
+use cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
+
+use super::libraries;
+use crate::engine::device::{Card, failed};
+use crate::error::{Error, Result};
+
+/// Bytes that a matrix product may use besides its operands.
+const WORKSPACE: usize = 64 << 20;
+/// Values that all parts of memory begin at a multiple of: what matrix products like best.
+pub const ALIGNMENT: usize = 64;
+/// Threads of a block of the kernels that work value by value.
+const THREADS: u32 = 256;
+
+/// Whether the driver, the run-time compiler and the matrix products can be loaded.
+pub fn libraries() -> [bool; 3] {
+    // SAFETY: loading them runs NVIDIA's own initialisers, which have no conditions.
+    unsafe {
+        [sys::is_culib_present(), cudarc::nvrtc::sys::is_culib_present(), blas::is_culib_present()]
+    }
+}
+
+/// The cards of this machine in the driver's order, which is that of `--device cuda:i`.
+///
+/// # Errors
+/// The driver or one of CUDA's libraries is missing, or the driver knows no card.
+pub fn cards() -> Result<Vec<Card>> {
+    libraries::present()?;
+    cu::init().map_err(libraries::no_card)?;
+    let count = cu::device::get_count().map_err(libraries::no_card)?;
+    let cards: Vec<Card> = (0..count).map(describe).collect::<Result<_>>()?;
+    match cards.is_empty() {
+        true => Err(libraries::none_found()),
+        false => Ok(cards),
+    }
+}
+
+fn describe(index: i32) -> Result<Card> {
+    let ask = || -> std::result::Result<Card, DriverError> {
+        use sys::CUdevice_attribute as A;
+        let device = cu::device::get(index)?;
+        // SAFETY: the driver has just named this device.
+        let of = |attribute| unsafe { cu::device::get_attribute(device, attribute) };
+        let major = of(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+        let minor = of(A::CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+        // SAFETY: as above.
+        let memory = unsafe { cu::device::total_mem(device) }? as u64;
+        Ok(Card { name: cu::device::get_name(device)?, memory, capability: [major, minor] })
+    };
+    ask().map_err(|e| broken("asking for cards", e))
+}
+
+/// A card in use.
+pub struct Gpu {
+    /// What it is.
+    pub card: Card,
+    context: sys::CUcontext,
+    stream: sys::CUstream,
+    module: sys::CUmodule,
+    functions: Mutex<HashMap<&'static str, sys::CUfunction>>,
+    blas: blas::cublasLtHandle_t,
+    products: Mutex<HashMap<Shape, Prepared>>,
+    workspace: sys::CUdeviceptr,
+}
+
+// SAFETY: the handles name things of the driver, which may be used by any thread that has made the
+// context its own (`Gpu::enter`), and by several at once: the driver and cuBLASLt lock by themselves.
+unsafe impl Send for Gpu {}
+// SAFETY: as above.
+unsafe impl Sync for Gpu {}
+
+/// A piece of the device's memory.
+pub struct Memory {
+    all: View,
+    gpu: Arc<Gpu>,
+}
+
+impl Memory {
+    /// All of it.
+    pub fn view(&self) -> View {
+        self.all
+    }
+}
+
+impl Drop for Memory {
+    fn drop(&mut self) {
+        if self.gpu.enter().is_ok() {
+            // SAFETY: `Gpu::memory` has got it from the driver, and nobody else gives it back. The
+            // driver waits for kernels that use it. What goes wrong here went wrong before.
+            let _nothing_to_do = unsafe { cu::free_sync(self.all.at) };
+        }
+    }
+}
+
+/// Values in the device's memory, of 4 bytes each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct View {
+    at: sys::CUdeviceptr,
+    /// How many.
+    pub len: usize,
+}
+
+impl View {
+    /// Some of them.
+    ///
+    /// # Panics
+    /// If they are not there.
+    pub fn part(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.len, "{range:?} of {}", self.len);
+        Self { at: self.at + 4 * range.start as u64, len: range.len() }
+    }
+
+    /// Those from one on.
+    pub fn from(&self, first: usize) -> Self {
+        self.part(first..self.len)
+    }
+}
+
+/// An argument of a kernel.
+#[derive(Clone, Copy)]
+pub struct Arg(u64);
+
+impl From<View> for Arg {
+    fn from(view: View) -> Self {
+        Self(view.at)
+    }
+}
+
+impl From<Option<View>> for Arg {
+    /// A null pointer for nothing.
+    fn from(view: Option<View>) -> Self {
+        Self(view.map_or(0, |view| view.at))
+    }
+}
+
+impl From<usize> for Arg {
+    /// An `unsigned`.
+    ///
+    /// # Panics
+    /// If it does not fit.
+    fn from(value: usize) -> Self {
+        Self(u64::from(u32::try_from(value).expect("sizes of 32 bits")))
+    }
+}
+
+impl From<bool> for Arg {
+    /// An `unsigned`.
+    fn from(value: bool) -> Self {
+        Self(u64::from(value))
+    }
+}
+
+impl From<f32> for Arg {
+    fn from(value: f32) -> Self {
+        Self(u64::from(value.to_bits()))
+    }
+}
+
+/// Arguments of a kernel, each of a type that one may have.
+macro_rules! args {
+    ($($arg:expr),* $(,)?) => { &[$($crate::engine::cuda::gpu::Arg::from($arg)),*] };
+}
+pub(super) use args;
+
+impl Gpu {
+    /// Makes card `index` ready: compiles the kernels, which takes a second.
+    ///
+    /// # Errors
+    /// It is not there, or its driver does not give it to us.
+    pub fn open(index: usize, kernels: &str) -> Result<Arc<Self>> {
+        let card = cards()?.into_iter().nth(index).ok_or_else(libraries::none_found)?;
+        let open = || -> std::result::Result<_, DriverError> {
+            let device = cu::device::get(index as i32)?;
+            // SAFETY: the driver has just named this device. The context is never released.
+            let context = unsafe { cu::primary_ctx::retain(device) }?;
+            // SAFETY: the context is alive.
+            unsafe { cu::ctx::set_current(context) }?;
+            Ok((context, cu::stream::create(cu::stream::StreamKind::NonBlocking)?))
+        };
+        let (context, stream) = open().map_err(|e| broken("opening the card", e))?;
+        let module = compile(kernels, &card)?;
+        let blas = lt::create_handle().map_err(|e| broken("starting cuBLASLt", e))?;
+        // SAFETY: the context is current.
+        let workspace = unsafe { cu::malloc_sync(WORKSPACE) };
+        let workspace = workspace.map_err(|e| broken("taking memory", e))?;
+        let (functions, products) = (Mutex::default(), Mutex::default());
+        let gpu = Self { card, context, stream, module, functions, blas, products, workspace };
+        Ok(Arc::new(gpu))
+    }
+
+    /// Makes this thread's calls go to the card. Everything below needs it.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn enter(&self) -> Result<()> {
+        // SAFETY: the context is retained for as long as the process lives.
+        unsafe { cu::ctx::set_current(self.context) }.map_err(|e| broken("using the card", e))
+    }
+
+    /// Bytes that are free, and all there are.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn free(&self) -> Result<[usize; 2]> {
+        cu::mem_get_info().map(<[usize; 2]>::from).map_err(|e| broken("asking for memory", e))
+    }
+
+    /// Memory for `len` values, which are not set.
+    ///
+    /// # Errors
+    /// There is not as much.
+    pub fn memory(self: &Arc<Self>, len: usize) -> Result<Memory> {
+        let bytes = 4 * len.max(1);
+        // SAFETY: the context is current.
+        let at = unsafe { cu::malloc_sync(bytes) }.map_err(|e| {
+            let free = self.free().map_or(0, |[free, _]| free);
+            let gb = |bytes: usize| bytes as f64 / 1e9;
+            Error::Device(format!(
+                "the card does not give {:.1} GB more, {:.1} GB are free ({e})\n  end other programs \
+                 on it, or set a smaller --set pretrain.optim.micro_batch (and finetune.optim.micro_batch)",
+                gb(bytes),
+                gb(free)
+            ))
+        })?;
+        Ok(Memory { all: View { at, len }, gpu: self.clone() })
+    }
+
+    /// Puts values of 4 bytes where they belong.
+    ///
+    /// # Errors
+    /// The device failed.
+    ///
+    /// # Panics
+    /// If there is not as much room.
+    pub fn upload<T: Pod>(&self, to: View, values: &[T]) -> Result<()> {
+        let bytes: &[u8] = bytemuck::cast_slice(values);
+        assert!(bytes.len() <= 4 * to.len, "{} bytes for {} values", bytes.len(), to.len);
+        if bytes.is_empty() {
+            return Ok(());
+        }
+        // SAFETY: `to` has the room. Memory that is not pinned is copied before the call returns.
+        unsafe { cu::memcpy_htod_async(to.at, bytes, self.stream) }
+            .map_err(|e| broken("sending values", e))
+    }
+
+    /// The values, once all that was asked before is done.
+    ///
+    /// # Errors
+    /// The device failed at this or at anything before it.
+    pub fn download<T: Pod>(&self, from: View) -> Result<Vec<T>> {
+        let mut values = vec![T::zeroed(); 4 * from.len / size_of::<T>()];
+        let bytes: &mut [u8] = bytemuck::cast_slice_mut(&mut values);
+        if !bytes.is_empty() {
+            // SAFETY: as many bytes as `from` has, and they stay until the stream is done.
+            unsafe { cu::memcpy_dtoh_async(bytes, from.at, self.stream) }
+                .map_err(|e| broken("reading values", e))?;
+        }
+        self.wait()?;
+        Ok(values)
+    }
+
+    /// Until all that was asked is done.
+    ///
+    /// # Errors
+    /// Something of it failed.
+    pub fn wait(&self) -> Result<()> {
+        // SAFETY: the stream lives as long as this.
+        unsafe { cu::stream::synchronize(self.stream) }.map_err(|e| broken("computing", e))
+    }
+
+    /// Sets all values to 0.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn zero(&self, values: View) -> Result<()> {
+        // SAFETY: the device's own memory.
+        unsafe { cu::memset_d8_async(values.at, 0, 4 * values.len, self.stream) }
+            .map_err(|e| broken("clearing memory", e))
+    }
+
+    /// Runs a kernel of `grid` blocks of `threads` each.
+    ///
+    /// # Errors
+    /// The device failed, maybe at something before.
+    pub fn launch(
+        &self,
+        name: &'static str,
+        grid: [usize; 2],
+        threads: u32,
+        args: &[Arg],
+    ) -> Result<()> {
+        if grid.contains(&0) {
+            return Ok(());
+        }
+        let function = self.function(name)?;
+        let mut words: Vec<u64> = args.iter().map(|arg| arg.0).collect();
+        let mut params: Vec<*mut c_void> =
+            words.iter_mut().map(|word| std::ptr::from_mut(word).cast()).collect();
+        let [x, y] = grid.map(|side| u32::try_from(side).expect("a grid of 32 bits"));
+        // SAFETY: each parameter is a word, and no kernel has longer ones; the driver copies them before
+        // the call returns. They lie with their low bytes first on every machine that has such a card.
+        unsafe {
+            let (grid, block) = ((x, y, 1), (threads, 1, 1));
+            cu::launch_kernel(function, grid, block, 0, self.stream, &mut params)
+        }
+        .map_err(|e| broken(name, e))
+    }
+
+    /// Runs a kernel that computes `n` values by themselves; their number is its last argument.
+    ///
+    /// # Errors
+    /// As [`Self::launch`].
+    pub fn each(&self, name: &'static str, n: usize, args: &[Arg]) -> Result<()> {
+        let args: Vec<Arg> = args.iter().copied().chain([Arg::from(n)]).collect();
+        self.launch(name, [n.div_ceil(THREADS as usize), 1], THREADS, &args)
+    }
+
+    fn function(&self, name: &'static str) -> Result<sys::CUfunction> {
+        let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(function) = functions.get(name) {
+            return Ok(*function);
+        }
+        let text = CString::new(name).expect("names of kernels");
+        // SAFETY: the module is never unloaded.
+        let function = unsafe { cu::module::get_function(self.module, text) };
+        let function = function.map_err(|e| broken(name, e))?;
+        functions.insert(name, function);
+        Ok(function)
+    }
+
+    /// A matrix product of a linear layer; `sizes` are rows, outputs and inputs.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn multiply(&self, sizes: [usize; 3], product: Product) -> Result<()> {
+        let [rows, out, inner] = sizes;
+        // Row-major matrices are the transposed ones in columns, as cuBLASLt counts.
+        let (a, b, d, size, add, bias) = match product {
+            Product::Forward { x, weight, bias, y } => {
+                (weight, x, y, [out, rows, inner], false, bias)
+            }
+            Product::ToInput { dy, weight, dx, add } => {
+                (weight, dy, dx, [inner, rows, out], add, None)
+            }
+            Product::ToWeight { dy, x, dweight } => {
+                (x, dy, dweight, [inner, out, rows], true, None)
+            }
+        };
+        let [m, n, k] = size;
+        assert!(a.len >= m * k && b.len >= n * k && d.len >= m * n, "{sizes:?} of a product");
+        let transposed = match product {
+            Product::Forward { .. } => [true, false],
+            Product::ToInput { .. } => [false, false],
+            Product::ToWeight { .. } => [false, true],
+        };
+        let alignments = [a, b, d].map(|view| 1 << view.at.trailing_zeros().min(8));
+        let shape = Shape { size, transposed, add, bias: bias.is_some(), alignments };
+        let mut products = self.products.lock().unwrap_or_else(PoisonError::into_inner);
+        if !products.contains_key(&shape) {
+            let prepared = self.prepare(&shape).map_err(|e| broken("a matrix product", e))?;
+            products.insert(shape, prepared);
+        }
+        let prepared = &products[&shape];
+        self.run(prepared, [a, b, d], add, bias).map_err(|e| broken("a matrix product", e))
+    }
+
+    fn run(
+        &self,
+        prepared: &Prepared,
+        [a, b, d]: [View; 3],
+        add: bool,
+        bias: Option<View>,
+    ) -> std::result::Result<(), lt::CublasError> {
+        let (one, beta) = (1f32, if add { 1f32 } else { 0.0 });
+        let Prepared { desc, layouts, algo } = prepared;
+        let scalar = |value: &f32| std::ptr::from_ref(value).cast::<c_void>();
+        // SAFETY: descriptions are alive, made for these sizes; scalars and the bias's address are read
+        // before the calls return. Nobody else changes the description: `multiply` holds the lock.
+        unsafe {
+            if let Some(bias) = bias {
+                let attribute =
+                    blas::cublasLtMatmulDescAttributes_t::CUBLASLT_MATMUL_DESC_BIAS_POINTER;
+                let at = std::ptr::from_ref(&bias.at).cast();
+                lt::set_matmul_desc_attribute(*desc, attribute, at, size_of::<u64>())?;
+            }
+            let d_at = d.at as *mut c_void;
+            lt::matmul(
+                self.blas,
+                *desc,
+                scalar(&one),
+                scalar(&beta),
+                a.at as *const c_void,
+                layouts[0],
+                b.at as *const c_void,
+                layouts[1],
+                d_at,
+                layouts[2],
+                d_at,
+                layouts[2],
+                algo,
+                self.workspace as *mut c_void,
+                WORKSPACE,
+                self.stream.cast(),
+            )
+        }
+    }
+
+    /// How to compute products of a shape. In f32 throughout: TF32 is not asked for.
+    fn prepare(&self, shape: &Shape) -> std::result::Result<Prepared, lt::CublasError> {
+        use blas::cublasLtMatmulDescAttributes_t as A;
+        use blas::cublasLtMatmulPreferenceAttributes_t as P;
+        const BIAS: u32 = blas::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
+        let f32s = blas::cudaDataType_t::CUDA_R_32F;
+        let &Shape { size: [m, n, k], transposed, bias, alignments, .. } = shape;
+        let layout = |turned: bool, rows: usize, columns: usize| {
+            let (rows, columns) = if turned { (columns, rows) } else { (rows, columns) };
+            lt::create_matrix_layout(f32s, rows as u64, columns as u64, rows as i64)
+        };
+        let layouts =
+            [layout(transposed[0], m, k)?, layout(transposed[1], k, n)?, layout(false, m, n)?];
+        let desc = lt::create_matmul_desc(blas::cublasComputeType_t::CUBLAS_COMPUTE_32F, f32s)?;
+        let preference = lt::create_matmul_pref()?;
+        // SAFETY: descriptions were just made; attributes are read before the calls return and are of the
+        // size that cuBLASLt's reference gives for them.
+        unsafe {
+            let set = |attribute, value: u32| {
+                let at = std::ptr::from_ref(&value).cast();
+                lt::set_matmul_desc_attribute(desc, attribute, at, size_of::<u32>())
+            };
+            set(A::CUBLASLT_MATMUL_DESC_TRANSA, transposed[0].into())?;
+            set(A::CUBLASLT_MATMUL_DESC_TRANSB, transposed[1].into())?;
+            if bias {
+                set(A::CUBLASLT_MATMUL_DESC_EPILOGUE, BIAS)?;
+            }
+            let workspace = P::CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES;
+            let at = std::ptr::from_ref(&WORKSPACE).cast();
+            lt::set_matmul_pref_attribute(preference, workspace, at, size_of::<usize>())?;
+            let [a, b, d] = alignments;
+            for (attribute, bytes) in [
+                (P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, a),
+                (P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, b),
+                (P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, d),
+                (P::CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, d),
+            ] {
+                let at = std::ptr::from_ref(&bytes).cast();
+                lt::set_matmul_pref_attribute(preference, attribute, at, size_of::<u32>())?;
+            }
+            let [a, b, d] = layouts;
+            let found = lt::get_matmul_algo_heuristic(self.blas, desc, a, b, d, d, preference)?;
+            lt::destroy_matmul_pref(preference)?;
+            Ok(Prepared { desc, layouts, algo: found.algo })
+        }
+    }
+}
+
+/// A matrix product of a linear layer with a weight `[out, in]`; all matrices are row-major.
+#[derive(Clone, Copy)]
+pub enum Product {
+    /// `y = x W^T + b`.
+    Forward { x: View, weight: View, bias: Option<View>, y: View },
+    /// `dx = dy W`, added to what is there or not.
+    ToInput { dy: View, weight: View, dx: View, add: bool },
+    /// `dW += dy^T x`.
+    ToWeight { dy: View, x: View, dweight: View },
+}
+
+/// What products have in common that are computed in the same way.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+struct Shape {
+    /// Rows, columns and sums of cuBLASLt's product.
+    size: [usize; 3],
+    transposed: [bool; 2],
+    add: bool,
+    bias: bool,
+    /// Bytes that the addresses of operands and result are multiples of.
+    alignments: [u32; 3],
+}
+
+struct Prepared {
+    desc: blas::cublasLtMatmulDesc_t,
+    layouts: [blas::cublasLtMatrixLayout_t; 3],
+    algo: blas::cublasLtMatmulAlgo_t,
+}
+
+fn compile(kernels: &str, card: &Card) -> Result<sys::CUmodule> {
+    let [major, minor] = card.capability;
+    let options = vec![format!("--gpu-architecture=compute_{major}{minor}")];
+    let options = CompileOptions { options, ..Default::default() };
+    let refused = |reason: String| {
+        Error::Device(format!(
+            "the kernels cannot be made ready for {}: {reason}\n  use versions of NVIDIA's driver and of \
+             its run-time compiler (libnvrtc) that belong together, or --device cpu",
+            card.name
+        ))
+    };
+    let ptx = compile_ptx_with_opts(kernels, options).map_err(|e| refused(format!("{e:?}")))?;
+    let image = CString::new(ptx.to_src()).map_err(|e| refused(e.to_string()))?;
+    // SAFETY: the image ends with a zero and is read before the call returns.
+    unsafe { cu::module::load_data(image.as_ptr().cast()) }.map_err(|e| refused(format!("{e}")))
+}
+
+/// The device failed at something.
+fn broken(what: &str, error: impl std::fmt::Debug) -> Error {
+    failed(&format!("{what}: {error:?}"))
+}

@@ -1,0 +1,26 @@
+// Cross-entropy with mixed, smoothed targets: of each row `on * lambda` on class a, `on * (1 - lambda)` on
+// class b and `off` on every class.
+
+// losses[row], and slopes of the loss times `weight`. A block of 256 threads a row.
+extern "C" __global__ void cross_entropy(const float* logits, const unsigned* a, const unsigned* b, const float* lambda, float* slopes, float* losses, unsigned classes, float on, float off, float weight) {
+  unsigned row = blockIdx.x;
+  logits += (size_t)row * classes;
+  slopes += (size_t)row * classes;
+  float largest = -HUGE_VALUE;
+  for (unsigned c = threadIdx.x; c < classes; c += blockDim.x) largest = fmaxf(largest, logits[c]);
+  largest = block_total(largest, true);
+  float exps = 0, all = 0;
+  for (unsigned c = threadIdx.x; c < classes; c += blockDim.x) {
+    exps += expf(logits[c] - largest);
+    all += logits[c] - largest;
+  }
+  exps = block_total(exps, false);
+  all = block_total(all, false);
+  // Targets with `others` smoothing do not quite sum to 1.
+  float mass = on + off * classes, of_a = on * lambda[row], of_b = on * (1.0f - lambda[row]);
+  for (unsigned c = threadIdx.x; c < classes; c += blockDim.x) {
+    float target = off + (c == a[row] ? of_a : 0.0f) + (c == b[row] ? of_b : 0.0f);
+    slopes[c] = weight * (mass * (expf(logits[c] - largest) / exps) - target);
+  }
+  if (threadIdx.x == 0) losses[row] = mass * logf(exps) - of_a * (logits[a[row]] - largest) - of_b * (logits[b[row]] - largest) - off * all;
+}
