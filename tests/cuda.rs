@@ -19,6 +19,7 @@ use fewvit::loss::Smoothing;
 use fewvit::method::{Objective, RowLoss};
 use fewvit::nn::{Branch, Conv2d, DropPath, Dropout, LayerNorm, Linear, Reader, Start};
 use fewvit::ops::{self, Windows};
+use fewvit_kernels::Precision;
 
 /// An operation between two linear layers, so that gradients flow to it, through it and past it.
 #[derive(Clone, Copy, Debug)]
@@ -311,6 +312,23 @@ fn optimisers_averages_and_devices_may_change_midway() {
 }
 
 #[test]
+fn bf16_rounds_the_factors_of_products_and_nothing_else() {
+    if !standin::inside("bf16_rounds_the_factors_of_products_and_nothing_else") {
+        return;
+    }
+    let net = net(told(Toy { op: Attention { heads: 2 }, side: 4, dim: 12 }), 4, 5);
+    let (state, batch) = (start(&net, Ema::Off), batch(6, 4, MixKind::None));
+    let of = |precision: Precision| {
+        let machine = Machine { device: DeviceName::Cuda(0), precision, ..Machine::cpu(1) };
+        let mut engine = machine.engine(&net, 0, state.clone()).expect("an engine");
+        gradient(&mut *engine, &batch, 5, 1).1
+    };
+    let distance = apart(&of(Precision::Bf16), &of(Precision::F32));
+    // A factor of 8 bits is up to 2^-9 off.
+    assert!((1e-4..2e-2).contains(&distance), "{distance}");
+}
+
+#[test]
 fn models_say_of_images_what_the_cpu_says() {
     if !standin::inside("models_say_of_images_what_the_cpu_says") {
         return;
@@ -391,5 +409,49 @@ fn a_card_that_answers_wrongly_or_is_too_small_is_refused_before_training() {
     wrong("step", &["in a small DeiT the step of"]);
     wrong("depthwise_sums", &["in a small PVTv2 the gradient of", "dwconv"]);
     wrong("performer_exponents", &["in a small T2T-ViT the gradient of"]);
-    refused(&all, &[("STANDIN_MEMORY", "20000000")], &["GB"]);
+    refused(&all, &[("STANDIN_MEMORY", "20000000")], &["does not give 0.07 GB more"]);
+}
+
+/// A run that is killed in its middle and resumed ends as the one that never stopped.
+#[test]
+fn a_run_survives_kill_9_bit_for_bit() {
+    let Some(all) = standin::folder() else { return };
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = common::flowers(folder.path(), 1);
+    let settings = common::tiny_run(folder.path());
+    let train = |output: &Path| -> Vec<String> {
+        let paths = [&data, &settings].map(|path| path.display().to_string());
+        let line = format!(
+            "train {} -c {} --output {} --device cuda --model deit_micro_patch8_96 --yes \
+             --pretrain-epochs 2 --finetune-epochs 2",
+            paths[0],
+            paths[1],
+            output.display()
+        );
+        line.split_whitespace().map(str::to_owned).collect()
+    };
+    let command = |args: &[String]| {
+        let mut command = common::fewvit(args);
+        standin::before(&mut command, &all);
+        command
+    };
+    let [whole, stopped] = ["whole", "stopped"].map(|name| folder.path().join(name));
+    let output = command(&train(&whole)).output().expect("it starts");
+    assert!(output.status.success(), "{}", common::stderr(&output));
+    let mut child = command(&train(&stopped)).spawn().expect("it starts");
+    while !stopped.join("checkpoints/last.safetensors").exists() {
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    child.kill().expect("SIGKILL");
+    child.wait().expect("ended");
+    let output = command(&["resume".to_owned(), stopped.display().to_string()]).output();
+    let output = output.expect("it starts");
+    assert!(output.status.success(), "{}", common::stderr(&output));
+    let weights =
+        |run: &Path| std::fs::read(run.join("export/model.safetensors")).expect("exported");
+    assert!(weights(&whole) == weights(&stopped), "other weights");
+    let card = std::fs::read_to_string(whole.join("config.toml")).expect("a configuration");
+    assert!(card.contains("device = \"cuda:0\""), "{card}");
+    let environment = std::fs::read_to_string(whole.join("env.json")).expect("an environment");
+    assert!(environment.contains("stand-in 0, driver 13000, cuBLASLt 130000"), "{environment}");
 }

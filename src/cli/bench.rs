@@ -43,14 +43,15 @@ fn step(args: &StepArgs) -> Result<()> {
     if args.batch_size == 0 {
         return Err(Error::Usage("--batch-size 0 leaves nothing to measure".to_owned()));
     }
-    if args.amp_dtype == Dtype::Bf16 && !has_bf16() {
+    let machine = Machine::named(&args.device, run::threads_or_all(args.threads))?;
+    let bf16 = args.amp_dtype == Dtype::Bf16;
+    if bf16 && machine.device == DeviceName::Cpu && !has_bf16() {
         return Err(Error::Usage(format!(
             "--amp-dtype bf16: this processor ({}) does not multiply bf16, training would use f32",
             simd_level()
         )));
     }
-    let machine = Machine::named(&args.device, run::threads_or_all(args.threads))?;
-    if args.amp_dtype == Dtype::Bf16 && machine.device != DeviceName::Cpu {
+    if bf16 && matches!(machine.device, DeviceName::Wgpu(_)) {
         let device = machine.device;
         return Err(Error::Usage(format!("on {device} training is in f32; leave --amp-dtype out")));
     }

@@ -101,6 +101,14 @@ impl fmt::Display for Card {
     }
 }
 
+/// The NVIDIA card of this name with the versions of its driver and library, on which it depends how a
+/// sum is rounded; none for other devices.
+pub fn card_and_libraries(name: DeviceName) -> Option<String> {
+    let DeviceName::Cuda(index) = name else { return None };
+    let card = cards().ok()?.into_iter().nth(index)?;
+    Some(format!("{}, {}", card.name, cuda::versions()?))
+}
+
 /// What an adapter is made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {

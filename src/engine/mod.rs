@@ -179,7 +179,8 @@ impl Machine {
             )));
         }
         if let DeviceName::Cuda(index) = self.device {
-            return cuda::engine(index, net, micro_batch, state);
+            let products = (micro_batch, self.precision);
+            return cuda::engine(index, net, products, state);
         }
         let device = device::open(self.device)?;
         Ok(Box::new(ComposedEngine::new(&device, self.threads, net, micro_batch, state)))
@@ -198,11 +199,15 @@ impl Machine {
     }
 }
 
-/// What `amp_dtype` means where a run computes: bf16 only where the processor does and multiplies it,
-/// `auto` where that is faster.
+/// What `amp_dtype` means where a run computes: on the CPU bf16 only where the processor does and
+/// multiplies it, `auto` where that is faster; on `cuda` bf16 where it is asked for; elsewhere f32.
 pub fn precision(config: &RunConfig) -> Precision {
+    match (config.device.parse(), config.amp_dtype) {
+        (Ok(DeviceName::Cuda(_)), AmpDtype::Bf16) => return Precision::Bf16,
+        (Ok(DeviceName::Cpu), _) => {}
+        _ => return Precision::F32,
+    }
     match config.amp_dtype {
-        _ if !matches!(config.device.parse(), Ok(DeviceName::Cpu)) => Precision::F32,
         AmpDtype::Bf16 if has_bf16() => Precision::Bf16,
         AmpDtype::Auto if bf16_is_faster() => Precision::Bf16,
         AmpDtype::Bf16 | AmpDtype::Auto | AmpDtype::F32 => Precision::F32,
@@ -215,13 +220,17 @@ mod tests {
     use crate::config::Layers;
 
     #[test]
-    fn other_devices_than_the_cpu_are_said_to_compute_in_f32() {
+    fn devices_are_said_to_compute_in_what_they_do() {
         let mut config = Layers::new("paper").and_then(Layers::build).expect("a recipe").config;
         config.device = "wgpu:0".to_owned();
         for amp_dtype in [AmpDtype::Auto, AmpDtype::Bf16, AmpDtype::F32] {
             config.amp_dtype = amp_dtype;
             assert_eq!(precision(&config), Precision::F32);
         }
+        config.device = "cuda:0".to_owned();
+        assert_eq!(precision(&config), Precision::F32);
+        config.amp_dtype = AmpDtype::Bf16;
+        assert_eq!(precision(&config), Precision::Bf16);
         config.device = "cpu".to_owned();
         config.amp_dtype = AmpDtype::Bf16;
         assert_eq!(precision(&config) == Precision::Bf16, has_bf16());

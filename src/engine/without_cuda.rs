@@ -1,5 +1,7 @@
 //! What stands in for NVIDIA cards in a binary that was built without them.
 
+use fewvit_kernels::Precision;
+
 use super::device::Card;
 use super::{Engine, Model, TrainState};
 use crate::backbone::NetSpec;
@@ -11,6 +13,11 @@ use crate::error::{Error, Result};
 /// Always.
 pub fn cards() -> Result<Vec<Card>> {
     Err(missing())
+}
+
+/// Those of the driver and the library: none are there.
+pub fn versions() -> Option<String> {
+    None
 }
 
 /// Never reached: there is no card to open; so are the others.
@@ -25,7 +32,12 @@ pub fn check(_: usize) -> Result<()> {
 ///
 /// # Errors
 /// Always.
-pub fn engine(_: usize, _: &NetSpec, _: usize, _: TrainState) -> Result<Box<dyn Engine>> {
+pub fn engine(
+    _: usize,
+    _: &NetSpec,
+    _: (usize, Precision),
+    _: TrainState,
+) -> Result<Box<dyn Engine>> {
     Err(missing())
 }
 

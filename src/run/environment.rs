@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::config::RunConfig;
-use crate::engine::{self, collective};
+use crate::engine::{self, collective, device};
 
 /// The program and machine that a run began on.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -20,6 +20,9 @@ pub struct Environment {
     pub simd: String,
     /// Precision of the matrix products.
     pub products: String,
+    /// The NVIDIA card with its driver and library, for runs on one.
+    #[serde(default)]
+    pub card: Option<String>,
     /// Worker threads of each process.
     pub threads: usize,
     /// Processes that train together; runs of earlier versions had one.
@@ -42,6 +45,7 @@ impl Environment {
             arch: std::env::consts::ARCH.to_owned(),
             simd: fewvit_kernels::simd_level().to_owned(),
             products: engine::precision(config).name().to_owned(),
+            card: config.device.parse().ok().and_then(device::card_and_libraries),
             threads: super::threads(config),
             ranks: collective::ranks().size(),
             working_directory: std::env::current_dir().ok(),
@@ -63,6 +67,8 @@ impl Environment {
         rounding("fewvit", &self.fewvit, &now.fewvit);
         rounding("instructions", &self.simd, &now.simd);
         rounding("products in", &self.products, &now.products);
+        let card = |at: &Self| at.card.clone().unwrap_or_else(|| "no card".to_owned());
+        rounding("the card", &card(self), &card(now));
         let workers = |at: &Self| (at.ranks * at.threads).to_string();
         rounding("gradients summed over workers, in all", &workers(self), &workers(now));
         if now.threads > cores {
@@ -88,6 +94,7 @@ mod tests {
             arch: "x86_64".to_owned(),
             simd: "avx512".to_owned(),
             products: "bf16".to_owned(),
+            card: Some("H100, driver 13000, cuBLASLt 130000".to_owned()),
             threads: 4,
             ranks: 1,
             working_directory: None,
@@ -96,11 +103,18 @@ mod tests {
         let fewer = before.losses(&before, 1);
         assert_eq!(fewer.len(), 1);
         assert!(fewer[0].contains("4 worker threads share 1 core here"), "{fewer:?}");
-        let now =
-            Environment { simd: "avx2".to_owned(), products: "f32".to_owned(), ..before.clone() };
+        let now = Environment {
+            simd: "avx2".to_owned(),
+            products: "f32".to_owned(),
+            card: Some("H200, driver 13000, cuBLASLt 130000".to_owned()),
+            ..before.clone()
+        };
         let other = before.losses(&now, 8);
-        assert_eq!(other.len(), 2);
+        assert_eq!(other.len(), 3);
         assert!(other[0].contains("instructions avx512 and goes on with avx2"), "{other:?}");
         assert!(other[1].contains("products in bf16 and goes on with f32"), "{other:?}");
+        assert!(other[2].contains("the card H100, driver 13000"), "{other:?}");
+        let elsewhere = before.losses(&Environment { card: None, ..before.clone() }, 8);
+        assert!(elsewhere[0].contains("and goes on with no card"), "{elsewhere:?}");
     }
 }

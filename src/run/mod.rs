@@ -235,7 +235,7 @@ fn resolved(config: &RunConfig) -> Result<RunConfig> {
     let name = device::settle(config.device.parse()?)?;
     device::check(name)?;
     config.device = name.to_string();
-    if name != DeviceName::Cpu && config.amp_dtype == AmpDtype::Bf16 {
+    if matches!(name, DeviceName::Wgpu(_)) && config.amp_dtype == AmpDtype::Bf16 {
         return Err(Error::Usage(format!("on {name} training is in f32; leave --amp-dtype out")));
     }
     config.amp_dtype = match engine::precision(&config) {

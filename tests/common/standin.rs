@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::{env, fs};
 
-/// Set in programs that have the stand-in before them.
-const INSIDE: &str = "FEWVIT_TEST_STANDIN";
+/// Set in programs that have a card before them, or the stand-in.
+const INSIDE: &str = "FEWVIT_TEST_CUDA";
 
 /// The folder of the stand-in's libraries; none, said aloud, where there is no g++.
 pub fn folder() -> Option<PathBuf> {
@@ -69,8 +69,7 @@ fn names(text: &str) -> Vec<String> {
 }
 
 fn compile(source: &Path, library: &Path) {
-    let flags =
-        "-O2 -std=c++17 -w -shared -fPIC -fno-strict-aliasing -U_FORTIFY_SOURCE -Wl,-Bsymbolic";
+    let flags = "-O3 -std=c++17 -w -shared -fPIC -fno-strict-aliasing -U_FORTIFY_SOURCE -Wl,-Bsymbolic -ldl";
     let mut command = Command::new("g++");
     command.args(flags.split(' ')).arg(source).arg("-o").arg(library);
     let output = command.output().expect("g++ runs");

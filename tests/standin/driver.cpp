@@ -1,5 +1,5 @@
-// A stand-in for libcuda: memory is the heap, a launch runs the emulated kernel at once. `KERNELS` is the
-// table of them by name. Memory is no number until it is written, and writing beyond its end aborts.
+// A stand-in for libcuda: memory is the heap, a launch runs the emulated kernel at once, and a graph is a list
+// of launches. `KERNELS` is the table of kernels by name. Memory is no number until it is written, and writing beyond its end aborts.
 //
 // STANDIN_CARDS: how many cards there are. STANDIN_MEMORY: bytes of a card. STANDIN_WRONG: a kernel that does
 // nothing.
@@ -17,7 +17,18 @@ static u64 setting(const char* name, u64 otherwise) {
   return text ? strtoull(text, nullptr, 10) : otherwise;
 }
 
+// What has been launched while a thread records.
+using Launches = std::vector<std::function<void()>>;
+static thread_local Launches* recording = nullptr;
+
+// Does it, or notes it for later.
+extern "C" void standin_do(std::function<void()>* launch) {
+  if (recording) recording->push_back(*launch);
+  else (*launch)();
+}
+
 API cuInit(unsigned) { return setting("STANDIN_CARDS", 1) ? 0 : 100; }
+API cuDriverGetVersion(int* version) { *version = 13000; return 0; }
 API cuDeviceGetCount(int* n) { *n = setting("STANDIN_CARDS", 1); return 0; }
 API cuDeviceGet(int* device, int index) { *device = index; return 0; }
 API cuDeviceGetName(char* text, int n, int device) { snprintf(text, n, "stand-in %d", device); return 0; }
@@ -53,7 +64,11 @@ API cuMemFree_v2(u64 at) {
 }
 API cuMemcpyHtoDAsync_v2(u64 to, const void* from, size_t n, void*) { memcpy((void*)to, from, n); return 0; }
 API cuMemcpyDtoHAsync_v2(void* to, u64 from, size_t n, void*) { memcpy(to, (void*)from, n); return 0; }
-API cuMemsetD8Async(u64 at, unsigned char value, size_t n, void*) { memset((void*)at, value, n); return 0; }
+API cuMemsetD8Async(u64 at, unsigned char value, size_t n, void*) {
+  std::function<void()> set = [=] { memset((void*)at, value, n); };
+  standin_do(&set);
+  return 0;
+}
 API cuModuleLoadData(void** module, const void*) { *module = &handle; return 0; }
 API cuModuleGetFunction(void** function, void*, const char* name) {
   auto found = KERNELS.find(name);
@@ -64,7 +79,18 @@ API cuModuleGetFunction(void** function, void*, const char* name) {
 API cuLaunchKernel(void* function, unsigned x, unsigned y, unsigned, unsigned threads, unsigned, unsigned, unsigned, void*, void** arguments, void**) {
   auto* kernel = (decltype(KERNELS)::value_type*)function;
   const char* wrong = getenv("STANDIN_WRONG");
-  if (!wrong || kernel->first != wrong) emulate::launch(x, y, threads, kernel->second(arguments));
+  if (wrong && kernel->first == wrong) return 0;
+  std::function<void()> thread = kernel->second(arguments), launch = [=] { emulate::launch(x, y, threads, thread); };
+  standin_do(&launch);
+  return 0;
+}
+API cuStreamBeginCapture_v2(void*, int) { recording = new Launches; return 0; }
+API cuStreamEndCapture(void*, void** graph) { *graph = recording; recording = nullptr; return 0; }
+API cuGraphInstantiateWithFlags(void** launches, void* graph, u64) { *launches = new Launches(*(Launches*)graph); return 0; }
+API cuGraphDestroy(void* graph) { delete (Launches*)graph; return 0; }
+API cuGraphExecDestroy(void* launches) { delete (Launches*)launches; return 0; }
+API cuGraphLaunch(void* launches, void*) {
+  for (auto& launch : *(Launches*)launches) launch();
   return 0;
 }
 API cuGetErrorName(int, const char** text) { *text = "an error of the stand-in"; return 0; }

@@ -35,7 +35,6 @@ struct Gate { int waiting = 0, alive = 0; long passed = 0; };
 // on with the next. Kernels whose threads never wait need one fiber.
 struct Fiber { ucontext_t start; jmp_buf at; std::vector<char> stack; bool entered = false, waits = false; };
 
-static std::vector<Fiber*> fibers;
 static jmp_buf scheduler;
 static ucontext_t first_scheduler;
 static Fiber* running;
@@ -95,31 +94,34 @@ template <class Last> static void pass(Gate& gate, Last last) {
   own->waits = false;
 }
 
+static Fiber* new_fiber() {
+  Fiber* fiber = new Fiber;
+  fiber->stack.resize(256 << 10);
+  getcontext(&fiber->start);
+  fiber->start.uc_stack = {fiber->stack.data(), 0, fiber->stack.size()};
+  makecontext(&fiber->start, serve, 0);
+  return fiber;
+}
+
 static void run_block() {
+  static std::vector<Fiber*> idle, waiting;
   next = 0;
   block = {0, (int)threads, 0};
   for (unsigned w = 0; w * 32 < threads; w++) warps[w] = {0, (int)min(32u, threads - w * 32), 0};
-  for (;;) {
-    // Those that wait get their turn; a free one takes the threads that have not begun.
-    bool any = false;
-    Fiber* free = nullptr;
-    for (size_t i = 0; i < fibers.size(); i++) {
-      if (fibers[i]->waits && next >= threads) { any = true; resume(fibers[i]); }
-      else if (!fibers[i]->waits && !free) free = fibers[i];
+  while (next < threads) {
+    if (idle.empty()) idle.push_back(new_fiber());
+    Fiber* fiber = idle.back();
+    resume(fiber);
+    if (fiber->waits) { idle.pop_back(); waiting.push_back(fiber); }
+  }
+  while (!waiting.empty()) {
+    size_t left = 0;
+    for (Fiber* fiber : waiting) {
+      resume(fiber);
+      if (fiber->waits) waiting[left++] = fiber;
+      else idle.push_back(fiber);
     }
-    if (next < threads) {
-      if (!free) {
-        free = new Fiber;
-        free->stack.resize(256 << 10);
-        getcontext(&free->start);
-        free->start.uc_stack = {free->stack.data(), 0, free->stack.size()};
-        makecontext(&free->start, serve, 0);
-        fibers.push_back(free);
-      }
-      resume(free);
-      any = true;
-    }
-    if (!any) return;
+    waiting.resize(left);
   }
 }
 

@@ -30,6 +30,8 @@ pub struct CudaEngine {
     of_backbone: usize,
     /// Rows of a mean over rows that pass through the model together, 0 = as many as there is memory for.
     micro_batch: usize,
+    /// Of the backbone's products and of the heads of coupled losses.
+    precision: Precision,
     vectors: Vectors,
     weights: Memory,
     m: Memory,
@@ -58,16 +60,19 @@ struct Pieces {
 }
 
 impl CudaEngine {
-    /// Trains the model `net` on from `state`, `micro_batch` rows at a time, 0 = as many as fit.
+    /// Trains the model `net` on from `state`, `micro_batch` rows at a time, 0 = as many as fit,
+    /// with products in `precision`.
     ///
     /// # Errors
     /// There is not enough memory, an img-size that the backbone cannot take.
     pub fn new(
         gpu: Arc<Gpu>,
         net: &NetSpec,
-        micro_batch: usize,
+        (micro_batch, precision): (usize, Precision),
         state: TrainState,
     ) -> Result<Self> {
+        let card = gpu.clone();
+        let _turn = card.turn()?;
         let vectors = Vectors::new(&state.specs);
         let send = |values: &Vec<f32>| vectors.send(&gpu, values);
         let [weights, m, v] = [send(&state.values)?, send(&state.m)?, send(&state.v)?];
@@ -87,6 +92,7 @@ impl CudaEngine {
             net,
             of_backbone,
             micro_batch,
+            precision,
             vectors,
             weights,
             m,
@@ -120,7 +126,8 @@ impl CudaEngine {
                 drop(before);
                 let wanted = if self.micro_batch > 0 { self.micro_batch.min(most) } else { most };
                 let plan = self.net.plan(with_logits)?;
-                let network = Network::training(&self.gpu, plan, wanted)?;
+                let network =
+                    Network::training(&self.gpu, plan, (wanted, self.precision), self.vectors.len)?;
                 let inputs = Inputs::new(&self.gpu, self.net.img_size, network.images, all)?;
                 Ok((network, inputs))
             }
@@ -221,7 +228,7 @@ impl CudaEngine {
             taught,
             input,
             (loss, memory),
-            Precision::F32,
+            self.precision,
         );
         let gradient = self.gradient.view();
         self.vectors.write_from(&self.gpu, gradient, self.of_backbone, &of_heads)?;
@@ -268,7 +275,8 @@ impl CudaEngine {
 
     /// `average = keep average + (1 - keep) weights`.
     fn follow_with(&self, average: &Memory, keep: f32) -> Result<()> {
-        self.gpu.enter()?;
+        let gpu = self.gpu.clone();
+        let _turn = gpu.turn()?;
         let (average, weights) = (average.view(), self.weights.view());
         self.gpu.each("average", self.vectors.len, args![average, weights, keep])
     }
@@ -278,7 +286,8 @@ impl CudaEngine {
         if !std::mem::take(&mut self.stale) {
             return Ok(());
         }
-        self.gpu.enter()?;
+        let gpu = self.gpu.clone();
+        let _turn = gpu.turn()?;
         let (gpu, vectors) = (&*self.gpu, &self.vectors);
         let TrainState { values, m, v, ema, teacher, .. } = &mut self.state;
         let of_average = ema.as_mut().zip(self.ema.as_ref());
@@ -293,7 +302,8 @@ impl CudaEngine {
 
 impl Engine for CudaEngine {
     fn gradient(&mut self, input: &StepInput) -> Result<Slope> {
-        self.gpu.enter()?;
+        let gpu = self.gpu.clone();
+        let _turn = gpu.turn()?;
         self.gpu.zero(self.gradient.view())?;
         let by_rows = matches!(input.objective, Objective::Rows(_));
         let (network, inputs) = self.prepare(input.batch, by_rows)?;
@@ -311,7 +321,8 @@ impl Engine for CudaEngine {
     }
 
     fn update(&mut self, update: &Update) -> Result<()> {
-        self.gpu.enter()?;
+        let gpu = self.gpu.clone();
+        let _turn = gpu.turn()?;
         self.state.progress.step += 1;
         self.stale = true;
         let decay =
@@ -355,7 +366,8 @@ impl Engine for CudaEngine {
     }
 
     fn kept_gradient(&mut self) -> Result<Vec<f32>> {
-        self.gpu.enter()?;
+        let gpu = self.gpu.clone();
+        let _turn = gpu.turn()?;
         let mut gradient = vec![0.0; self.state.values.len()];
         self.vectors.read(&self.gpu, self.gradient.view(), &mut gradient)?;
         Ok(gradient)

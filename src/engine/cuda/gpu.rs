@@ -7,19 +7,20 @@
 use std::collections::HashMap;
 use std::ffi::{CString, c_void};
 use std::ops::Range;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytemuck::Pod;
 use cudarc::cublaslt::{result as lt, sys as blas};
 use cudarc::driver::{DriverError, result as cu, sys};
 use cudarc::nvrtc::{CompileOptions, compile_ptx_with_opts};
+use fewvit_kernels::Precision;
 
 use super::libraries;
 use crate::engine::device::{Card, failed};
 use crate::error::{Error, Result};
 
 /// Bytes that a matrix product may use besides its operands.
-const WORKSPACE: usize = 64 << 20;
+pub const WORKSPACE: usize = 64 << 20;
 /// Values that all parts of memory begin at a multiple of: what matrix products like best.
 pub const ALIGNMENT: usize = 64;
 /// Threads of a block of the kernels that work value by value.
@@ -31,6 +32,18 @@ pub fn libraries() -> [bool; 3] {
     unsafe {
         [sys::is_culib_present(), cudarc::nvrtc::sys::is_culib_present(), blas::is_culib_present()]
     }
+}
+
+/// Versions of the driver and of cuBLASLt, as they number themselves.
+pub fn versions() -> Option<[usize; 2]> {
+    libraries().iter().all(|found| *found).then_some(())?;
+    let mut driver = 0;
+    // SAFETY: both libraries are there, and the number has a place.
+    let products = unsafe {
+        sys::cuDriverGetVersion(&mut driver).result().ok()?;
+        blas::cublasLtGetVersion()
+    };
+    Some([driver as usize, products])
 }
 
 /// The cards of this machine in the driver's order, which is that of `--device cuda:i`.
@@ -74,6 +87,8 @@ pub struct Gpu {
     blas: blas::cublasLtHandle_t,
     products: Mutex<HashMap<Shape, Prepared>>,
     workspace: sys::CUdeviceptr,
+    /// See [`Self::turn`].
+    turn: Mutex<()>,
 }
 
 // SAFETY: the handles name things of the driver, which may be used by any thread that has made the
@@ -106,7 +121,7 @@ impl Drop for Memory {
 }
 
 /// Values in the device's memory, of 4 bytes each.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct View {
     at: sys::CUdeviceptr,
     /// How many.
@@ -126,6 +141,36 @@ impl View {
     /// Those from one on.
     pub fn from(&self, first: usize) -> Self {
         self.part(first..self.len)
+    }
+}
+
+/// Launches that were recorded and are done again with one call.
+pub struct Graph {
+    launches: sys::CUgraphExec,
+    gpu: Arc<Gpu>,
+}
+
+// SAFETY: as for `Gpu`.
+unsafe impl Send for Graph {}
+
+impl Graph {
+    /// Does them.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn launch(&self) -> Result<()> {
+        // SAFETY: it lives as long as this, and so does the stream.
+        unsafe { cu::graph::launch(self.launches, self.gpu.stream) }
+            .map_err(|e| broken("a recorded step", e))
+    }
+}
+
+impl Drop for Graph {
+    fn drop(&mut self) {
+        if self.gpu.enter().is_ok() {
+            // SAFETY: nobody else has it. A launch that is under way ends first.
+            let _nothing_to_do = unsafe { cu::graph::exec_destroy(self.launches) };
+        }
     }
 }
 
@@ -195,27 +240,39 @@ impl Gpu {
         let blas = lt::create_handle().map_err(|e| broken("starting cuBLASLt", e))?;
         // SAFETY: the context is current.
         let workspace = unsafe { cu::malloc_sync(WORKSPACE) };
-        let workspace = workspace.map_err(|e| broken("taking memory", e))?;
+        let workspace = workspace.map_err(|e| too_large(WORKSPACE, e))?;
         let (functions, products) = (Mutex::default(), Mutex::default());
-        let gpu = Self { card, context, stream, module, functions, blas, products, workspace };
+        let gpu = Self {
+            card,
+            context,
+            stream,
+            module,
+            functions,
+            blas,
+            products,
+            workspace,
+            turn: Mutex::default(),
+        };
         Ok(Arc::new(gpu))
+    }
+
+    /// The right to use the card until it is given back: there is one stream, and what another thread
+    /// launches while a step is recorded would become a part of it.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn turn(&self) -> Result<MutexGuard<'_, ()>> {
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        self.enter().map(|()| turn)
     }
 
     /// Makes this thread's calls go to the card. Everything below needs it.
     ///
     /// # Errors
     /// The device failed.
-    pub fn enter(&self) -> Result<()> {
+    fn enter(&self) -> Result<()> {
         // SAFETY: the context is retained for as long as the process lives.
         unsafe { cu::ctx::set_current(self.context) }.map_err(|e| broken("using the card", e))
-    }
-
-    /// Bytes that are free, and all there are.
-    ///
-    /// # Errors
-    /// The device failed.
-    pub fn free(&self) -> Result<[usize; 2]> {
-        cu::mem_get_info().map(<[usize; 2]>::from).map_err(|e| broken("asking for memory", e))
     }
 
     /// Memory for `len` values, which are not set.
@@ -225,16 +282,7 @@ impl Gpu {
     pub fn memory(self: &Arc<Self>, len: usize) -> Result<Memory> {
         let bytes = 4 * len.max(1);
         // SAFETY: the context is current.
-        let at = unsafe { cu::malloc_sync(bytes) }.map_err(|e| {
-            let free = self.free().map_or(0, |[free, _]| free);
-            let gb = |bytes: usize| bytes as f64 / 1e9;
-            Error::Device(format!(
-                "the card does not give {:.1} GB more, {:.1} GB are free ({e})\n  end other programs \
-                 on it, or set a smaller --set pretrain.optim.micro_batch (and finetune.optim.micro_batch)",
-                gb(bytes),
-                gb(free)
-            ))
-        })?;
+        let at = unsafe { cu::malloc_sync(bytes) }.map_err(|e| too_large(bytes, e))?;
         Ok(Memory { all: View { at, len }, gpu: self.clone() })
     }
 
@@ -328,6 +376,26 @@ impl Gpu {
         self.launch(name, [n.div_ceil(THREADS as usize), 1], THREADS, &args)
     }
 
+    /// Records what `work` launches instead of doing it.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn record(self: &Arc<Self>, work: impl FnOnce() -> Result<()>) -> Result<Graph> {
+        let mode = sys::CUstreamCaptureMode::CU_STREAM_CAPTURE_MODE_THREAD_LOCAL;
+        let failed = |e| broken("recording a step", e);
+        // SAFETY: the stream is alive and ours; what is recorded is alive as long as the graph's owner
+        // keeps the memory that the launches name.
+        unsafe {
+            cu::stream::begin_capture(self.stream, mode).map_err(failed)?;
+            let done = work();
+            let graph = cu::stream::end_capture(self.stream).map_err(failed)?;
+            done?;
+            let launches = cu::graph::instantiate(graph, sys::CUgraphInstantiate_flags(0));
+            cu::graph::destroy(graph).map_err(failed)?;
+            Ok(Graph { launches: launches.map_err(failed)?, gpu: self.clone() })
+        }
+    }
+
     fn function(&self, name: &'static str) -> Result<sys::CUfunction> {
         let mut functions = self.functions.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(function) = functions.get(name) {
@@ -341,11 +409,17 @@ impl Gpu {
         Ok(function)
     }
 
-    /// A matrix product of a linear layer; `sizes` are rows, outputs and inputs.
+    /// A matrix product of a linear layer; `sizes` are rows, outputs and inputs. In bf16 the factors are
+    /// rounded on their way; sums are in f32 either way, and TF32 is never asked for.
     ///
     /// # Errors
     /// The device failed.
-    pub fn multiply(&self, sizes: [usize; 3], product: Product) -> Result<()> {
+    pub fn multiply(
+        &self,
+        sizes: [usize; 3],
+        product: Product,
+        precision: Precision,
+    ) -> Result<()> {
         let [rows, out, inner] = sizes;
         // Row-major matrices are the transposed ones in columns, as cuBLASLt counts.
         let (a, b, d, size, add, bias) = match product {
@@ -367,7 +441,8 @@ impl Gpu {
             Product::ToWeight { .. } => [false, true],
         };
         let alignments = [a, b, d].map(|view| 1 << view.at.trailing_zeros().min(8));
-        let shape = Shape { size, transposed, add, bias: bias.is_some(), alignments };
+        let bias_too = bias.is_some();
+        let shape = Shape { size, transposed, add, bias: bias_too, alignments, precision };
         let mut products = self.products.lock().unwrap_or_else(PoisonError::into_inner);
         if !products.contains_key(&shape) {
             let prepared = self.prepare(&shape).map_err(|e| broken("a matrix product", e))?;
@@ -418,20 +493,24 @@ impl Gpu {
         }
     }
 
-    /// How to compute products of a shape. In f32 throughout: TF32 is not asked for.
+    /// How to compute products of a shape.
     fn prepare(&self, shape: &Shape) -> std::result::Result<Prepared, lt::CublasError> {
         use blas::cublasLtMatmulDescAttributes_t as A;
         use blas::cublasLtMatmulPreferenceAttributes_t as P;
         const BIAS: u32 = blas::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
         let f32s = blas::cudaDataType_t::CUDA_R_32F;
-        let &Shape { size: [m, n, k], transposed, bias, alignments, .. } = shape;
+        let &Shape { size: [m, n, k], transposed, bias, alignments, precision, .. } = shape;
+        let compute = match precision {
+            Precision::F32 => blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            Precision::Bf16 => blas::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_16BF,
+        };
         let layout = |turned: bool, rows: usize, columns: usize| {
             let (rows, columns) = if turned { (columns, rows) } else { (rows, columns) };
             lt::create_matrix_layout(f32s, rows as u64, columns as u64, rows as i64)
         };
         let layouts =
             [layout(transposed[0], m, k)?, layout(transposed[1], k, n)?, layout(false, m, n)?];
-        let desc = lt::create_matmul_desc(blas::cublasComputeType_t::CUBLAS_COMPUTE_32F, f32s)?;
+        let desc = lt::create_matmul_desc(compute, f32s)?;
         let preference = lt::create_matmul_pref()?;
         // SAFETY: descriptions were just made; attributes are read before the calls return and are of the
         // size that cuBLASLt's reference gives for them.
@@ -487,6 +566,7 @@ struct Shape {
     bias: bool,
     /// Bytes that the addresses of operands and result are multiples of.
     alignments: [u32; 3],
+    precision: Precision,
 }
 
 struct Prepared {
@@ -510,6 +590,18 @@ fn compile(kernels: &str, card: &Card) -> Result<sys::CUmodule> {
     let image = CString::new(ptx.to_src()).map_err(|e| refused(e.to_string()))?;
     // SAFETY: the image ends with a zero and is read before the call returns.
     unsafe { cu::module::load_data(image.as_ptr().cast()) }.map_err(|e| refused(format!("{e}")))
+}
+
+/// There is not as much memory.
+fn too_large(bytes: usize, error: DriverError) -> Error {
+    let free = cu::mem_get_info().map_or(0, |(free, _)| free);
+    let gb = |bytes: usize| bytes as f64 / 1e9;
+    Error::Device(format!(
+        "the card does not give {:.2} GB more, {:.2} GB are free ({error})\n  end other programs on it, set \
+         a smaller pretrain.optim.micro_batch and finetune.optim.micro_batch, or use --device cpu",
+        gb(bytes),
+        gb(free)
+    ))
 }
 
 /// The device failed at something.

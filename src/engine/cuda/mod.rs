@@ -2,7 +2,7 @@
 //!
 //! A backbone is read once into a plan ([`crate::nn::Plan`]), whose values have places in one piece of
 //! memory ([`layout`]); a step walks it forward, computes the loss and its slope, and walks it backward
-//! ([`network`]). Everything is in f32 and every sum has a fixed order: on one card with one version of
+//! ([`network`]). Weights and sums are in f32, matrix products in f32 or bf16, and every sum has a fixed order: on one card with one version of
 //! CUDA's libraries two runs give the same bits. Losses that couple the rows of a batch, with their heads,
 //! are computed on the CPU between the two passes.
 
@@ -19,6 +19,7 @@ mod vectors;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
+use fewvit_kernels::Precision;
 use gpu::Gpu;
 
 use super::device::Card;
@@ -49,6 +50,12 @@ pub fn cards() -> Result<Vec<Card>> {
     gpu::cards()
 }
 
+/// Those of the driver and of the library of matrix products, once they are loaded.
+pub fn versions() -> Option<String> {
+    let [driver, products] = gpu::versions()?;
+    Some(format!("driver {driver}, cuBLASLt {products}"))
+}
+
 /// Makes card `index` ready. The first time it has to show that it computes what the CPU does.
 ///
 /// # Errors
@@ -57,18 +64,18 @@ pub fn check(index: usize) -> Result<()> {
     open(index).map(|_| ())
 }
 
-/// An engine on card `index` that trains the model `net` on from `state`, `micro_batch` rows at a time, 0 =
-/// as many as its memory holds.
+/// An engine on card `index` that trains the model `net` on from `state`; `products` are the rows at a time, 0
+/// = as many as its memory holds, and how exact they are.
 ///
 /// # Errors
 /// As [`check`]; not enough memory.
 pub fn engine(
     index: usize,
     net: &NetSpec,
-    micro_batch: usize,
+    products: (usize, Precision),
     state: TrainState,
 ) -> Result<Box<dyn Engine>> {
-    Ok(Box::new(engine::CudaEngine::new(open(index)?, net, micro_batch, state)?))
+    Ok(Box::new(engine::CudaEngine::new(open(index)?, net, products, state)?))
 }
 
 /// The model `net` with the given weights on card `index`, to be asked.
@@ -83,7 +90,6 @@ fn open(index: usize) -> Result<Arc<Gpu>> {
     static OPENED: Mutex<Vec<(usize, Arc<Gpu>)>> = Mutex::new(Vec::new());
     let mut opened = OPENED.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((_, gpu)) = opened.iter().find(|(other, _)| *other == index) {
-        gpu.enter()?;
         return Ok(gpu.clone());
     }
     let gpu = Gpu::open(index, KERNELS)?;

@@ -28,9 +28,11 @@ impl CudaModel {
     /// # Errors
     /// Not enough memory, an img-size that the backbone cannot take.
     pub fn new(gpu: &Arc<Gpu>, spec: &NetSpec, values: &[f32]) -> Result<Self> {
+        let _turn = gpu.turn()?;
         let vectors = Vectors::new(&spec.parameters()?);
         let weights = vectors.send(gpu, values)?;
-        let network = Network::asking(gpu, spec.plan(spec.heads.num_classes > 0)?, IMAGES)?;
+        let plan = spec.plan(spec.heads.num_classes > 0)?;
+        let network = Network::asking(gpu, plan, IMAGES, vectors.len)?;
         let inputs = Inputs::new(gpu, spec.img_size, network.images, 0)?;
         Ok(Self { spec: *spec, vectors, weights, pass: Mutex::new((network, inputs)) })
     }
@@ -45,7 +47,7 @@ impl Model for CudaModel {
         let pass = self.pass.lock().unwrap_or_else(PoisonError::into_inner);
         let (network, inputs) = &*pass;
         let gpu = network.gpu();
-        gpu.enter()?;
+        let _turn = gpu.turn()?;
         let of_image = 3 * self.spec.img_size.pow(2);
         let of = Parameters { vectors: &self.vectors, weights: self.weights.view() };
         let mut outputs = Outputs::default();

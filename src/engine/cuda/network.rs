@@ -3,16 +3,19 @@
 mod backward;
 mod forward;
 
+use std::collections::HashMap;
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use super::gpu::{Gpu, Memory, View};
+use fewvit_kernels::Precision;
+
+use super::gpu::{Gpu, Graph, Memory, View, WORKSPACE};
 use super::layout::Layout;
 use super::vectors::Vectors;
 use crate::backbone::NetPlan;
 use crate::error::{Error, Result};
 use crate::nn::DropPath;
-use crate::nn::readers::plan::{Id, Op, Plan, Scale};
+use crate::nn::readers::plan::{Id, Op, Plan, Scale, Size};
 
 /// Values of the memory for sums of blocks.
 const PARTIALS: usize = 1 << 22;
@@ -20,8 +23,10 @@ const PARTIALS: usize = 1 << 22;
 const SHARES: usize = 64;
 /// Columns of an attention head at most.
 const WIDEST_HEAD: usize = 64;
-/// Share of the card's memory that activations may take.
+/// Share of what is left of the card's memory that activations may take.
 const OF_MEMORY: f64 = 0.8;
+/// Vectors as long as the parameters: weights, moments, averages, gradient, and weights to be measured.
+const VECTORS: usize = 8;
 
 /// See the module's description.
 pub struct Network {
@@ -38,6 +43,27 @@ pub struct Network {
     factors: Memory,
     /// Images that there is memory for.
     pub images: usize,
+    /// Of the backbone's products; those of the classifier are in f32.
+    precision: Precision,
+    /// Sequences of launches that were asked for before; recorded at the second time.
+    recorded: Mutex<HashMap<Sequence, Option<Graph>>>,
+}
+
+/// All that a pass depends on besides numbers in memory: equal ones are the same launches.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Sequence {
+    /// Weights and gradient; the same one twice in a forward pass.
+    vectors: [View; 2],
+    /// Whether branches and dropouts have factors.
+    factors: Vec<bool>,
+    images: usize,
+}
+
+impl Sequence {
+    fn new(vectors: [View; 2], factors: &Factors, images: usize) -> Self {
+        let all = factors.branches.iter().chain(&factors.dropouts);
+        Self { vectors, factors: all.map(Option::is_some).collect(), images }
+    }
 }
 
 /// Where a network's weights come from and go to.
@@ -57,56 +83,76 @@ pub struct Factors {
 }
 
 impl Network {
-    /// For evaluation of up to `images` images at a time, or as many as fit.
+    /// For evaluation of up to `images` images at a time, or as many as fit beside vectors of length `vectors`.
     ///
     /// # Errors
     /// There is not enough memory, a head that is too wide.
-    pub fn asking(gpu: &Arc<Gpu>, net: NetPlan, images: usize) -> Result<Self> {
+    pub fn asking(gpu: &Arc<Gpu>, net: NetPlan, images: usize, vectors: usize) -> Result<Self> {
         let outputs: Vec<Id> = [Some(net.features), net.logits].into_iter().flatten().collect();
         let layout = Layout::asking(&net.plan, &outputs);
-        Self::new(gpu, net, layout, images, 0)
+        Self::new(gpu, net, layout, (images, 0), vectors)
     }
 
-    /// For training of up to `images` images at a time, or as many as fit, from the gradient of the logits
+    /// For training with products in `precision` of up to `images` images at a time, or as many as fit, from the gradient of the logits
     /// if there are any, else of the feature.
     ///
     /// # Errors
     /// As [`Self::asking`].
-    pub fn training(gpu: &Arc<Gpu>, net: NetPlan, images: usize) -> Result<Self> {
+    pub fn training(
+        gpu: &Arc<Gpu>,
+        net: NetPlan,
+        (images, precision): (usize, Precision),
+        vectors: usize,
+    ) -> Result<Self> {
         let NetPlan { plan, features, logits } = &net;
         let layout = Layout::training(plan, logits.unwrap_or(*features));
         let factors = plan.branches.len() + plan.dropouts.iter().map(|d| d.1).sum::<usize>();
-        Self::new(gpu, net, layout, images, factors)
+        let network = Self::new(gpu, net, layout, (images, factors), vectors)?;
+        Ok(Self { precision, ..network })
     }
 
-    /// With memory for as many `factors` an image.
+    /// With memory for as many factors an image, beside vectors of a length.
     fn new(
         gpu: &Arc<Gpu>,
         net: NetPlan,
         layout: Layout,
-        images: usize,
-        factors: usize,
+        (images, factors): (usize, usize),
+        vectors: usize,
     ) -> Result<Self> {
         let NetPlan { plan, features, logits } = net;
         check_heads(&plan)?;
         let an_image = 4 * (layout.len + factors + 3 * plan.img_size().pow(2));
-        // Of all the memory and not of what is free, so that the same card always computes alike.
-        let fit = (gpu.card.memory as f64 * OF_MEMORY) as usize / an_image;
+        let fit = fitting(gpu.card.memory as usize, vectors, an_image);
         if fit == 0 {
             let gb = |bytes: usize| bytes as f64 / 1e9;
             return Err(Error::Device(format!(
-                "one image needs {:.1} GB of the card's memory, which has {:.1} GB\n  use a smaller \
-                 model or --img-size, or --device cpu",
+                "one image needs {:.2} GB of the card's memory beside the weights, of {:.2} GB in all\n  use \
+                 a smaller model or --img-size, or --device cpu",
                 gb(an_image),
                 gb(gpu.card.memory as usize)
             )));
         }
-        let images = images.min(fit);
+        // Kernels count the values of a pass in 32 bits.
+        let longest = plan.sizes.iter().map(Size::len).max().unwrap_or(1);
+        let images = images.min(fit).min(u32::MAX as usize / longest);
         let memory = gpu.memory(layout.len * images)?;
         let partials = gpu.memory(PARTIALS)?;
         let factors = gpu.memory(factors * images)?;
         let gpu = gpu.clone();
-        Ok(Self { gpu, plan, features, logits, layout, memory, partials, factors, images })
+        let precision = Precision::F32;
+        Ok(Self {
+            gpu,
+            plan,
+            features,
+            logits,
+            layout,
+            memory,
+            partials,
+            factors,
+            images,
+            precision,
+            recorded: Mutex::default(),
+        })
     }
 
     /// The card.
@@ -175,9 +221,28 @@ impl Network {
     fn scale(factors: &Factors, scale: Scale, of_image: usize) -> (Option<View>, usize) {
         match scale {
             Scale::One => (None, 1),
-            Scale::Branch(i) => (factors.branches[i], of_image),
-            Scale::Dropout(i) => (factors.dropouts[i], 1),
+            Scale::Branch(i) => (factors.branches.get(i).copied().flatten(), of_image),
+            Scale::Dropout(i) => (factors.dropouts.get(i).copied().flatten(), 1),
         }
+    }
+
+    /// Does `steps`: launch by launch at first, later in one, which costs the host next to nothing.
+    fn replay(&self, sequence: Sequence, steps: impl FnOnce() -> Result<()>) -> Result<()> {
+        let mut recorded = self.recorded.lock().unwrap_or_else(PoisonError::into_inner);
+        match recorded.get_mut(&sequence) {
+            // Products are prepared meanwhile.
+            None => {
+                recorded.insert(sequence, None);
+                steps()
+            }
+            Some(Some(graph)) => graph.launch(),
+            Some(slot) => slot.insert(self.gpu.record(steps)?).launch(),
+        }
+    }
+
+    /// Of the products of operation `i`.
+    fn precision(&self, i: Id) -> Precision {
+        if i <= self.features { self.precision } else { Precision::F32 }
     }
 
     /// Blocks that share a sum over `rows` of `columns`: as many for the same sizes, so that sums are the
@@ -185,6 +250,13 @@ impl Network {
     fn shares(rows: usize, columns: usize) -> usize {
         rows.div_ceil(SHARES).clamp(1, SHARES).min(PARTIALS / columns).max(1)
     }
+}
+
+/// Images of so many bytes each that a card has room for beside vectors of a length. Of all its memory and
+/// not of what is free, so that the same card always computes alike.
+fn fitting(memory: usize, vectors: usize, an_image: usize) -> usize {
+    let taken = WORKSPACE + 4 * (PARTIALS + VECTORS * vectors);
+    (memory.saturating_sub(taken) as f64 * OF_MEMORY) as usize / an_image
 }
 
 fn check_heads(plan: &Plan) -> Result<()> {
@@ -198,4 +270,17 @@ fn check_heads(plan: &Plan) -> Result<()> {
              --device cpu"
         )))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_card_takes_as_many_images_as_it_has_room_for() {
+        let mb = 1_000_000;
+        assert_eq!(fitting(80_000 * mb, 5 * mb, 10 * mb), 6380);
+        assert_eq!(fitting(8_000 * mb, 86 * mb, 300 * mb), 13);
+        assert_eq!(fitting(2_000 * mb, 86 * mb, 300 * mb), 0);
+    }
 }

@@ -2,6 +2,8 @@
 
 use std::sync::Arc;
 
+use fewvit_kernels::Precision;
+
 use super::engine::CudaEngine;
 use super::gpu::Gpu;
 use crate::backbone::deit::DeitSpec;
@@ -58,7 +60,7 @@ const SMALL: f32 = 1e-2;
 pub fn self_check(gpu: &Arc<Gpu>) -> Result<()> {
     for (family, told) in FAMILIES {
         let (net, state) = start(told)?;
-        let card = CudaEngine::new(gpu.clone(), &net, 2, state.clone())?;
+        let card = CudaEngine::new(gpu.clone(), &net, (2, Precision::F32), state.clone())?;
         let cpu = ComposedEngine::new(&ops::cpu(), 1, &net, ROWS, state.clone());
         let (seen, expected) = (answer(Box::new(card))?, answer(Box::new(cpu))?);
         compare(family, &state, &seen, &expected)?;

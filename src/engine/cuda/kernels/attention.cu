@@ -48,6 +48,7 @@ __device__ void attend(const float* q, const float* k, const float* v, float* y,
     load_tile<N>(V, v, first, keys, v_stride, width);
     __syncthreads();
     unsigned count = min((unsigned)TILE, keys - first);
+#pragma unroll 1
     for (unsigned t = 0; t < count; t++) {
       float score = dot<N>(query, K[t]);
       if (score > largest) {
@@ -97,6 +98,7 @@ __device__ void attend_queries_backward(const float* q, const float* k, const fl
     load_tile<N>(V, v, first, keys, v_stride, width);
     __syncthreads();
     unsigned count = min((unsigned)TILE, keys - first);
+#pragma unroll 1
     for (unsigned t = 0; t < count; t++) {
       float p = expf(dot<N>(query, K[t]) - sum), ds = p * (dot<N>(slope, V[t]) - mean) * scale;
 #pragma unroll
@@ -134,6 +136,7 @@ __device__ void attend_keys_backward(const float* q, const float* k, const float
     load_tile<N>(G, dy, first, queries, heads * width, width);
     __syncthreads();
     unsigned count = min((unsigned)TILE, queries - first);
+#pragma unroll 1
     for (unsigned t = 0; t < count; t++) {
       float p = expf(dot<N>(Q[t], K[me]) - sums[first + t]);
       float ds = p * (dot<N>(G[t], V[me]) - delta[first + t]) * scale;

@@ -1,7 +1,7 @@
 //! The backward pass, an arm an operation.
 
 use super::forward::{OWN, WARPS, of_width};
-use super::{Factors, Network, Parameters};
+use super::{Factors, Network, Parameters, Sequence};
 use crate::engine::cuda::gpu::{Product, View, args};
 use crate::error::Result;
 use crate::nn::readers::plan::{Id, Op, Place, TAPS};
@@ -27,7 +27,8 @@ impl Network {
         images: usize,
     ) -> Result<()> {
         let pass = Pass { net: self, of, gradient, factors, images };
-        (0..self.plan.ops.len()).rev().try_for_each(|i| pass.step(i))
+        let steps = || (0..self.plan.ops.len()).rev().try_for_each(|i| pass.step(i));
+        self.replay(Sequence::new([of.weights, gradient], factors, images), steps)
     }
 }
 
@@ -116,12 +117,14 @@ impl Pass<'_> {
             Op::Linear { x, weight, bias } => {
                 let sizes = [rows, size.dim, net.plan.sizes[x].dim];
                 if let Some(dweight) = self.sum(weight) {
-                    gpu.multiply(sizes, Product::ToWeight { dy, x: self.value(x), dweight })?;
+                    let product = Product::ToWeight { dy, x: self.value(x), dweight };
+                    gpu.multiply(sizes, product, net.precision(i))?;
                 }
                 self.add_columns(dy, rows, size.dim, size.dim, bias)?;
                 let Given { to: Some(dx), add } = self.given(i, x) else { return Ok(()) };
                 let weight = self.weight(weight);
-                gpu.multiply(sizes, Product::ToInput { dy, weight, dx, add })
+                let product = Product::ToInput { dy, weight, dx, add };
+                gpu.multiply(sizes, product, net.precision(i))
             }
             Op::Add { x, residual, scale } => {
                 let (to_x, to_residual) = (self.given(i, x), self.given(i, residual));

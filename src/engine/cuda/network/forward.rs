@@ -1,6 +1,6 @@
 //! The forward pass, an arm an operation.
 
-use super::{Factors, Network, Parameters, WIDEST_HEAD};
+use super::{Factors, Network, Parameters, Sequence, WIDEST_HEAD};
 use crate::engine::cuda::gpu::{Product, View, args};
 use crate::engine::cuda::layout::performer_kept;
 use crate::error::Result;
@@ -18,10 +18,9 @@ impl Network {
     /// # Errors
     /// The device failed.
     pub fn forward(&self, of: Parameters, factors: &Factors, images: usize) -> Result<()> {
-        for i in 0..self.plan.ops.len() {
-            self.step_forward(i, of, factors, images)?;
-        }
-        Ok(())
+        let mut steps = 0..self.plan.ops.len();
+        let steps = || steps.try_for_each(|i| self.step_forward(i, of, factors, images));
+        self.replay(Sequence::new([of.weights; 2], factors, images), steps)
     }
 
     fn step_forward(&self, i: Id, of: Parameters, factors: &Factors, images: usize) -> Result<()> {
@@ -66,7 +65,8 @@ impl Network {
             Op::Linear { x, weight: w, bias } => {
                 let sizes = [rows, size.dim, self.plan.sizes[x].dim];
                 let (x, weight, bias) = (value(x), weight(w), bias.map(weight));
-                gpu.multiply(sizes, Product::Forward { x, weight, bias, y })
+                let product = Product::Forward { x, weight, bias, y };
+                gpu.multiply(sizes, product, self.precision(i))
             }
             Op::Add { x, residual, scale } => {
                 let (scale, of_scale) = Self::scale(factors, scale, size.len());
