@@ -49,14 +49,18 @@ impl DropPath {
         Some((0..batch).flat_map(|row| std::iter::repeat_n(factor(row), tokens)).collect())
     }
 
+    /// Words of a stream below the first number drop a value; the others multiply it by the second.
+    pub fn dropped_below(rate: f64) -> (u32, f32) {
+        ((rate * (f64::from(u32::MAX) + 1.0)) as u32, (1.0 / (1.0 - rate)) as f32)
+    }
+
     /// Factors of dropout with probability `rate` in a layer, 0 or `1 / keep`: one for each of the
     /// `values` of each of the `batch` samples; `None` outside training.
     pub fn dropout(&self, [batch, values]: [usize; 2], rate: f64, layer: u32) -> Option<Vec<f32>> {
         if !self.training {
             return None;
         }
-        let kept = (1.0 / (1.0 - rate)) as f32;
-        let threshold = (rate * (f64::from(u32::MAX) + 1.0)) as u32;
+        let (threshold, kept) = Self::dropped_below(rate);
         let mut factors = Vec::with_capacity(batch * values);
         for row in self.first_row..self.first_row + batch {
             let mut rng = stream(self.seed, Purpose::Dropout, self.step, row as u64, layer);

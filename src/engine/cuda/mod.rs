@@ -35,6 +35,7 @@ const KERNELS: &str = concat!(
     include_str!("kernels/gelu.cu"),
     include_str!("kernels/window.cu"),
     include_str!("kernels/depthwise.cu"),
+    include_str!("kernels/dropout.cu"),
     include_str!("kernels/attention.cu"),
     include_str!("kernels/performer.cu"),
     include_str!("kernels/loss.cu"),

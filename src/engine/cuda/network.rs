@@ -9,18 +9,21 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use fewvit_kernels::Precision;
 
-use super::gpu::{Gpu, Graph, Memory, View, WORKSPACE};
+use super::gpu::{Gpu, Graph, Memory, View, WORKSPACE, args};
 use super::layout::Layout;
 use super::vectors::Vectors;
 use crate::backbone::NetPlan;
 use crate::error::{Error, Result};
-use crate::nn::DropPath;
 use crate::nn::readers::plan::{Id, Op, Plan, Scale, Size};
+use crate::nn::{DropPath, Dropout};
+use crate::rng::Purpose;
 
 /// Values of the memory for sums of blocks.
 const PARTIALS: usize = 1 << 22;
 /// Blocks that share a sum over rows at most, and rows that a block has at least.
 const SHARES: usize = 64;
+/// Words of a block of a random stream.
+const WORDS: usize = 16;
 /// Columns of an attention head at most.
 const WIDEST_HEAD: usize = 64;
 /// Share of what is left of the card's memory that activations may take.
@@ -83,7 +86,8 @@ pub struct Factors {
 }
 
 impl Network {
-    /// For evaluation of up to `images` images at a time, or as many as fit beside vectors of length `vectors`.
+    /// For evaluation of up to `images` images at a time, or as many as fit beside vectors of length
+    /// `vectors`.
     ///
     /// # Errors
     /// There is not enough memory, a head that is too wide.
@@ -93,8 +97,8 @@ impl Network {
         Self::new(gpu, net, layout, (images, 0), vectors)
     }
 
-    /// For training with products in `precision` of up to `images` images at a time, or as many as fit, from the gradient of the logits
-    /// if there are any, else of the feature.
+    /// For training with products in `precision` of up to `images` images at a time, or as many as fit, from
+    /// the gradient of the logits if there are any, else of the feature.
     ///
     /// # Errors
     /// As [`Self::asking`].
@@ -193,28 +197,43 @@ impl Network {
         self.memory.view().part(start..start + of_image * images)
     }
 
-    /// Sends the factors that `drop_path` gives to `images` images.
+    /// The factors that `drop_path` gives to `images` images: those of branches are sent, those of dropouts
+    /// drawn on the card.
     ///
     /// # Errors
     /// The device failed.
     pub fn factors(&self, drop_path: &DropPath, images: usize) -> Result<Factors> {
         let mut rest = self.factors.view();
-        let mut send = |values: Option<Vec<f32>>, of_image: usize| -> Result<Option<View>> {
+        let mut place = |of_image: usize| {
             let own = rest.part(0..of_image * images);
             rest = rest.from(of_image * self.images);
-            values.map(|values| self.gpu.upload(own, &values).map(|()| own)).transpose()
+            own
         };
         let mut factors = Factors::default();
         for branch in &self.plan.branches {
-            let of_block = [branch.block, branch.depth];
+            let (own, of_block) = (place(1), [branch.block, branch.depth]);
             let values = drop_path.factors([images, 1], of_block, branch.index);
-            factors.branches.push(send(values, 1)?);
+            let sent = values.map(|values| self.gpu.upload(own, &values).map(|()| own));
+            factors.branches.push(sent.transpose()?);
         }
-        for &(dropout, len) in &self.plan.dropouts {
-            let values = drop_path.dropout([images, len], dropout.rate, dropout.layer);
-            factors.dropouts.push(send(values, len)?);
+        for &(dropout, len) in self.plan.dropouts.iter().filter(|_| drop_path.training) {
+            let own = place(len);
+            self.draw(dropout, drop_path, own, len)?;
+            factors.dropouts.push(Some(own));
         }
         Ok(factors)
+    }
+
+    /// Draws factors of dropout, `of_image` for each image.
+    fn draw(&self, dropout: Dropout, path: &DropPath, to: View, of_image: usize) -> Result<()> {
+        let (threshold, kept) = DropPath::dropped_below(dropout.rate);
+        let [low, high] = [path.seed & 0xffff_ffff, path.seed >> 32].map(|half| half as usize);
+        let (purpose, step) = (Purpose::Dropout as usize, path.step as usize);
+        let (layer, threshold) = (dropout.layer as usize, threshold as usize);
+        let args =
+            args![to, low, high, purpose, step, path.first_row, layer, threshold, kept, of_image];
+        let blocks = to.len / of_image * of_image.div_ceil(WORDS);
+        self.gpu.each("dropout_factors", blocks, args)
     }
 
     /// The factors of a branch, and how many values each of them serves, of `of_image` an image.
