@@ -423,7 +423,7 @@ fn a_run_survives_kill_9_bit_for_bit() {
         let paths = [&data, &settings].map(|path| path.display().to_string());
         let line = format!(
             "train {} -c {} --output {} --device cuda --model deit_micro_patch8_96 --yes \
-             --pretrain-epochs 2 --finetune-epochs 2",
+             --pretrain-epochs 2 --set finetune.optim.epochs=2",
             paths[0],
             paths[1],
             output.display()
