@@ -5,6 +5,7 @@
 use std::hash::{DefaultHasher, Hash as _, Hasher as _};
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 use std::{env, fs};
 
 /// Set in programs that have a card before them, or the stand-in.
@@ -12,6 +13,11 @@ const INSIDE: &str = "FEWVIT_TEST_CUDA";
 
 /// The folder of the stand-in's libraries; none, said aloud, where there is no g++.
 pub fn folder() -> Option<PathBuf> {
+    static ONCE: OnceLock<Option<PathBuf>> = OnceLock::new();
+    ONCE.get_or_init(found_or_built).clone()
+}
+
+fn found_or_built() -> Option<PathBuf> {
     if Command::new("g++").arg("--version").output().is_err() {
         eprintln!("NOT TESTED, the engine on cuda: there is no g++ to compile the stand-in with");
         return None;
