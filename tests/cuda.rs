@@ -10,6 +10,7 @@ use std::process::{Command, Output};
 
 use fewvit::backbone::{Family, ImgSizes, NetSpec, Spec, Tell, Told};
 use fewvit::config::{ClipMode, Ema, Layers, OptimConfig, OptimKind, SmoothingKind};
+use fewvit::data::augment::CropBox;
 use fewvit::data::loader::{Batch, CropBatch, Crops};
 use fewvit::data::mixing::{Mix, MixKind};
 use fewvit::engine::composed::ComposedEngine;
@@ -309,6 +310,40 @@ fn optimisers_averages_and_devices_may_change_midway() {
         close(&steps(card(on_cpu.clone()), &batch, &optim), &twice, "from the CPU to the card");
         assert_eq!(twice, steps(card(once), &batch, &optim), "and from the card to the card");
     }
+}
+
+#[test]
+fn crops_may_come_ready_for_the_model() {
+    if !standin::inside("crops_may_come_ready_for_the_model") {
+        return;
+    }
+    let net = net(told(Toy { op: Relu, side: 5, dim: 4 }), 5, 3);
+    let area = CropBox { x: 1, y: 2, w: 3, h: 2 };
+    let bytes = batch(4, 5, MixKind::CutMix(area));
+    let (mean, std) = ([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]);
+    let mut planes = vec![0.0; 4 * 3 * 25];
+    for (row, out) in planes.chunks_exact_mut(3 * 25).enumerate() {
+        bytes.groups[0].write_row(row, mean, std, out);
+    }
+    let mut ready = batch(4, 5, MixKind::CutMix(area));
+    ready.groups[0].crops = Crops::Ready(planes);
+    let of = |batch: &Batch| gradient(&mut *on_card(&net, 0, start(&net, Ema::Off)), batch, 3, 1).1;
+    assert!(apart(&of(&ready), &of(&bytes)) < 1e-5);
+}
+
+#[test]
+fn heads_that_are_too_wide_are_refused_in_words() {
+    if !standin::inside("heads_that_are_too_wide_are_refused_in_words") {
+        return;
+    }
+    let net = net(told(Toy { op: Attention { heads: 1 }, side: 2, dim: 65 }), 2, 3);
+    let (loss, batch) = (Classes(3), batch(2, 2, MixKind::None));
+    let (objective, drop_path) = (Objective::Rows(&loss), DropPath::OFF);
+    let (mean, std) = ([0.5; 3], [0.25; 3]);
+    let input = StepInput { batch: &batch, objective, drop_path, mean, std, epoch: 0 };
+    let error = on_card(&net, 0, start(&net, Ema::Off)).gradient(&input).expect_err("refused");
+    assert_eq!(error.exit_code(), 4);
+    assert!(error.to_string().contains("this model's have 65: --device cpu"), "{error}");
 }
 
 #[test]

@@ -49,7 +49,7 @@ pub struct RunConfig {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum AmpDtype {
-    /// `bf16` where the processor multiplies it faster, else `f32`.
+    /// `bf16` where the processor multiplies it faster; else, and on every other device, `f32`.
     Auto,
     /// 32-bit.
     F32,
@@ -190,7 +190,8 @@ pub struct OptimConfig {
     pub epochs: usize,
     /// Images a step.
     pub batch_size: usize,
-    /// Crops a worker passes through the model at a time; 0 = chosen for the model and img-size.
+    /// Crops a worker passes through the model at a time; 0 = chosen for the model and img-size, on `cuda` as
+    /// many as its memory holds.
     pub micro_batch: usize,
     /// Peak learning rate; never scaled by the batch size.
     pub lr: f64,
