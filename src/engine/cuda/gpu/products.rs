@@ -1,5 +1,6 @@
 //! Matrix products of linear layers, by cuBLASLt.
 
+use std::collections::hash_map::Entry;
 use std::ffi::c_void;
 use std::sync::PoisonError;
 
@@ -75,11 +76,13 @@ impl Gpu {
         let bias_too = bias.is_some();
         let shape = Shape { size, transposed, add, bias: bias_too, alignments, precision };
         let mut products = self.products.lock().unwrap_or_else(PoisonError::into_inner);
-        if !products.contains_key(&shape) {
-            let prepared = self.prepare(&shape).map_err(|e| broken("a matrix product", e))?;
-            products.insert(shape, prepared);
-        }
-        let prepared = &products[&shape];
+        let prepared = match products.entry(shape) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let prepared = self.prepare(new.key());
+                new.insert(prepared.map_err(|e| broken("a matrix product", e))?)
+            }
+        };
         self.run(prepared, [a, b, d], add, bias).map_err(|e| broken("a matrix product", e))
     }
 
