@@ -9,7 +9,7 @@ use std::sync::OnceLock;
 use std::{env, fs};
 
 /// Set in programs that have a card before them, or the stand-in.
-const INSIDE: &str = "FEWVIT_TEST_CUDA";
+const INSIDE: &str = "STANDIN_INSIDE";
 
 /// The folder of the stand-in's libraries; none, said aloud, where there is no g++.
 pub fn folder() -> Option<PathBuf> {
