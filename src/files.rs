@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write as _};
-use std::path::Path;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
 
 use crate::error::{Error, Result};
 
@@ -12,6 +14,21 @@ use crate::error::{Error, Result};
 /// As [`stream_atomically`].
 pub fn write_atomically(path: &Path, bytes: &[u8]) -> Result<()> {
     stream_atomically(path, |file| file.write_all(bytes))
+}
+
+/// Writes a value to `path` as JSON, as [`write_atomically`] does.
+///
+/// # Errors
+/// As [`stream_atomically`].
+pub fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_string_pretty(value)
+        .map_err(|e| Error::Failed(format!("cannot write {}: {e}", path.display())))?;
+    write_atomically(path, text.as_bytes())
+}
+
+/// The path from the root on, so that it is found from any working directory.
+pub fn absolute(path: &Path) -> PathBuf {
+    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
 /// Has `write` write to `path` so that either the old or the new content is there after a crash.

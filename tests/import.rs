@@ -1,33 +1,17 @@
 //! Weights of other programs: found, renamed, converted and resized; misfits by name.
 
 mod common;
+#[allow(dead_code)] // it has models of every family
+#[path = "../src/backbone/tiny.rs"]
+mod tiny;
 
 use std::path::{Path, PathBuf};
 
 use common::{flowers, run, stderr, tiny_run};
-use fewvit::backbone::deit::DeitSpec;
-use fewvit::backbone::pvt_v2::PvtV2Spec;
-use fewvit::backbone::t2t_vit::{T2tVitSpec, TokenAttention};
-use fewvit::backbone::{NetSpec, Spec, Told, resize_pos_embed};
+use fewvit::backbone::{NetSpec, Spec, Told, deit, pvt_v2, resize_pos_embed, t2t_vit};
 use fewvit::nn::ParamSpec;
 use fewvit::weights::{self, Head, Import, Named, Take};
-
-// The sizes of tests/golden/{deit,backbones}.py.
-const DEIT: DeitSpec = DeitSpec { embed_dim: 16, depth: 3, num_heads: 2, patch_size: 8 };
-const PVT: PvtV2Spec = PvtV2Spec {
-    embed_dims: [4, 8, 10, 16],
-    depths: [1, 2, 1, 1],
-    mlp_ratios: [8, 8, 4, 4],
-    linear: false,
-};
-const T2T: T2tVitSpec = T2tVitSpec {
-    embed_dim: 16,
-    depth: 2,
-    num_heads: 2,
-    mlp_ratio: 3,
-    token_dim: 8,
-    attention: TokenAttention::Performer,
-};
+use tiny::{DEIT, PVT, T2T};
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)

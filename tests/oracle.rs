@@ -4,14 +4,13 @@
 #[cfg(feature = "cuda")]
 #[path = "common/standin.rs"]
 mod standin;
+#[path = "../src/backbone/tiny.rs"]
+mod tiny;
 
 use std::sync::Arc;
 
 use burn::tensor::Device;
-use fewvit::backbone::deit::DeitSpec;
-use fewvit::backbone::pvt_v2::PvtV2Spec;
-use fewvit::backbone::t2t_vit::{T2tVitSpec, TokenAttention};
-use fewvit::backbone::{NetSpec, Spec, Told};
+use fewvit::backbone::{NetSpec, Spec, Told, deit, pvt_v2, t2t_vit};
 use fewvit::config::{Layers, RunConfig, Source};
 use fewvit::data::loader::{Batch, CropBatch, Crops};
 use fewvit::data::mixing::Mix;
@@ -23,26 +22,12 @@ use fewvit::nn::DropPath;
 use fewvit::ops;
 use fewvit::rng::{Purpose, stream};
 
-const PVT: PvtV2Spec = PvtV2Spec {
-    embed_dims: [4, 8, 10, 16],
-    depths: [1, 2, 1, 1],
-    mlp_ratios: [8, 8, 4, 4],
-    linear: false,
-};
-const T2T: T2tVitSpec = T2tVitSpec {
-    embed_dim: 16,
-    depth: 2,
-    num_heads: 2,
-    mlp_ratio: 3,
-    token_dim: 8,
-    attention: TokenAttention::Performer,
-};
 const FAMILIES: [(&str, &dyn Told); 5] = [
-    ("deit", &DeitSpec { embed_dim: 16, depth: 3, num_heads: 2, patch_size: 8 }),
-    ("pvt_v2", &PVT),
-    ("pvt_v2_li", &PvtV2Spec { linear: true, ..PVT }),
-    ("t2t_vit", &T2T),
-    ("t2t_vit_t", &T2tVitSpec { attention: TokenAttention::Transformer, ..T2T }),
+    ("deit", &tiny::DEIT),
+    ("pvt_v2", &tiny::PVT),
+    ("pvt_v2_li", &tiny::PVT_LINEAR),
+    ("t2t_vit", &tiny::T2T),
+    ("t2t_vit_t", &tiny::T2T_TRANSFORMER),
 ];
 const BATCH: usize = 6;
 const IMG_SIZE: usize = 32;

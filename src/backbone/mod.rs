@@ -6,6 +6,8 @@ mod net;
 mod pos_embed;
 pub mod pvt_v2;
 pub mod t2t_vit;
+#[cfg(test)]
+pub(crate) mod tiny;
 mod token_module;
 mod weights;
 

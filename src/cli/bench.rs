@@ -8,7 +8,6 @@ use super::args::Dtype;
 use super::bench_args::{BenchCommand, LimitsArgs, PipelineArgs, StepArgs};
 use super::flags::Job;
 use super::progress::Progress;
-use super::train::absolute;
 use crate::bench::{self, PipelineSpeed, StepBench};
 use crate::config::Unread;
 use crate::engine::Machine;
@@ -93,7 +92,7 @@ fn pipeline(
     })?;
     let config = resolved.config;
     let request = Request {
-        data: absolute(&args.run.data),
+        data: run::absolute(&args.run.data),
         pretrain: true,
         finetune: false,
         init: None,

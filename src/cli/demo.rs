@@ -24,7 +24,7 @@ pub(super) fn demo(args: &RunArgs) -> Result<()> {
         |recipe: &str| -> Result<Layers> { args.layers(recipe, std::env::vars_os().collect()) };
     let config = run::settle(base("demo")?, Job::Train.stages())?.config;
     let folder = Folder::create(args.output.as_deref(), "demo")?;
-    let data = super::train::absolute(&folder.join("flowers"));
+    let data = run::absolute(&folder.join("flowers"));
     let ui = Progress::new();
     ui.note(&format!("rendering {} flowers into {}", 24 * IMAGES, data.display()));
     synth::write(&data, config.seed, SIDE, IMAGES, IMAGES, |_, _| ())?;

@@ -10,6 +10,7 @@ use serde::Serialize;
 use crate::data::cache::kept;
 use crate::engine::device::{self, Adapter, Card};
 use crate::error::Result;
+use crate::run::absolute;
 use crate::run::forecast::bytes;
 
 /// Whether something is as it should be.
@@ -221,8 +222,11 @@ fn writable(folder: &Path) -> bool {
 
 /// The folder itself, or the closest one above that exists.
 fn existing(path: &Path) -> PathBuf {
-    let here = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-    here.ancestors().find(|folder| folder.is_dir()).unwrap_or(Path::new("/")).to_path_buf()
+    absolute(path)
+        .ancestors()
+        .find(|folder| folder.is_dir())
+        .unwrap_or(Path::new("/"))
+        .to_path_buf()
 }
 
 /// Free bytes; the standard library has no call for it.

@@ -56,6 +56,20 @@ impl Job {
 /// Flags of a run that commands without one refuse, and leave out of their help.
 pub const OF_RUNS: [&str; 3] = ["output", "yes", "dry_run"];
 
+/// What every run computes with.
+#[derive(Args, Clone, Debug, Default)]
+pub struct MachineArgs {
+    /// Device to train on: cpu, auto, or cuda:1, wgpu:1 in a fewvit that was built for it
+    #[arg(long, help_heading = "Run")]
+    pub device: Option<String>,
+    /// Worker threads of a run, 0 = all cores we may use
+    #[arg(long, value_name = "N", help_heading = "Run")]
+    pub threads: Option<usize>,
+    /// Precision of matrix products: f32, bf16 (where the processor has it) or auto (the faster)
+    #[arg(long, value_name = "DTYPE", help_heading = "Run")]
+    pub amp_dtype: Option<String>,
+}
+
 /// Flags of every command that trains.
 #[derive(Args, Clone, Debug, Default)]
 pub struct RunArgs {
@@ -65,19 +79,13 @@ pub struct RunArgs {
     /// Run folder; it must not hold anything yet [default: runs/NAME-N]
     #[arg(short, long, value_name = "DIR", help_heading = "Run")]
     pub output: Option<PathBuf>,
-    /// Device to train on: cpu, auto, or cuda:1, wgpu:1 in a fewvit that was built for it
-    #[arg(long, help_heading = "Run")]
-    pub device: Option<String>,
-    /// Worker threads, 0 = all cores we may use
-    #[arg(long, value_name = "N", help_heading = "Run")]
-    pub threads: Option<usize>,
+    /// What computes.
+    #[command(flatten)]
+    pub machine: MachineArgs,
     /// Minutes for the whole run, or 90s, 45m, 2h; epochs that are not given are scaled to fit
     /// before it starts
     #[arg(long, value_name = "MINUTES", help_heading = "Run", value_parser = parse_minutes, allow_negative_numbers = true)]
     pub time_budget: Option<f64>,
-    /// Precision of matrix products: f32, bf16 (where the processor has it) or auto (the faster)
-    #[arg(long, value_name = "DTYPE", help_heading = "Run")]
-    pub amp_dtype: Option<String>,
     /// TOML file of settings, laid over the recipe; can be repeated
     #[arg(short, long, value_name = "FILE", help_heading = "Run")]
     pub config: Vec<PathBuf>,
@@ -246,10 +254,10 @@ impl RunArgs {
                 Key::Run("seed"),
                 self.seed.and_then(|n| Some(i64::try_from(n).ok()?.into())),
             ),
-            ("--device", Key::Run("device"), text(&self.device)),
-            ("--threads", Key::Run("threads"), whole(self.threads)),
+            ("--device", Key::Run("device"), text(&self.machine.device)),
+            ("--threads", Key::Run("threads"), whole(self.machine.threads)),
             ("--time-budget", Key::Run("time_budget"), number(self.time_budget)),
-            ("--amp-dtype", Key::Run("amp_dtype"), text(&self.amp_dtype)),
+            ("--amp-dtype", Key::Run("amp_dtype"), text(&self.machine.amp_dtype)),
         ]
     }
 

@@ -73,8 +73,9 @@ pub(super) fn reproduce(args: &ReproduceArgs) -> Result<()> {
     super::study::go(&study, &grid, &|cells, place| {
         match args.what {
             What::Fig2 => {
-                let threads = crate::run::threads_or_all(grid.threads.unwrap_or(0));
-                let machine = Machine::named(grid.device.as_deref().unwrap_or("cpu"), threads)?;
+                let threads = crate::run::threads_or_all(grid.machine.threads.unwrap_or(0));
+                let machine =
+                    Machine::named(grid.machine.device.as_deref().unwrap_or("cpu"), threads)?;
                 figures::features(&study, cells, place, &machine, &|text| eprintln!("{text}"))?;
             }
             What::Fig3 => figures::parameters(&study, cells, place)?,

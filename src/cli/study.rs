@@ -6,9 +6,11 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-use super::flags::RunArgs;
+use super::flags::{MachineArgs, RunArgs};
 use super::progress::Progress;
+use super::train::with_hint;
 use crate::config::{Layers, Source};
+use crate::data::listing::ARCHIVES;
 use crate::error::{Error, Result};
 use crate::report::words::duration;
 use crate::run::Ui;
@@ -84,15 +86,9 @@ pub struct GridArgs {
     /// The study's folder; one that was begun is gone on with [default: runs/NAME]
     #[arg(short, long, value_name = "DIR", help_heading = "Run")]
     pub output: Option<PathBuf>,
-    /// Device to train on: cpu, auto, or wgpu:1 in a fewvit that was built for it
-    #[arg(long, help_heading = "Run")]
-    pub device: Option<String>,
-    /// Worker threads of each run, 0 = all cores we may use
-    #[arg(long, value_name = "N", help_heading = "Run")]
-    pub threads: Option<usize>,
-    /// Precision of matrix products: f32, bf16 (where the processor has it) or auto (the faster)
-    #[arg(long, value_name = "DTYPE", help_heading = "Run")]
-    pub amp_dtype: Option<String>,
+    /// What computes.
+    #[command(flatten)]
+    pub machine: MachineArgs,
     /// TOML file of settings, laid over those of the study; can be repeated
     #[arg(short, long, value_name = "FILE", help_heading = "Run")]
     pub config: Vec<PathBuf>,
@@ -133,7 +129,8 @@ pub(super) fn go(study: &Study, args: &GridArgs, draw: Draw) -> Result<()> {
         None => true,
     });
     let own: Vec<_> = own.map(|(_, cell)| *cell).collect();
-    worker.work(&own).map_err(with_hint)?;
+    let hint = "the same command goes on with the study";
+    worker.work(&own).map_err(|error| with_hint(error, hint))?;
     let results = study::write_tables(study, &grid, &place)?;
     match args.json {
         true => results
@@ -193,19 +190,6 @@ pub(super) fn forecast(grid: &Grid, place: Option<&Place>, json: bool) -> Result
     ))
 }
 
-/// How to go on with a study that was stopped.
-fn with_hint(error: Error) -> Error {
-    use std::sync::atomic::Ordering;
-    let hint = "\n  the same command goes on with the study";
-    match error {
-        Error::Interrupted(text) if super::BY_SYSTEM.load(Ordering::Relaxed) => {
-            Error::Stopped(text + hint)
-        }
-        Error::Interrupted(text) => Error::Interrupted(text + hint),
-        other => other,
-    }
-}
-
 impl GridArgs {
     /// The cells of `study` that the flags pick.
     fn grid(&self, study: &Study) -> Result<Grid> {
@@ -223,9 +207,10 @@ impl GridArgs {
             weights: self.init.iter().cloned().collect(),
         };
         let run = RunArgs {
-            device: self.device.clone(),
-            threads: self.threads.or_else(|| self.share_of_cores()),
-            amp_dtype: self.amp_dtype.clone(),
+            machine: MachineArgs {
+                threads: self.machine.threads.or_else(|| self.share_of_cores()),
+                ..self.machine.clone()
+            },
             config: self.config.clone(),
             ..RunArgs::default()
         };
@@ -250,9 +235,9 @@ impl GridArgs {
             ("--shard", self.shard.is_some()),
             ("--jobs", self.jobs != 1),
             ("--output", self.output.is_some()),
-            ("--device", self.device.is_some()),
-            ("--threads", self.threads.is_some()),
-            ("--amp-dtype", self.amp_dtype.is_some()),
+            ("--device", self.machine.device.is_some()),
+            ("--threads", self.machine.threads.is_some()),
+            ("--amp-dtype", self.machine.amp_dtype.is_some()),
             ("--config", !self.config.is_empty()),
             ("--set", !self.set.is_empty()),
             ("--dry-run", self.dry_run),
@@ -269,9 +254,6 @@ impl GridArgs {
 
 /// Who sets what `--set` says. It may do nothing in some rows, as a setting in a file may.
 const SET: &str = "the study's --set";
-
-/// Endings of archives, longest first.
-const ARCHIVES: [&str; 4] = [".tar.gz", ".tgz", ".tar", ".zip"];
 
 /// The data sets of `study` in the folder `root`, by name: a folder before an archive.
 fn below(root: &Path, study: &Study) -> Result<BTreeMap<String, PathBuf>> {

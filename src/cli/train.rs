@@ -11,7 +11,7 @@ use crate::config::{RunConfig, mark_fitted};
 use crate::engine::collective;
 use crate::error::{Error, Result};
 use crate::report::words::duration;
-use crate::run::{self, Folder, Request, Summary, Ui as _};
+use crate::run::{self, Folder, Request, Summary, Ui as _, absolute};
 use crate::train::checkpoint::StageName;
 
 /// Longer runs ask before they begin on a terminal.
@@ -133,12 +133,16 @@ pub(super) fn resume(args: &ResumeArgs) -> Result<()> {
 
 /// Says how to go on where that is possible.
 pub(super) fn with_resume(error: Error, run: &Path) -> Error {
-    let hint = format!("\n  go on with: fewvit resume {}", run.display());
+    with_hint(error, &format!("go on with: fewvit resume {}", run.display()))
+}
+
+/// Says how to go on, and whether the system stopped what a person did not.
+pub(super) fn with_hint(error: Error, hint: &str) -> Error {
     match error {
         Error::Interrupted(text) if super::BY_SYSTEM.load(Ordering::Relaxed) => {
-            Error::Stopped(text + &hint)
+            Error::Stopped(format!("{text}\n  {hint}"))
         }
-        Error::Interrupted(text) => Error::Interrupted(text + &hint),
+        Error::Interrupted(text) => Error::Interrupted(format!("{text}\n  {hint}")),
         other => other,
     }
 }
@@ -167,11 +171,6 @@ fn report(summary: &Summary, json: bool) -> Result<()> {
     summary.interval_covers.map_or(Ok(()), super::print)?;
     summary.done.iter().try_for_each(|sentence| super::print(sentence))?;
     super::print(&format!("report: {}/report.html", summary.run))
-}
-
-/// A run must find its data from any working directory.
-pub(super) fn absolute(path: &Path) -> std::path::PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
 #[cfg(test)]

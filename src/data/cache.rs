@@ -196,7 +196,7 @@ impl ImageStore {
             return Ok(Cow::Borrowed(image));
         }
         let image = self.kept.load(slot)?;
-        let take = |room: u64| room.checked_sub(slot.bytes.max(image.pixels.len() as u64));
+        let take = |room: u64| room.checked_sub(image.pixels.len() as u64);
         let room = &self.kept.room[usize::from(slot.source.is_file())];
         match room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
             Ok(_) => Ok(Cow::Borrowed(slot.held.get_or_init(|| image))),

@@ -19,7 +19,7 @@ impl Digest {
     /// That of a file's bytes.
     pub fn of(bytes: &[u8]) -> Self {
         let sum = Sha256::digest(bytes);
-        Self(sum.iter().take(KEPT).map(|byte| format!("{byte:02x}")).collect())
+        Self(hex(&sum[..KEPT]))
     }
 
     /// The digest that a file of ours has written; `None` if it is none.
@@ -32,6 +32,11 @@ impl Digest {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+}
+
+/// Bytes in hexadecimal digits.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// Digests of the samples' files, in order, on `threads` threads; `None` for files that cannot be

@@ -393,10 +393,13 @@ pub(super) fn is_for_people(path: &str) -> bool {
         || ["md", "rst", "pdf", "htm", "html", "url"].contains(&extension(path).as_str())
 }
 
+/// Endings of archives in small letters, longest first.
+pub const ARCHIVES: [&str; 4] = [".tar.gz", ".tgz", ".tar", ".zip"];
+
 /// A file's name without the ending of an archive.
 fn without_ending(name: &str) -> &str {
     let is = |ending: &str| name.to_lowercase().ends_with(ending);
-    let ending = [".tar.gz", ".tgz", ".tar", ".zip", ".gz"].into_iter().find(|ending| is(ending));
+    let ending = ARCHIVES.into_iter().chain([".gz"]).find(|ending| is(ending));
     ending.map_or(name, |ending| &name[..name.len() - ending.len()])
 }
 

@@ -16,7 +16,7 @@ pub struct Share<'a> {
     pub rank: usize,
     /// How many they are.
     pub ranks: usize,
-    /// What tells their job from others on the machine.
+    /// What tells their job from all others; it has a hyphen.
     pub job: &'a str,
     /// Returns when every process of the job, also those on other machines, has called it.
     pub wait: &'a dyn Fn() -> Result<()>,
@@ -24,7 +24,7 @@ pub struct Share<'a> {
 
 impl Share<'_> {
     /// One process by itself.
-    pub const ALONE: Share<'static> = Share { rank: 0, ranks: 1, job: "", wait: &|| Ok(()) };
+    pub const ALONE: Share<'static> = Share { rank: 0, ranks: 1, job: "job-0", wait: &|| Ok(()) };
 
     /// The positions of `count` samples that are this process's.
     pub(super) fn positions(&self, count: usize) -> std::iter::StepBy<std::ops::Range<usize>> {

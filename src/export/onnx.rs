@@ -176,32 +176,12 @@ impl Loaded {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::backbone::t2t_vit::{T2tVitSpec, TokenAttention};
-    use crate::backbone::{NetSpec, Spec, Told, deit::DeitSpec, pvt_v2::PvtV2Spec};
+    use crate::backbone::{NetSpec, Spec, Told, tiny};
     use crate::config::{Depth, Interpolation};
     use crate::eval::infer::EvalView;
 
-    const PVT: PvtV2Spec = PvtV2Spec {
-        embed_dims: [4, 8, 10, 16],
-        depths: [1, 2, 1, 1],
-        mlp_ratios: [8, 8, 4, 4],
-        linear: false,
-    };
-    const T2T: T2tVitSpec = T2tVitSpec {
-        embed_dim: 16,
-        depth: 2,
-        num_heads: 2,
-        mlp_ratio: 3,
-        token_dim: 8,
-        attention: TokenAttention::Performer,
-    };
-    const FAMILIES: [&dyn Told; 5] = [
-        &DeitSpec { embed_dim: 16, depth: 3, num_heads: 2, patch_size: 8 },
-        &PVT,
-        &PvtV2Spec { linear: true, ..PVT },
-        &T2T,
-        &T2tVitSpec { attention: TokenAttention::Transformer, ..T2T },
-    ];
+    const FAMILIES: [&dyn Told; 5] =
+        [&tiny::DEIT, &tiny::PVT, &tiny::PVT_LINEAR, &tiny::T2T, &tiny::T2T_TRANSFORMER];
 
     /// A model, its weights and what is said of it.
     struct Tiny {

@@ -9,6 +9,7 @@ use sha2::{Digest, Sha256};
 
 use super::{Tell, Told, broken, unpack};
 use crate::data::catalog::{Archive, Checksum, Place};
+use crate::data::digest::hex;
 use crate::error::Result;
 
 /// Compares the file at `path` with what is known of `archive`: its length, its checksum, and for
@@ -64,5 +65,5 @@ fn digest<D: Digest>(file: &str, path: &Path, length: u64, tell: &mut Tell) -> R
         done += read as u64;
         tell(Told::Progress { what: "checking", file, done, total: Some(length) });
     }
-    Ok(digest.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&digest.finalize()))
 }

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::prepare::Prepared;
 use super::stages::{self, Trained};
-use super::{Context, observe, provenance};
+use super::{Context, absolute, observe, provenance};
 use crate::config::RunConfig;
 use crate::data::SplitOrigin;
 use crate::engine::{self, Model};
@@ -245,10 +245,7 @@ fn test_use(history: &[EpochRow], data: &Prepared) -> TestUse {
 /// The command that repeats the run, wherever it is typed: the same data, and its own settings.
 fn repeat(context: &Context) -> String {
     let request = context.request;
-    let absolute = |path: &Path| {
-        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-        path.display().to_string()
-    };
+    let absolute = |path: &Path| absolute(path).display().to_string();
     let job = match (request.pretrain, request.finetune) {
         (true, true) => "train",
         (true, false) => "pretrain",

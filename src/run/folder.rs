@@ -12,7 +12,7 @@ use crate::config::RunConfig;
 use crate::data::SplitOrigin;
 use crate::data::digest::Digest;
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
+use crate::files::{self, write_atomically};
 
 /// A run's folder. Only one process at a time has it to write to.
 #[derive(Debug)]
@@ -112,8 +112,7 @@ impl Folder {
     /// # Errors
     /// It holds something already ([`Error::Usage`]).
     pub fn check_free(output: &Path) -> Result<()> {
-        let empty = std::fs::read_dir(output).is_ok_and(|mut all| all.next().is_none());
-        if output.exists() && !empty { Err(occupied(output)) } else { Ok(()) }
+        if output.exists() && !is_empty(output) { Err(occupied(output)) } else { Ok(()) }
     }
 
     /// A folder for what a process other than the first of several writes: nobody reads it, and it
@@ -336,9 +335,7 @@ impl Folder {
     /// # Errors
     /// The folder cannot be written.
     pub fn write_json(&self, name: &str, value: &impl serde::Serialize) -> Result<()> {
-        let text = serde_json::to_string_pretty(value)
-            .map_err(|e| Error::Failed(format!("cannot write {name}: {e}")))?;
-        write_atomically(&self.join(name), text.as_bytes())
+        files::write_json(&self.join(name), value)
     }
 }
 
@@ -356,8 +353,7 @@ fn claim(root: &Path) -> Result<Option<PathBuf>> {
     match std::fs::create_dir(root) {
         Ok(()) => {}
         Err(e) if e.kind() == ErrorKind::AlreadyExists => {
-            let empty = std::fs::read_dir(root).is_ok_and(|mut all| all.next().is_none());
-            if !empty {
+            if !is_empty(root) {
                 return Ok(None);
             }
         }
@@ -368,6 +364,11 @@ fn claim(root: &Path) -> Result<Option<PathBuf>> {
         Err(e) if e.kind() == ErrorKind::AlreadyExists => Ok(None),
         Err(e) => Err(failed(e)),
     }
+}
+
+/// Whether it is a folder with nothing inside.
+fn is_empty(root: &Path) -> bool {
+    std::fs::read_dir(root).is_ok_and(|mut all| all.next().is_none())
 }
 
 fn occupied(root: &Path) -> Error {

@@ -26,6 +26,7 @@ use std::time::Instant;
 use fewvit_kernels::Precision;
 use serde::{Deserialize, Serialize};
 
+pub use crate::files::absolute;
 pub use environment::Environment;
 pub use finish::Summary;
 pub use folder::Folder;

@@ -1,5 +1,6 @@
 //! What a run records while it trains: logs, TensorBoard, k-NN probe, accuracy by epoch, pictures.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -121,9 +122,13 @@ impl<'a> Probe<'a> {
             return Ok(found);
         }
         let (labels, classes) = (data.labels(&data.train), data.manifest.classes.len());
-        let rows = data.labelled().into_iter();
-        let labelled: Vec<f32> =
-            rows.flat_map(|i| outputs.features[i * dim..][..dim].iter().copied()).collect();
+        let rows = data.labelled();
+        let labelled = match rows.len() == data.train.len() {
+            true => Cow::Borrowed(&outputs.features[..]),
+            false => {
+                rows.iter().flat_map(|i| &outputs.features[i * dim..][..dim]).copied().collect()
+            }
+        };
         let eval = &self.context.config.eval;
         let share =
             knn_leave_one_out(&labelled, &labels, classes, eval.knn_k, eval.knn_temperature);

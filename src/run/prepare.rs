@@ -134,7 +134,7 @@ pub(super) fn pass(
 }
 
 /// Says how many images have no place in memory and on disk.
-pub(super) fn say_what_streams(images: &ImageStore, ui: &dyn Ui) {
+fn say_what_streams(images: &ImageStore, ui: &dyn Ui) {
     let streamed = images.streamed();
     if streamed > 0 {
         ui.note(&format!(

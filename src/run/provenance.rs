@@ -6,8 +6,9 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
-use super::{Folder, Request, weights_of};
+use super::{Folder, Request, absolute, weights_of};
 use crate::config::RunConfig;
+use crate::data::digest::hex;
 use crate::data::{Split, split};
 use crate::error::{Error, Result};
 use crate::export::timm;
@@ -52,8 +53,7 @@ pub fn read(folder: &Folder, request: &Request) -> Result<Provenance> {
 fn of(path: &Path, taken: (usize, usize)) -> Result<Provenance> {
     let file = weights_of(path)?;
     let known = |path: &Path| -> Result<WeightsFile> {
-        let path = std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf());
-        let (path, sha256) = (path.display().to_string(), Some(digest(&file)?));
+        let (path, sha256) = (absolute(path).display().to_string(), Some(digest(&file)?));
         Ok(WeightsFile { path, sha256, taken: Some(taken) })
     };
     let Some(inner) = file.parent() else { return Ok(Provenance::File(known(&file)?)) };
@@ -159,7 +159,7 @@ fn digest(path: &Path) -> Result<String> {
             n => hasher.update(&buffer[..n]),
         }
     }
-    Ok(hasher.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hasher.finalize()))
 }
 
 #[cfg(test)]

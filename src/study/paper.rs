@@ -4,6 +4,7 @@
 use std::path::PathBuf;
 
 use super::file::{From, Study};
+use crate::data::catalog;
 use crate::error::{Error, Result};
 
 /// A study's name and its file.
@@ -45,6 +46,12 @@ pub fn get(name: &str) -> Result<Study> {
     };
     let path = PathBuf::from(format!("recipes/studies/{name}.toml"));
     let mut study = Study::parse(&format!("{}\n{SETS}", table.text), &path)?;
+    for set in &mut study.data {
+        if let Ok(known) = catalog::find(&set.name) {
+            let counts = [known.train, known.test, known.classes].map(Some);
+            [set.train, set.test, set.classes] = counts;
+        }
+    }
     let started = |row: &super::Row, name: &str| row.from == From::Data(name.to_owned());
     let (columns, rows) = (&study.columns, &study.rows);
     study.data.retain(|set| {

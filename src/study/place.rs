@@ -14,7 +14,7 @@ use super::file::Study;
 use super::grid::Job;
 use crate::config::{RunConfig, flatten};
 use crate::error::{Error, Result};
-use crate::files::write_atomically;
+use crate::files::write_json;
 use crate::run::Folder;
 
 /// What says that a folder is a study's.
@@ -236,12 +236,6 @@ pub fn now() -> u64 {
 fn settings(config: &RunConfig) -> Result<toml::Table> {
     let table = crate::config::to_toml(config)?.parse();
     table.map_err(|e| Error::Failed(format!("cannot read settings again: {e}")))
-}
-
-fn write_json(path: &Path, value: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_string_pretty(value)
-        .map_err(|e| Error::Failed(format!("cannot write {}: {e}", path.display())))?;
-    write_atomically(path, text.as_bytes())
 }
 
 #[cfg(test)]

@@ -1,6 +1,5 @@
 //! The runs of a study, one after the other or several at once, until none is left to take.
 
-use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
@@ -10,6 +9,7 @@ use super::grid::{Cell, Grid, Job, Start};
 use super::place::{Claim, Place, State, now};
 use crate::config::mark_fitted;
 use crate::error::{Error, Result};
+use crate::files::absolute;
 use crate::run::{self, Folder, Request, Summary, Ui};
 
 /// How a study is done.
@@ -242,11 +242,6 @@ fn clear_unbegun(root: &std::path::Path) -> Result<()> {
         true => std::fs::remove_dir_all(root).map_err(|source| Error::io("remove", root, source)),
         false => Ok(()),
     }
-}
-
-/// A run must find its data from any working directory.
-fn absolute(path: &std::path::Path) -> PathBuf {
-    std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {

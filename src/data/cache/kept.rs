@@ -2,7 +2,7 @@
 //! when there are too many.
 
 use std::collections::HashMap;
-use std::fs::{self, File, FileTimes, Metadata};
+use std::fs::{self, File, FileTimes};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
@@ -10,9 +10,11 @@ use std::time::SystemTime;
 use sha2::{Digest as _, Sha256};
 
 use super::Keeping;
+use crate::data::digest::hex;
 use crate::data::manifest::{Manifest, Origin, Split};
 use crate::data::pass::Share;
 use crate::error::{Error, Result};
+use crate::files::absolute;
 
 /// Digits of the hash in a folder's name.
 const DIGITS: usize = 16;
@@ -116,29 +118,24 @@ fn key(manifest: &Manifest, keeping: &Keeping) -> String {
     for sample in &manifest.samples {
         let train = sample.split == Split::Train;
         let place = match &sample.origin {
-            Origin::File(path) => format!("{} {}", absolute(path), times(fs::metadata(path).ok())),
+            Origin::File(path) => place(path),
             Origin::Member { archive, offset, len, packing } => {
                 let path = archive.path();
-                let archive = archives.entry(path.to_path_buf()).or_insert_with(|| {
-                    format!("{} {}", absolute(path), times(fs::metadata(path).ok()))
-                });
+                let archive = archives.entry(path.to_path_buf()).or_insert_with(|| place(path));
                 format!("{archive} {offset} {len} {packing:?}")
             }
         };
         add(format!("{train} {:?} {place}", sample.treatment));
         add(sample.id.clone());
     }
-    let digits: String = hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-    digits[..DIGITS].to_owned()
+    hex(&hash.finalize()[..DIGITS / 2])
 }
 
-fn absolute(path: &Path) -> String {
-    format!("{:?}", std::path::absolute(path).unwrap_or_else(|_| path.to_path_buf()))
-}
-
-fn times(metadata: Option<Metadata>) -> String {
-    metadata.map_or_else(String::new, |m| {
+/// Where a file lies, how large it is, and when it was written to and moved.
+fn place(path: &Path) -> String {
+    let times = fs::metadata(path).map(|m| {
         let (modified, changed) = ((m.mtime(), m.mtime_nsec()), (m.ctime(), m.ctime_nsec()));
         format!("{} {modified:?} {changed:?}", m.len())
-    })
+    });
+    format!("{:?} {}", absolute(path), times.unwrap_or_default())
 }

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io::{BufRead as _, BufReader, BufWriter, Write as _};
 use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use flate2::Crc;
 use serde::{Deserialize, Serialize};
@@ -48,8 +48,7 @@ pub struct Writer {
     list: BufWriter<File>,
     written: u64,
     room: u64,
-    /// Tells the files of this process from those of another one that writes the same part.
-    token: String,
+    job: String,
 }
 
 impl Writer {
@@ -60,10 +59,8 @@ impl Writer {
     pub fn new(folder: &Path, share: &Share, disk_bytes: u64) -> Result<Self> {
         sweep(folder);
         let name = format!("{}-of-{}", share.rank, share.ranks);
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
-        let token = format!("{}-{}", std::process::id(), now.as_nanos());
         let create = |ending| {
-            let path = folder.join(format!("{name}.{ending}.{token}"));
+            let path = unfinished(folder, &name, ending, share.job);
             File::create_new(&path).map(BufWriter::new).map_err(|e| Error::io("write", &path, e))
         };
         Ok(Self {
@@ -71,7 +68,7 @@ impl Writer {
             pixels: create(PIXELS)?,
             list: create(LIST)?,
             name,
-            token,
+            job: share.job.to_owned(),
             written: 0,
             room: match disk_bytes {
                 // Processes share what they decode even if nothing is to be kept.
@@ -134,8 +131,13 @@ impl Writer {
     }
 
     fn unfinished(&self, ending: &str) -> PathBuf {
-        self.folder.join(format!("{}.{ending}.{}", self.name, self.token))
+        unfinished(&self.folder, &self.name, ending, &self.job)
     }
+}
+
+/// Of this job alone: another one may be writing the same part at the same time.
+fn unfinished(folder: &Path, name: &str, ending: &str, job: &str) -> PathBuf {
+    folder.join(format!("{name}.{ending}.{job}"))
 }
 
 const PIXELS: &str = "rgb";

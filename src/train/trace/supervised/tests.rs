@@ -3,8 +3,7 @@
 use std::path::Path;
 
 use super::*;
-use crate::backbone::t2t_vit::{T2tVitSpec, TokenAttention};
-use crate::backbone::{Told, deit::DeitSpec, pvt_v2::PvtV2Spec};
+use crate::backbone::{Told, tiny};
 
 /// Holds a tiny model against a file that `tests/golden/{deit,backbones}.py` made.
 fn assert_same_as_in_pytorch(file: &str, family: &'static dyn Told) {
@@ -48,35 +47,19 @@ fn assert_same_as_in_pytorch(file: &str, family: &'static dyn Told) {
 
 #[test]
 fn a_deit_of_timm_gives_the_same_logits_gradients_and_ten_losses() {
-    let tiny = &DeitSpec { embed_dim: 16, depth: 3, num_heads: 2, patch_size: 8 };
-    assert_same_as_in_pytorch("deit.safetensors", tiny);
+    assert_same_as_in_pytorch("deit.safetensors", &tiny::DEIT);
 }
 
 #[test]
 fn so_does_a_pvt_v2_of_timm() {
-    const TINY: PvtV2Spec = PvtV2Spec {
-        embed_dims: [4, 8, 10, 16],
-        depths: [1, 2, 1, 1],
-        mlp_ratios: [8, 8, 4, 4],
-        linear: false,
-    };
-    assert_same_as_in_pytorch("pvt_v2.safetensors", &TINY);
-    assert_same_as_in_pytorch("pvt_v2_li.safetensors", &PvtV2Spec { linear: true, ..TINY });
+    assert_same_as_in_pytorch("pvt_v2.safetensors", &tiny::PVT);
+    assert_same_as_in_pytorch("pvt_v2_li.safetensors", &tiny::PVT_LINEAR);
 }
 
 #[test]
 fn so_does_a_t2t_vit() {
-    const TINY: T2tVitSpec = T2tVitSpec {
-        embed_dim: 16,
-        depth: 2,
-        num_heads: 2,
-        mlp_ratio: 3,
-        token_dim: 8,
-        attention: TokenAttention::Performer,
-    };
-    const SOFTMAX: T2tVitSpec = T2tVitSpec { attention: TokenAttention::Transformer, ..TINY };
-    assert_same_as_in_pytorch("t2t_vit.safetensors", &TINY);
-    assert_same_as_in_pytorch("t2t_vit_t.safetensors", &SOFTMAX);
+    assert_same_as_in_pytorch("t2t_vit.safetensors", &tiny::T2T);
+    assert_same_as_in_pytorch("t2t_vit_t.safetensors", &tiny::T2T_TRANSFORMER);
 }
 
 fn options() -> TraceOptions {
