@@ -187,7 +187,7 @@ fn windows_and_convolutions() {
 fn cross_entropies() {
     same("cross-entropy", &[7 * 129], |t| {
         // Also both targets of one class.
-        let target = |row: usize| MixedTarget { a: row * 3, b: row * row, lambda: 0.7 };
+        let target = |row: usize| MixedTarget { a: row * 3, b: row * row, shares: [0.7, 0.6] };
         let rows = (0..7).map(target).collect();
         let targets = SoftTargets { rows, on: 0.9, off: 0.1 / 129.0 };
         ops::mixed_cross_entropy(t[0].clone().reshape([7, 129]), targets)

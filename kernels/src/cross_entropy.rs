@@ -4,7 +4,7 @@
 use crate::check::check_len;
 use crate::simd::{Kernel, Level, Simd, exp};
 
-/// A row's target: `lambda` of class `a` and the rest of class `b`.
+/// A row's target: a share of class `a` and one of class `b`.
 ///
 /// Keeping the two classes apart, instead of scattering into a vector, makes `a == b` right by
 /// itself (recipe section 1.4, "Case i = i'").
@@ -14,11 +14,25 @@ pub struct MixedTarget {
     pub a: usize,
     /// Class of the image mixed in.
     pub b: usize,
-    /// Share of `a`.
-    pub lambda: f32,
+    /// Shares of `a` and `b`: `lambda` and the rest, each times the weight of its class if classes have
+    /// weights.
+    pub shares: [f32; 2],
 }
 
-/// Targets y of all rows: `off` on every class, `on lambda` more on `a`, `on (1 - lambda)` on `b`.
+impl MixedTarget {
+    /// `lambda` of class `a` and the rest of class `b`, of weight 1 both.
+    pub fn mix(a: usize, b: usize, lambda: f32) -> Self {
+        Self { a, b, shares: [lambda, 1.0 - lambda] }
+    }
+
+    /// Both shares together: what the smoothed part of the target is multiplied by.
+    fn total(&self) -> f64 {
+        self.shares.iter().map(|&share| f64::from(share)).sum()
+    }
+}
+
+/// Targets y of all rows: `off` times both shares on every class, and more on `a` and `b`, `on` times the
+/// share of each.
 #[derive(Clone, Debug, PartialEq)]
 pub struct SoftTargets {
     /// One a row.
@@ -77,14 +91,14 @@ impl Kernel for CrossEntropy<'_> {
     fn run<S: Simd>(self) {
         let Self { logits, classes, targets, losses, slopes } = self;
         let &SoftTargets { ref rows, on, off } = targets;
-        // 1 where the targets are distributions.
-        let mass = on + off * classes as f64;
         let logits = logits.chunks_exact(classes).zip(slopes.chunks_exact_mut(classes));
-        for ((&MixedTarget { a, b, lambda }, (o, slopes)), loss) in
-            rows.iter().zip(logits).zip(losses)
-        {
+        for ((target, (o, slopes)), loss) in rows.iter().zip(logits).zip(losses) {
+            let &MixedTarget { a, b, shares } = target;
+            let off = off * target.total();
+            // 1 where the target is a distribution.
+            let mass = on * target.total() + off * classes as f64;
             let Row { largest, sum_exp, sum } = exponentials::<S>(o, slopes);
-            let (at_a, at_b) = (on * f64::from(lambda), on * f64::from(1.0 - lambda));
+            let [at_a, at_b] = shares.map(|share| on * f64::from(share));
             // All terms count from the largest logit, so none cancels another.
             let log = sum_exp.ln();
             let above = |class: usize| log - f64::from(o[class] - largest);
@@ -139,10 +153,9 @@ mod tests {
     fn targets(rows: usize, classes: usize, smoothing: f64) -> SoftTargets {
         let off = smoothing / classes as f64;
         // Shares of 0, 1 and between; every fourth row has one class alone.
-        let row = |r: usize| MixedTarget {
-            a: r * 5 % classes,
-            b: if r % 4 == 3 { r * 5 % classes } else { (r * 7 + 1) % classes },
-            lambda: (r % 3) as f32 / 2.0,
+        let row = |r: usize| {
+            let b = if r % 4 == 3 { r * 5 % classes } else { (r * 7 + 1) % classes };
+            MixedTarget::mix(r * 5 % classes, b, (r % 3) as f32 / 2.0)
         };
         SoftTargets { rows: (0..rows).map(row).collect(), on: 1.0 - smoothing, off }
     }
@@ -182,13 +195,26 @@ mod tests {
     }
 
     #[test]
+    fn weights_of_classes_multiply_what_their_part_of_the_target_costs() {
+        let logits = Generator::new(18).normal(7);
+        let run = |row| {
+            let targets = SoftTargets { rows: vec![row], ..targets(1, 7, 0.1) };
+            run(Level::current(), &logits, 7, &targets)
+        };
+        let [of_a, of_b] = [2, 5].map(|class| run(MixedTarget::mix(class, class, 1.0)));
+        let both = run(MixedTarget { a: 2, b: 5, shares: [0.75 * 3.0, 0.25 * 0.5] });
+        for (i, both) in both.iter().enumerate() {
+            let parts = of_a[i].iter().zip(&of_b[i]);
+            let sums: Vec<_> =
+                parts.map(|(&a, &b)| 2.25 * f64::from(a) + 0.125 * f64::from(b)).collect();
+            assert_close(both, &sums, 1e-6);
+        }
+    }
+
+    #[test]
     fn extreme_logits_neither_overflow_nor_lose_small_losses() {
         for level in Level::available() {
-            let sure = SoftTargets {
-                rows: vec![MixedTarget { a: 1, b: 1, lambda: 1.0 }],
-                on: 1.0,
-                off: 0.0,
-            };
+            let sure = SoftTargets { rows: vec![MixedTarget::mix(1, 1, 1.0)], on: 1.0, off: 0.0 };
             let mut logits = vec![3000.0; 21];
             logits[1] = 3010.0;
             let [losses, _] = run(level, &logits, 21, &sure);

@@ -328,10 +328,10 @@ pub(crate) fn cross_entropy(o: &[f32], classes: usize, targets: &SoftTargets) ->
     let (mut losses, mut slopes) = (vec![], vec![]);
     for (o, target) in o.chunks(classes).zip(&targets.rows) {
         let o: Vec<f64> = o.iter().map(|&o| o.into()).collect();
-        let lambda = f64::from(target.lambda);
-        let mut y = vec![targets.off; classes];
-        y[target.a] += targets.on * lambda;
-        y[target.b] += targets.on * (1.0 - lambda);
+        let [of_a, of_b] = target.shares.map(f64::from);
+        let mut y = vec![targets.off * (of_a + of_b); classes];
+        y[target.a] += targets.on * of_a;
+        y[target.b] += targets.on * of_b;
         let largest = o.iter().fold(f64::MIN, |a, &b| a.max(b));
         let log_sum = o.iter().map(|o| (o - largest).exp()).sum::<f64>().ln();
         let log_p: Vec<f64> = o.iter().map(|o| o - largest - log_sum).collect();

@@ -34,6 +34,8 @@ impl Job {
             Self::Train => &[],
             Self::Pretrain => &[
                 "mixup",
+                "keep",
+                "patience",
                 "from_scratch",
                 "pretrain_epochs",
                 "pretrain_img_size",
@@ -136,6 +138,12 @@ pub struct TrainArgs {
     /// Epochs of linear warm-up; if not given, fewer --epochs shorten the recipe's alike
     #[arg(long, value_name = "N", help_heading = "Optimiser", allow_negative_numbers = true)]
     pub warmup_epochs: Option<f64>,
+    /// Which epoch's weights are the model: last, or best on the validation images
+    #[arg(long, value_name = "EPOCH", help_heading = "Optimiser")]
+    pub keep: Option<String>,
+    /// With --keep best, end after so many evaluations without a better one
+    #[arg(long, value_name = "N", help_heading = "Optimiser")]
+    pub patience: Option<usize>,
     /// Stochastic depth at the last block; on `train` of both stages
     #[arg(long, value_name = "P", help_heading = "Regularisation", allow_negative_numbers = true)]
     pub drop_path: Option<f64>,
@@ -319,7 +327,7 @@ impl TrainArgs {
     }
 
     /// Every flag with its key: the table that the help texts describe.
-    fn rows(&self) -> [Row; 20] {
+    fn rows(&self) -> [Row; 22] {
         use Key::{Finetune, LastStage, Pretrain, Run, Stages};
         [
             ("--model", Run("model.name"), text(&self.model)),
@@ -336,6 +344,8 @@ impl TrainArgs {
             ("--lr", Stages("optim.lr"), number(self.lr)),
             ("--weight-decay", Stages("optim.weight_decay"), number(self.weight_decay)),
             ("--warmup-epochs", Stages("optim.warmup_epochs"), number(self.warmup_epochs)),
+            ("--keep", Finetune("keep"), text(&self.keep)),
+            ("--patience", Finetune("patience"), whole(self.patience)),
             ("--drop-path", Stages("optim.drop_path"), number(self.drop_path)),
             ("--cutmix", Stages("cutmix"), number(self.cutmix)),
             ("--mixup", Finetune("mixup"), number(self.mixup)),

@@ -3,11 +3,13 @@
 //! The structs here have no defaults on purpose: every value comes from a recipe file (TOML, embedded
 //! in the program), so a reader finds each number together with its source in `recipes/`.
 
+mod finetune;
 mod layers;
 pub mod recipe;
 mod resolved;
 mod validate;
 
+pub use finetune::{ClassWeights, FinetuneConfig, Keep, Sampling};
 pub(crate) use layers::flatten;
 pub use layers::{Layers, Setting, Source, from_toml, mark_fitted, to_toml};
 pub use resolved::{Resolved, Unread};
@@ -203,7 +205,7 @@ pub struct OptimConfig {
     /// Weight decay at the end, reached along half a cosine; 0 = `weight_decay` throughout.
     #[serde(default)]
     pub weight_decay_end: f64,
-    /// SGD's momentum.
+    /// Momentum of SGD and of Muon.
     pub momentum: f64,
     /// AdamW's decay of the first moment.
     pub beta1: f64,
@@ -243,6 +245,8 @@ pub enum OptimKind {
     AdamW,
     /// Stochastic gradient descent with momentum, as PyTorch has it.
     Sgd,
+    /// Muon (Jordan et al. 2024) for the backbone's matrices, AdamW for all else.
+    Muon,
 }
 
 /// Whose gradient norm `clip_grad` bounds.
@@ -393,42 +397,6 @@ pub enum Encoder {
     Student,
     /// Its momentum average.
     Teacher,
-}
-
-/// Stage 2: supervised training from the pre-trained weights.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FinetuneConfig {
-    /// Optimiser and schedule.
-    pub optim: OptimConfig,
-    /// Side of the training crops in pixels.
-    pub img_size: usize,
-    /// Area range of RandomResizedCrop.
-    pub scale: [f64; 2],
-    /// Augmentation.
-    pub augment: AugmentConfig,
-    /// Alpha of CutMix (odd epochs when Mixup is on too), 0 = off.
-    pub cutmix: f64,
-    /// Alpha of Mixup (even epochs when CutMix is on too), 0 = off.
-    pub mixup: f64,
-    /// Which lambda both use.
-    pub mix_lambda: LambdaRule,
-    /// Which images an epoch takes; runs of earlier versions do not say.
-    #[serde(default)]
-    pub sampling: Sampling,
-    /// Epochs between two evaluations on the held-out split, 0 = only the last.
-    pub eval_every: usize,
-}
-
-/// Which of the images with a label an epoch takes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Sampling {
-    /// Each once.
-    #[default]
-    Once,
-    /// As many of each class.
-    Balanced,
 }
 
 /// How accuracy is measured.

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{AugmentConfig, CropGroup, OptimConfig, ProbeConfig, RunConfig};
+use super::{AugmentConfig, CropGroup, Keep, OptimConfig, ProbeConfig, RunConfig};
 use crate::backbone::Spec;
 use crate::error::{Error, Result};
 
@@ -164,6 +164,12 @@ impl Checks {
         self.range("scale", finetune.scale, 0.0, 1.0);
         self.at_least_0("cutmix", finetune.cutmix, 1000.0);
         self.at_least_0("mixup", finetune.mixup, 1000.0);
+        self.below_1("class_weights_beta", finetune.class_weights_beta);
+        let (every, patience) = (finetune.eval_every, finetune.patience);
+        let measured = finetune.keep == Keep::Last || every > 0;
+        self.require(measured, "eval_every", &every, "1 or more, for keep = \"best\"");
+        let waits = patience == 0 || finetune.keep == Keep::Best;
+        self.require(waits, "patience", &patience, "0 unless keep is \"best\" (--keep best)");
         self.section = "finetune.optim";
         self.optim(&finetune.optim, 1);
         self.section = "finetune.augment";

@@ -199,7 +199,8 @@ impl DataReport {
         if self.imbalance > 10.0 {
             found.push(format!(
                 "the largest class has {:.0} times the training images of the smallest; accuracy \
-                 is dominated by the large classes (--set finetune.sampling=balanced takes as many of each)",
+                 is dominated by the large classes (--set finetune.sampling=balanced takes as many of each, \
+                 --set finetune.class_weights=effective lets the rare ones count more)",
                 self.imbalance
             ));
         }

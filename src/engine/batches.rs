@@ -181,10 +181,12 @@ pub(super) fn pixels(part: &MicroBatch, input: &StepInput, device: &Device) -> T
 /// The micro-batch's mixed targets.
 pub(super) fn targets(part: &MicroBatch, loss: &dyn RowLoss) -> Vec<MixedTarget> {
     let (samples, mix) = (&part.group.samples, &part.group.mix);
-    let target = |row: usize| MixedTarget {
-        a: loss.target(samples[row]),
-        b: loss.target(samples[mix.partner[row]]),
-        lambda: mix.lambda,
+    let target = |row: usize| {
+        let [a, b] = [row, mix.partner[row]].map(|row| loss.target(samples[row]));
+        let mut target = MixedTarget::mix(a, b, mix.lambda);
+        target.shares[0] *= loss.weight(a);
+        target.shares[1] *= loss.weight(b);
+        target
     };
     part.rows.clone().map(target).collect()
 }

@@ -126,7 +126,7 @@ mod tests {
     #[test]
     fn at_temperature_one_it_is_instance_discrimination() {
         let inputs = [random(8, 5, 4), random(8, 5, 5)];
-        let targets: Vec<_> = (0..8).map(|i| MixedTarget { a: i, b: i, lambda: 1.0 }).collect();
+        let targets: Vec<_> = (0..8).map(|i| MixedTarget::mix(i, i, 1.0)).collect();
         let (contrast, gradients) =
             value_and_gradients(&inputs, |t| info_nce(t[0].clone(), t[1].clone(), 1.0));
         let (insdis, insdis_gradients) = value_and_gradients(&inputs, |t| {

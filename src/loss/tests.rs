@@ -47,7 +47,7 @@ fn softmax(logits: &[f64]) -> Vec<f64> {
 
 /// The table of recipe section 1.4, for i != i'.
 fn section_1_4(classes: usize, t: &MixedTarget, epsilon: f64) -> Vec<f64> {
-    let (lambda, other) = (f64::from(t.lambda), epsilon / (classes - 1) as f64);
+    let (lambda, other) = (f64::from(t.shares[0]), epsilon / (classes - 1) as f64);
     let mut target = vec![other; classes];
     target[t.a] = lambda * (1.0 - epsilon) + (1.0 - lambda) * other;
     target[t.b] = (1.0 - lambda) * (1.0 - epsilon) + lambda * other;
@@ -57,12 +57,12 @@ fn section_1_4(classes: usize, t: &MixedTarget, epsilon: f64) -> Vec<f64> {
 const NONE: Smoothing = Smoothing { on: 1.0, off: 0.0 };
 
 fn hard(class: usize) -> MixedTarget {
-    MixedTarget { a: class, b: class, lambda: 1.0 }
+    MixedTarget::mix(class, class, 1.0)
 }
 
 #[test]
 fn eq_19_the_reference_values_of_appendix_c() {
-    let t = MixedTarget { a: 3, b: 8, lambda: 0.5 };
+    let t = MixedTarget::mix(3, 8, 0.5);
     let target = section_1_4(2040, &t, 0.1);
     assert!((target[3] - 0.450_024_52).abs() < 1e-8);
     assert!((target[0] - 4.904_365e-5).abs() < 1e-11);
@@ -80,10 +80,9 @@ fn eq_18_mixed_loss_and_its_gradient_equal_the_naive_twin() {
     for (rows, classes) in [(1, 2), (3, 3), (7, 10), (16, 129)] {
         let logits = random(rows, classes, (rows * classes) as u64);
         let targets: Vec<_> = (0..rows)
-            .map(|r| MixedTarget {
-                a: r % classes,
-                b: (r * 5 + 1) % classes,
-                lambda: 0.5 + 0.5 * r as f32 / rows as f32,
+            .map(|r| {
+                let lambda = 0.5 + 0.5 * r as f32 / rows as f32;
+                MixedTarget::mix(r % classes, (r * 5 + 1) % classes, lambda)
             })
             .collect();
         let smoothing = Smoothing::new(0.1, SmoothingKind::Others, classes);
@@ -237,7 +236,7 @@ fn t3_update_frequency_of_the_other_rows() {
     let (classes, epsilon) = (50, 0.1);
     let device = crate::ops::cpu().autodiff();
     let o = Tensor::<2>::zeros([1, classes], &device).require_grad();
-    let t = MixedTarget { a: 2, b: 7, lambda: 0.7 };
+    let t = MixedTarget::mix(2, 7, 0.7);
     let smoothing = Smoothing::new(epsilon, SmoothingKind::Others, classes);
     let gradients = mixed_cross_entropy(o.clone(), &[t], smoothing).sum().backward();
     let expected: Vec<f64> =

@@ -70,6 +70,11 @@ pub trait RowLoss: Sync {
 
     /// How targets are smoothed.
     fn smoothing(&self) -> Smoothing;
+
+    /// What the loss of the samples of a class is multiplied by.
+    fn weight(&self, _class: usize) -> f32 {
+        1.0
+    }
 }
 
 /// A loss that couples the rows of a batch.

@@ -9,7 +9,7 @@ use rand_chacha::ChaCha8Rng;
 
 use super::{Entry, Kind, Labels, Method, Objective, RowLoss};
 use crate::backbone::HeadSpec;
-use crate::config::{FinetuneConfig, LambdaRule};
+use crate::config::{ClassWeights, FinetuneConfig, LambdaRule};
 use crate::data::mixing::{Mix, finetune_mix};
 use crate::data::views::ViewPlan;
 use crate::loss::{Chance, Smoothing};
@@ -28,6 +28,7 @@ pub const ENTRY: Entry = Entry {
         Ok(Arc::new(Supervised {
             labels,
             classes,
+            weights: vec![1.0; classes],
             views: ViewPlan::pretrain(setting.config),
             smoothing: Smoothing::new(optim.smoothing, optim.smoothing_kind, classes),
             mixing: Mixing { cutmix, mixup: 0.0, rule },
@@ -40,6 +41,8 @@ pub struct Supervised {
     labels: Vec<usize>,
     classes: usize,
     views: ViewPlan,
+    /// Of each class.
+    weights: Vec<f32>,
     smoothing: Smoothing,
     mixing: Mixing,
 }
@@ -57,6 +60,7 @@ impl Supervised {
         let optim = &config.optim;
         let (cutmix, mixup, rule) = (config.cutmix, config.mixup, config.mix_lambda);
         Self {
+            weights: class_weights(config, &labels, classes),
             labels,
             classes,
             views: ViewPlan::finetune(config),
@@ -97,5 +101,57 @@ impl RowLoss for Supervised {
 
     fn smoothing(&self) -> Smoothing {
         self.smoothing
+    }
+
+    fn weight(&self, class: usize) -> f32 {
+        self.weights[class]
+    }
+}
+
+/// Weights of the classes, 1 in the mean over the samples of the given labels.
+fn class_weights(config: &FinetuneConfig, labels: &[usize], classes: usize) -> Vec<f32> {
+    let mut counts = vec![0.0; classes];
+    labels.iter().for_each(|&label| counts[label] += 1.0);
+    let beta = config.class_weights_beta;
+    let raw = counts.iter().map(|&count: &f64| match config.class_weights {
+        ClassWeights::None => 1.0,
+        // No sample of the class, no weight.
+        _ if count == 0.0 => 0.0,
+        ClassWeights::Balanced => 1.0 / count,
+        ClassWeights::Effective => (1.0 - beta) / (1.0 - beta.powf(count)),
+    });
+    let raw: Vec<f64> = raw.collect();
+    let total: f64 = raw.iter().zip(&counts).map(|(weight, count)| weight * count).sum();
+    raw.iter().map(|weight| (weight * labels.len() as f64 / total) as f32).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Layers;
+
+    #[test]
+    fn classes_of_few_images_weigh_more_and_the_mean_image_weighs_one() {
+        let labels: Vec<usize> = [vec![0; 90], vec![1; 10], vec![3; 20]].concat();
+        let paper = Layers::new("paper").and_then(Layers::build).expect("the recipe").config;
+        let weights = |class_weights_of: ClassWeights| {
+            let config = FinetuneConfig {
+                class_weights: class_weights_of,
+                class_weights_beta: 0.9,
+                ..paper.finetune.clone()
+            };
+            class_weights(&config, &labels, 4)
+        };
+        let near = |found: &[f32], exact: [f64; 4]| {
+            let close = |(&found, exact): (&f32, f64)| (f64::from(found) - exact).abs() < 1e-6;
+            assert!(found.iter().zip(exact).all(close), "{found:?} {exact:?}");
+        };
+        near(&weights(ClassWeights::None), [1.0; 4]);
+        near(&weights(ClassWeights::Balanced), [120.0 / 270.0, 4.0, 0.0, 2.0]);
+        // 1 - 0.9^n of 90, 10 and 20 images.
+        let effective = [0.999_923_816_521, 0.651_321_559_9, 0.0, 0.878_423_345_41];
+        let total = 90.0 / effective[0] + 10.0 / effective[1] + 20.0 / effective[3];
+        let of = |effective: f64| if effective == 0.0 { 0.0 } else { 120.0 / effective / total };
+        near(&weights(ClassWeights::Effective), effective.map(of));
     }
 }

@@ -18,12 +18,12 @@ pub fn composed(logits: Tensor<2>, targets: SoftTargets) -> Tensor<1> {
     // Two classes and two shares a row are all that crosses to the device.
     let classes: Vec<i32> = targets.iter().flat_map(|t| [t.a as i32, t.b as i32]).collect();
     let classes = Tensor::<2, Int>::from_data(TensorData::new(classes, shape), &device);
-    let shares: Vec<f32> = targets.iter().flat_map(|t| [t.lambda, 1.0 - t.lambda]).collect();
+    let shares: Vec<f32> = targets.iter().flat_map(|t| t.shares).collect();
     let shares = Tensor::<2>::from_data(TensorData::new(shares, shape), &device);
     // Gathering log-probabilities subtracts the logsumexp once for each unit of target mass.
     let log_p = log_softmax(logits, 1);
-    let mixed = (log_p.clone().gather(1, classes) * shares).sum_dim(1) * on;
-    -(mixed + log_p.sum_dim(1) * off).squeeze_dim::<1>(1)
+    let mixed = (log_p.clone().gather(1, classes) * shares.clone()).sum_dim(1) * on;
+    -(mixed + log_p.sum_dim(1) * shares.sum_dim(1) * off).squeeze_dim::<1>(1)
 }
 
 /// See [`super::mixed_cross_entropy`]; one autodiff node over the kernel.

@@ -225,7 +225,7 @@ pub fn unfold(x: Tensor<4>, windows: Windows) -> Tensor<4> {
 }
 
 /// Cross-entropy of the softmax of each row with its target,
-/// `logsumexp(o) - on * (lambda * o_a + (1 - lambda) * o_b) - off * sum(o)` where the targets are
+/// `logsumexp(o) - on * (share_a * o_a + share_b * o_b) - off * sum(o)` where the targets are
 /// distributions.
 ///
 /// `logits`: `[rows, classes]`; returns `[rows]`.

@@ -343,7 +343,7 @@ fn cross_entropies() {
             let target = |row: usize| MixedTarget {
                 a: row * 5 % classes,
                 b: row * 11 % classes,
-                lambda: (row % 3) as f32 / 2.0,
+                shares: [(row % 3) as f32 / 2.0, 0.5],
             };
             let (on, off) = (1.0 - smoothing, smoothing / classes as f64);
             let targets = SoftTargets { rows: (0..rows).map(target).collect(), on, off };

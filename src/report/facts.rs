@@ -72,6 +72,21 @@ pub enum TestUse {
     Watched,
     /// On the images of another split, of which there were so many.
     Other(String, usize),
+    /// The epoch of the weights was chosen by them.
+    Chosen(Choice),
+}
+
+/// How the epoch was chosen whose weights are the model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Choice {
+    /// The epoch, from 1.
+    pub epoch: usize,
+    /// Epochs that were measured.
+    pub measured: usize,
+    /// The split by whose images, and how many there were.
+    pub by: (String, usize),
+    /// Whether they are the images of the final measurement too.
+    pub same: bool,
 }
 
 impl Provenance {

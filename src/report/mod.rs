@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::eval::metric::Metrics;
 use crate::files::write_atomically;
-use facts::{Provenance, StageFacts, TestUse};
+use facts::{Choice, Provenance, StageFacts, TestUse};
 use tables::EpochRow;
 
 /// Everything a report says.
@@ -121,7 +121,9 @@ impl ReportData {
     /// The images whose accuracy the curves show.
     fn watched(&self) -> String {
         match &self.test_use {
-            TestUse::Other(split, _) => format!("{split} images"),
+            TestUse::Other(split, _) | TestUse::Chosen(Choice { by: (split, _), .. }) => {
+                format!("{split} images")
+            }
             TestUse::Once | TestUse::Watched => format!("{} images", self.data.test_split),
         }
     }

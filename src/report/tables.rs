@@ -19,7 +19,7 @@ pub const FINAL: &str = "test";
 /// on the held-out images, the one that the report names; its epoch and step are those of the
 /// last epoch. Accuracies of earlier rows show the way there. All are of the weights that the stage
 /// hands on: their average where the recipe keeps one.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EpochRow {
     /// `pretrain`, `finetune`, `test`.
     pub stage: String,

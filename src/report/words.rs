@@ -1,6 +1,6 @@
 //! The report in words: every sentence of card, page, JSON and terminal, from recorded facts.
 
-use super::facts::{Past, Provenance, StageFacts, TestUse, WeightsFile};
+use super::facts::{Choice, Past, Provenance, StageFacts, TestUse, WeightsFile};
 use super::{DataFacts, ReportData};
 
 /// What an interval of this program covers, and what it does not.
@@ -279,6 +279,22 @@ impl TestUse {
                  last epoch. fewvit chose nothing by either: the weights are those of the last epoch.",
                 pictures(*images)
             ),
+            Self::Chosen(Choice { epoch, measured, by: (by, images), same }) => {
+                let of = counted(*measured, "measured epoch", "measured epochs");
+                let chosen = format!(
+                    "The weights are those of epoch {epoch}, the best of {of} on the {} of the {by} split.",
+                    pictures(*images)
+                );
+                match same {
+                    true => format!(
+                        "{chosen} The number is of these very images, so it is optimistic: measure on images that \
+                         nothing was chosen by."
+                    ),
+                    false => {
+                        format!("{chosen} The {split} images were measured once and chose nothing.")
+                    }
+                }
+            }
         }
     }
 }

@@ -5,17 +5,18 @@ use std::path::Path;
 
 use serde::Serialize;
 
+use super::best::{Best, best};
 use super::prepare::Prepared;
 use super::stages::{self, Trained};
 use super::{Context, absolute, observe, provenance};
-use crate::config::RunConfig;
+use crate::config::{Keep, RunConfig};
 use crate::data::SplitOrigin;
 use crate::engine::{self, Model};
 use crate::error::{Error, Result};
 use crate::eval::infer::{EvalView, Inference};
 use crate::eval::metric::Metrics;
 use crate::export::{Description, onnx, timm};
-use crate::report::facts::{Provenance, StageFacts, TestUse};
+use crate::report::facts::{Choice, Provenance, StageFacts, TestUse};
 use crate::report::tables::{self, EpochRow, Prediction};
 use crate::report::words::{INTERVAL, shell};
 use crate::report::{self, DataFacts, Mistake, ModelFacts, ReportData, card, pictures};
@@ -184,7 +185,7 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
         },
         provenance: provenance::read(context.folder, context.request)?,
         stages: stage_facts(context, &history)?,
-        test_use: test_use(&history, data),
+        test_use: test_use(config, &history, data),
         history,
         metrics: None,
         mistakes: Vec::new(),
@@ -232,13 +233,23 @@ fn stage_facts(context: &Context, history: &[EpochRow]) -> Result<Vec<StageFacts
 
 /// Which images were measured during training, by the accuracies in the log. The last epoch's is that of
 /// the final measurement.
-fn test_use(history: &[EpochRow], data: &Prepared) -> TestUse {
+fn test_use(config: &RunConfig, history: &[EpochRow], data: &Prepared) -> TestUse {
+    let other = || (data.split_name(&data.watched).to_owned(), data.watched.len());
+    if config.finetune.keep == Keep::Best
+        && let Some(Best { epoch, measured, .. }) = best(history)
+    {
+        let same = data.watched == data.held_out;
+        return TestUse::Chosen(Choice { epoch, measured, by: other(), same });
+    }
     let rows = || history.iter().filter(|row| row.stage == StageName::Finetune.as_str());
     let last = rows().map(|row| row.epoch).max().unwrap_or(0);
     match rows().any(|row| row.top1.is_some() && row.epoch < last) {
         false => TestUse::Once,
         true if data.watched == data.held_out => TestUse::Watched,
-        true => TestUse::Other(data.split_name(&data.watched).to_owned(), data.watched.len()),
+        true => {
+            let (split, images) = other();
+            TestUse::Other(split, images)
+        }
     }
 }
 

@@ -3,6 +3,7 @@
 //! A run is a folder. [`start`] makes one and goes through the steps; [`resume`] goes on from
 //! whatever is there. Both run the same code: every step first looks whether its result exists.
 
+mod best;
 mod environment;
 mod finish;
 pub mod folder;
@@ -34,7 +35,7 @@ pub use settle::{Stages, inherited, settle};
 pub use stages::{pretraining, weights_of};
 
 use crate::backbone::Spec;
-use crate::config::{AmpDtype, RunConfig};
+use crate::config::{AmpDtype, OptimKind, RunConfig};
 use crate::engine::device::{self, DeviceName};
 use crate::engine::{self, Machine, TrainState, collective};
 use crate::error::{Error, Result};
@@ -123,6 +124,9 @@ pub fn plan(
     let config = resolved(config)?;
     frozen::check_init(request, &config)?;
     let data = prepare::prepare(request, &config, ui)?;
+    if request.finetune {
+        best::check(&config.finetune, &data)?;
+    }
     ranks::check(&config, &data)?;
     let (config, forecast) = forecast::fit(request, &config, chosen, &data, began.elapsed())?;
     Ok(Planned { config: ranks::first(config)?, data, forecast })
@@ -238,6 +242,12 @@ fn resolved(config: &RunConfig) -> Result<RunConfig> {
     config.device = name.to_string();
     if matches!(name, DeviceName::Wgpu(_)) && config.amp_dtype == AmpDtype::Bf16 {
         return Err(Error::Usage(format!("on {name} training is in f32; leave --amp-dtype out")));
+    }
+    let muon = [&config.pretrain.optim, &config.finetune.optim].map(|o| o.kind == OptimKind::Muon);
+    if matches!(name, DeviceName::Cuda(_)) && muon.contains(&true) {
+        return Err(Error::Usage(format!(
+            "Muon trains on the CPU only, not on {name}: kind = \"adamw\""
+        )));
     }
     config.amp_dtype = match engine::precision(&config) {
         Precision::Bf16 => AmpDtype::Bf16,

@@ -4,8 +4,9 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::Context;
+use super::{Context, best};
 use crate::backbone::NetSpec;
+use crate::config::Keep;
 use crate::data::Rgb8;
 use crate::data::loader::{BatchSource, CropBatch, Rows};
 use crate::data::views::ViewPlan;
@@ -77,7 +78,8 @@ impl<'a> Probe<'a> {
             StageName::Finetune if due(config.finetune.eval_every) => {
                 let data = self.context.data;
                 // What the final evaluation measures is not measured twice after the last epoch.
-                match epoch + 1 == epochs && data.watched == data.held_out {
+                let last = epoch + 1 == epochs && config.finetune.keep == Keep::Last;
+                match last && data.watched == data.held_out {
                     true => Ok(Found::default()),
                     false => self.accuracy(state),
                 }
@@ -256,7 +258,19 @@ impl Observer for RunObserver<'_> {
         };
         write_scalars(&mut self.events, &row)?;
         self.context.ui.epoch(&self.line(&row, record));
-        self.log.append(row)
+        self.log.append(row)?;
+        let keep = self.context.config.finetune.keep;
+        let best = best::best(self.log.rows()).map(|best| best.epoch);
+        if self.stage == StageName::Finetune && keep == Keep::Best && best == Some(record.epoch + 1)
+        {
+            best::write(self.context.folder, state)?;
+        }
+        Ok(())
+    }
+
+    fn is_over(&self) -> bool {
+        self.stage == StageName::Finetune
+            && best::is_over(&self.context.config.finetune, self.log.rows())
     }
 }
 

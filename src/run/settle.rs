@@ -6,7 +6,7 @@ use toml::Value;
 
 use super::Folder;
 use crate::config::{
-    Layers, LrSchedule, OptimConfig, OptimKind, Resolved, RunConfig, Unread, flatten,
+    ClassWeights, Layers, LrSchedule, OptimConfig, OptimKind, Resolved, RunConfig, Unread, flatten,
 };
 use crate::error::{Error, Result};
 use crate::eval::infer::EvalView;
@@ -115,7 +115,9 @@ fn of_optim(key: &str, section: &str, optim: &OptimConfig, why: OfOptim) -> Opti
 
 fn unread_by_kind(key: &str, optim: &OptimConfig) -> Option<&'static str> {
     match (key, optim.kind) {
-        ("momentum", OptimKind::AdamW) => Some("only SGD has a momentum, AdamW has betas"),
+        ("momentum", OptimKind::AdamW) => {
+            Some("only SGD and Muon have a momentum, AdamW has betas")
+        }
         ("beta1" | "beta2" | "eps", OptimKind::Sgd) => {
             Some("only AdamW has betas and eps, SGD has a momentum")
         }
@@ -142,6 +144,11 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
             "finetune.augment.color_jitter",
             finetune.augment.color_jitter_prob > 0.0,
             "its probability is 0",
+        ),
+        (
+            "finetune.class_weights_beta",
+            finetune.class_weights == ClassWeights::Effective,
+            "the class weights are not \"effective\"",
         ),
         ("model.pos_embed", t2t, "only T2T-ViT has a position table that can be computed"),
         (

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::observe::RunObserver;
-use super::{Context, Folder, provenance};
+use super::{Context, Folder, best, provenance};
 use crate::backbone::{NetSpec, Spec};
-use crate::config::{OptimConfig, PosEmbed, RunConfig, Sampling};
+use crate::config::{Keep, OptimConfig, PosEmbed, RunConfig, Sampling};
 use crate::data::cache::ImageStore;
 use crate::data::loader::{BatchSource, Rows};
 use crate::engine::{self, TrainState};
@@ -16,7 +16,7 @@ use crate::export::timm;
 use crate::method::{self, Kind, Labels, Method, supervised::Supervised};
 use crate::run::prepare::Prepared;
 use crate::train::checkpoint::StageName;
-use crate::train::stage::{Checkpoints, Stage};
+use crate::train::stage::{Checkpoints, Observer as _, Stage};
 use crate::weights::{self, Head, Take};
 
 /// A trained model: which stage it comes from, its architecture and weights.
@@ -135,7 +135,10 @@ pub fn train(
             let skipped = units(StageName::Pretrain) * before as u64;
             context.ui.advance(skipped, "resumed");
         }
-        let state = run(context, &stage, start, before, units)?;
+        let mut state = run(context, &stage, start, before, units)?;
+        if context.config.finetune.keep == Keep::Best {
+            best::take(context.folder, &mut state)?;
+        }
         last = Some(Trained { stage: StageName::Finetune, net: stage.net, state });
     }
     last.ok_or_else(|| Error::Usage("the run neither pre-trains nor fine-tunes".to_owned()))
@@ -229,5 +232,14 @@ fn run(
     context.ui.stage(stage.name.as_str(), units * stage.total_steps() as u64);
     context.ui.advance(units * done as u64, "resumed");
     let mut observer = RunObserver::new(context, stage, steps_before, done, units)?;
-    stage.run(start, &checkpoints, &mut observer)
+    // A run that was stopped after its last epoch has nothing left to train.
+    let state = match observer.is_over() {
+        true => start,
+        false => stage.run(start, &checkpoints, &mut observer)?,
+    };
+    let left = stage.total_steps() - state.progress.step;
+    if left > 0 {
+        context.ui.advance(units * left as u64, "nothing better is to be expected");
+    }
+    Ok(state)
 }

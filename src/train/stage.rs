@@ -88,6 +88,11 @@ pub trait Observer {
     /// # Errors
     /// A log cannot be written or an evaluation failed.
     fn epoch(&mut self, record: &EpochRecord, state: &TrainState) -> Result<()>;
+
+    /// Whether the stage ends here, before its last epoch.
+    fn is_over(&self) -> bool {
+        false
+    }
 }
 
 /// When checkpoints are written, and where.
@@ -122,7 +127,7 @@ impl Stage<'_> {
         Ok(state)
     }
 
-    /// Trains from `state` to the end of the stage.
+    /// Trains from `state` to the end of the stage, or until the observer ends it.
     ///
     /// # Errors
     /// The loss is no number ([`Error::Diverged`]), Ctrl-C ([`Error::Interrupted`]), a file.
@@ -145,6 +150,9 @@ impl Stage<'_> {
             let done = record.step + 1;
             if done.is_multiple_of(self.source.steps_per_epoch()) {
                 self.end_epoch(&mut *engine, &record, observer)?;
+                if ranks.agree(u64::from(observer.is_over()))? > 0 {
+                    break;
+                }
             }
             let interrupted = checkpoints.interrupted.load(Ordering::Relaxed);
             // All processes stop after the same step.

@@ -15,7 +15,7 @@ pub struct Inputs {
     gpu: Arc<Gpu>,
     /// Crops and their partners as bytes, or normalised planes.
     images: Memory,
-    /// Classes a, classes b, lambdas, losses.
+    /// Classes a, classes b, shares of both, losses.
     rows: Memory,
     img_size: usize,
     most: usize,
@@ -28,18 +28,18 @@ impl Inputs {
     /// There is not enough memory.
     pub fn new(gpu: &Arc<Gpu>, img_size: usize, most: usize, rows: usize) -> Result<Self> {
         let images = gpu.memory(3 * img_size * img_size * most + 1)?;
-        let rows = gpu.memory(3 * most + rows)?;
+        let rows = gpu.memory(4 * most + rows)?;
         Ok(Self { gpu: gpu.clone(), images, rows, img_size, most })
     }
 
     /// Rows that there is room for the losses of.
     pub fn rows(&self) -> usize {
-        self.rows.view().len - 3 * self.most
+        self.rows.view().len - 4 * self.most
     }
 
     /// The losses of the rows from `first` on.
     pub fn losses(&self, first: usize, rows: usize) -> View {
-        self.rows.view().from(3 * self.most).part(first..first + rows)
+        self.rows.view().from(4 * self.most).part(first..first + rows)
     }
 
     /// Puts the pixels of a micro-batch into `pixels`.
@@ -133,8 +133,10 @@ impl Inputs {
         };
         self.gpu.upload(place(0), &classes(&|row| targets[row].a))?;
         self.gpu.upload(place(1), &classes(&|row| targets[row].b))?;
-        let lambdas: Vec<f32> = targets.iter().map(|target| target.lambda).collect();
-        self.gpu.upload(place(2), &lambdas)?;
+        for i in [0, 1] {
+            let shares: Vec<f32> = targets.iter().map(|target| target.shares[i]).collect();
+            self.gpu.upload(place(2 + i), &shares)?;
+        }
         let losses = self.losses(part.first_row(), rows);
         let (on, off) = (smoothing.on as f32, smoothing.off as f32);
         let weight = 1.0 / part.group.samples.len() as f32;
@@ -143,6 +145,7 @@ impl Inputs {
             place(0),
             place(1),
             place(2),
+            place(3),
             slopes,
             losses,
             logits.len / rows,

@@ -90,7 +90,7 @@ fn answers(device: &Device) -> Result<Vec<Answer>> {
     let y = ops::linear_gelu(x.clone(), eye, Tensor::zeros([64], &device));
     ask(["GELU", "the gradient of GELU"], x, y)?;
     let x = leaf([40, 64], 8);
-    let rows = (0..40).map(|row| MixedTarget { a: row, b: 63 - row, lambda: 0.7 }).collect();
+    let rows = (0..40).map(|row| MixedTarget::mix(row, 63 - row, 0.7)).collect();
     let y = ops::mixed_cross_entropy(x.clone(), SoftTargets { rows, on: 0.9, off: 0.1 / 64.0 });
     ask(["cross-entropy", "the gradient of cross-entropy"], x, y.unsqueeze_dim(1))?;
     Ok(answers)

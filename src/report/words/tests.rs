@@ -125,7 +125,13 @@ fn how_the_images_were_measured_follows_from_what_was_measured() {
     data.test_use = TestUse::Other("validation".to_owned(), 341);
     let both = ["341 images of the validation split were measured, and the test images once"];
     say(&data, &both, &["also measured during training"]);
+    let choice = |same| Choice { epoch: 7, measured: 12, by: ("validation".to_owned(), 341), same };
+    data.test_use = TestUse::Chosen(choice(false));
+    let chosen = "those of epoch 7, the best of 12 measured epochs on the 341 images of the validation split";
+    say(&data, &[chosen, "test images were measured once"], &["last epoch", "optimistic"]);
     data.data.test_split = "validation".to_owned();
+    data.test_use = TestUse::Chosen(choice(true));
+    say(&data, &[chosen, "so it is optimistic"], &["last epoch", "measured once"]);
     data.test_use = TestUse::Watched;
     say(&data, &["validation images were also measured"], &["test images were"]);
 }

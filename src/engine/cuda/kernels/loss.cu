@@ -1,8 +1,8 @@
-// Cross-entropy with mixed, smoothed targets: of each row `on * lambda` on class a, `on * (1 - lambda)` on
-// class b and `off` on every class.
+// Cross-entropy with mixed, smoothed targets: of each row `on * share_a` on class a, `on * share_b` on
+// class b and `off * (share_a + share_b)` on every class.
 
 // losses[row], and slopes of the loss times `weight`. A block of 256 threads a row.
-extern "C" __global__ void cross_entropy(const float* logits, const unsigned* a, const unsigned* b, const float* lambda, float* slopes, float* losses, unsigned classes, float on, float off, float weight) {
+extern "C" __global__ void cross_entropy(const float* logits, const unsigned* a, const unsigned* b, const float* share_a, const float* share_b, float* slopes, float* losses, unsigned classes, float on, float off, float weight) {
   unsigned row = blockIdx.x;
   logits += (size_t)row * classes;
   slopes += (size_t)row * classes;
@@ -17,7 +17,9 @@ extern "C" __global__ void cross_entropy(const float* logits, const unsigned* a,
   exps = block_total(exps, false);
   all = block_total(all, false);
   // Targets with `others` smoothing do not quite sum to 1.
-  float mass = on + off * classes, of_a = on * lambda[row], of_b = on * (1.0f - lambda[row]);
+  float both = share_a[row] + share_b[row], of_a = on * share_a[row], of_b = on * share_b[row];
+  off *= both;
+  float mass = on * both + off * classes;
   for (unsigned c = threadIdx.x; c < classes; c += blockDim.x) {
     float target = off + (c == a[row] ? of_a : 0.0f) + (c == b[row] ? of_b : 0.0f);
     slopes[c] = weight * (mass * (expf(logits[c] - largest) / exps) - target);

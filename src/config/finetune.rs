@@ -1,0 +1,78 @@
+//! Settings of fine-tuning.
+
+use serde::{Deserialize, Serialize};
+
+use super::{AugmentConfig, LambdaRule, OptimConfig};
+
+/// Stage 2: supervised training from the pre-trained weights.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FinetuneConfig {
+    /// Optimiser and schedule.
+    pub optim: OptimConfig,
+    /// Side of the training crops in pixels.
+    pub img_size: usize,
+    /// Area range of RandomResizedCrop.
+    pub scale: [f64; 2],
+    /// Augmentation.
+    pub augment: AugmentConfig,
+    /// Alpha of CutMix (odd epochs when Mixup is on too), 0 = off.
+    pub cutmix: f64,
+    /// Alpha of Mixup (even epochs when CutMix is on too), 0 = off.
+    pub mixup: f64,
+    /// Which lambda both use.
+    pub mix_lambda: LambdaRule,
+    /// Which images an epoch takes; runs of earlier versions do not say.
+    #[serde(default)]
+    pub sampling: Sampling,
+    /// What the loss of a class's images is multiplied by.
+    #[serde(default)] // absent in runs of earlier versions, as the next one
+    pub class_weights: ClassWeights,
+    /// Beta of the `effective` class weights.
+    #[serde(default)]
+    pub class_weights_beta: f64,
+    /// Epochs between two evaluations on the held-out split, 0 = only the last.
+    pub eval_every: usize,
+    /// Which epoch's weights are the model.
+    #[serde(default)] // absent in runs of earlier versions, as the next one
+    pub keep: Keep,
+    /// Evaluations in a row without a better one after which training ends, 0 = never.
+    #[serde(default)]
+    pub patience: usize,
+}
+
+/// Which of the images with a label an epoch takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Sampling {
+    /// Each once.
+    #[default]
+    Once,
+    /// As many of each class.
+    Balanced,
+}
+
+/// The epoch whose weights are the model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// The last.
+    #[default]
+    Last,
+    /// That of the highest accuracy on the validation images.
+    Best,
+}
+
+/// Weights of the classes in the loss, over all training images 1 in the mean.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ClassWeights {
+    /// 1 each.
+    #[default]
+    None,
+    /// In proportion to one over the number n of the class's images.
+    Balanced,
+    /// In proportion to `(1 - beta) / (1 - beta^n)`, one over the effective number of images (Cui et al.,
+    /// CVPR 2019, eq. 3).
+    Effective,
+}

@@ -1,0 +1,120 @@
+//! The best of fine-tuning's epochs on the images that are measured along the way: which it is, its
+//! weights, and when no better one is to be expected.
+
+use std::path::PathBuf;
+
+use super::Folder;
+use crate::config::{FinetuneConfig, Keep};
+use crate::engine::TrainState;
+use crate::error::{Error, Result};
+use crate::report::tables::EpochRow;
+use crate::run::prepare::Prepared;
+use crate::train::checkpoint::StageName;
+use crate::weights;
+
+/// The epoch of the highest accuracy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Best {
+    /// From 1.
+    pub epoch: usize,
+    /// Epochs that were measured.
+    pub measured: usize,
+    /// Those of them that came after it.
+    pub since: usize,
+}
+
+/// The best epoch of a log, the first of several alike; `None` if none was measured.
+pub fn best(history: &[EpochRow]) -> Option<Best> {
+    let measured = history.iter().filter(|row| row.stage == StageName::Finetune.as_str());
+    let measured: Vec<_> = measured.filter_map(|row| Some((row.epoch, row.top1?))).collect();
+    let highest = measured.iter().map(|&(_, top1)| top1).max_by(f64::total_cmp)?;
+    let place = measured.iter().position(|&(_, top1)| top1 == highest)?;
+    let (epoch, since) = (measured[place].0, measured.len() - place - 1);
+    Some(Best { epoch, measured: measured.len(), since })
+}
+
+/// Whether training ends before its last epoch: so many measurements as `patience` were no better.
+pub fn is_over(config: &FinetuneConfig, history: &[EpochRow]) -> bool {
+    config.patience > 0 && best(history).is_some_and(|best| best.since >= config.patience)
+}
+
+/// Whether the images of a run can say which epoch is best.
+///
+/// # Errors
+/// The only ones that are not trained on are for the test, or there are none.
+pub fn check(config: &FinetuneConfig, data: &Prepared) -> Result<()> {
+    if config.keep == Keep::Last {
+        return Ok(());
+    }
+    let has = match data.watched.is_empty() {
+        true => "no images but those it trains on",
+        false if data.split_name(&data.watched) == "validation" => return Ok(()),
+        false => "only test images, whose result would then be too good",
+    };
+    Err(Error::Usage(format!(
+        "--keep best chooses the epoch by validation images, and {} has {has}\n  give some of the training \
+         images the split `val` (a folder val/, or the column `split` of a table), or leave --keep best out",
+        data.manifest.name
+    )))
+}
+
+fn path(folder: &Folder) -> PathBuf {
+    folder.join("checkpoints/best.safetensors")
+}
+
+/// Writes the weights of the best epoch so far.
+///
+/// # Errors
+/// The file cannot be written.
+pub fn write(folder: &Folder, state: &TrainState) -> Result<()> {
+    weights::write(&path(folder), &state.specs, state.representation())
+}
+
+/// Puts the weights of the best epoch in the place of the last one's.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn take(folder: &Folder, state: &mut TrainState) -> Result<()> {
+    let best = weights::read(&path(folder))?;
+    state.ema = None;
+    weights::fill_strictly(&state.specs, &mut state.values, &best)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Layers;
+
+    fn history(top1: &[Option<f64>]) -> Vec<EpochRow> {
+        let row = |(i, &top1): (usize, &Option<f64>)| EpochRow {
+            stage: "finetune".to_owned(),
+            epoch: i + 1,
+            top1,
+            ..EpochRow::default()
+        };
+        let before =
+            EpochRow { stage: "pretrain".to_owned(), top1: Some(1.0), ..Default::default() };
+        std::iter::once(before).chain(top1.iter().enumerate().map(row)).collect()
+    }
+
+    #[test]
+    fn the_first_of_the_highest_is_the_best() {
+        let rows = history(&[None, Some(0.4), Some(0.6), None, Some(0.6), Some(0.5)]);
+        assert_eq!(best(&rows), Some(Best { epoch: 3, measured: 4, since: 2 }));
+        assert_eq!(best(&history(&[None, None])), None);
+    }
+
+    #[test]
+    fn training_ends_when_nothing_better_came_for_as_long_as_patience_lasts() {
+        let paper = Layers::new("paper").and_then(Layers::build).expect("the recipe").config;
+        let over = |patience: usize, top1: &[Option<f64>]| {
+            is_over(&FinetuneConfig { patience, ..paper.finetune.clone() }, &history(top1))
+        };
+        let falling = [Some(0.4), Some(0.3), None, Some(0.4)];
+        assert_eq!(
+            [0, 1, 2, 3].map(|patience| over(patience, &falling)),
+            [false, true, true, false]
+        );
+        assert!(!over(1, &[Some(0.1), Some(0.2)]) && !over(1, &[]));
+    }
+}
