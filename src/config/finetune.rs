@@ -22,6 +22,13 @@ pub struct FinetuneConfig {
     pub mixup: f64,
     /// Which lambda both use.
     pub mix_lambda: LambdaRule,
+    /// Last epochs in which no images are mixed, RandAugment is off and crops are of `plain_scale`: what a
+    /// model of few epochs learns from, and what one of many ends with.
+    #[serde(default)] // absent in runs of earlier versions, as the next one
+    pub plain_epochs: usize,
+    /// Area range of RandomResizedCrop in these epochs.
+    #[serde(default = "whole")]
+    pub plain_scale: [f64; 2],
     /// Which images an epoch takes; runs of earlier versions do not say.
     #[serde(default)]
     pub sampling: Sampling,
@@ -39,6 +46,18 @@ pub struct FinetuneConfig {
     /// Evaluations in a row without a better one after which training ends, 0 = never.
     #[serde(default)]
     pub patience: usize,
+}
+
+/// The range of whole images.
+fn whole() -> [f64; 2] {
+    [1.0, 1.0]
+}
+
+impl FinetuneConfig {
+    /// The first of the plain epochs, from 0.
+    pub fn plain_from(&self) -> usize {
+        self.optim.epochs.saturating_sub(self.plain_epochs)
+    }
 }
 
 /// Which of the images with a label an epoch takes.

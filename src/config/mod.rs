@@ -403,6 +403,9 @@ pub enum Encoder {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvalConfig {
+    /// Side of the measured images in pixels, and of the model that is handed on; 0 = that of fine-tuning.
+    #[serde(default)] // absent in runs of earlier versions
+    pub img_size: usize,
     /// The centre crop's share of the resized short side: 224 / 256.
     pub crop_pct: f64,
     /// Filter of the resize.

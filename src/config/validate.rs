@@ -105,8 +105,10 @@ impl Checks {
             Err(error) => return self.refuse("model.name", &error),
         };
         let crops = config.pretrain.crops.iter().map(|group| ("pretrain.crops", group.img_size));
-        let sides: BTreeSet<_> =
-            crops.chain([("finetune.img_size", config.finetune.img_size)]).collect();
+        let measured = ("eval.img_size", config.eval.img_size);
+        let measured = (measured.1 > 0).then_some(measured);
+        let trained = [("finetune.img_size", config.finetune.img_size)];
+        let sides: BTreeSet<_> = crops.chain(trained).chain(measured).collect();
         for (key, side) in sides {
             if let Err(error) = spec.check_img_size(side) {
                 self.refuse(key, &error);
@@ -162,6 +164,7 @@ impl Checks {
         self.section = "finetune";
         self.side("img_size", finetune.img_size);
         self.range("scale", finetune.scale, 0.0, 1.0);
+        self.range("plain_scale", finetune.plain_scale, 0.0, 1.0);
         self.at_least_0("cutmix", finetune.cutmix, 1000.0);
         self.at_least_0("mixup", finetune.mixup, 1000.0);
         self.below_1("class_weights_beta", finetune.class_weights_beta);

@@ -2,7 +2,7 @@
 
 use super::Rgb8;
 use super::augment::{Augment, AugmentOrder};
-use crate::config::{CropGroup, FinetuneConfig, PretrainConfig};
+use crate::config::{AugmentConfig, CropGroup, FinetuneConfig, PretrainConfig};
 use crate::rng::{Purpose, stream};
 
 /// Views that go through the model together: one size, one CutMix draw, one loss term
@@ -21,6 +21,8 @@ pub struct ViewGroup {
 pub struct ViewPlan {
     /// At least one group.
     pub groups: Vec<ViewGroup>,
+    /// How all views are made from an epoch on, if they are made in another way then.
+    pub plain: Option<(u32, Augment)>,
 }
 
 impl ViewPlan {
@@ -36,14 +38,22 @@ impl ViewPlan {
                 augment: Augment::new(&augment, crops.scale, crops.img_size, order),
             }
         };
-        Self { groups: config.crops.iter().map(group).collect() }
+        Self { groups: config.crops.iter().map(group).collect(), plain: None }
     }
 
     /// The single view of fine-tuning.
     pub fn finetune(config: &FinetuneConfig) -> Self {
-        let augment =
-            Augment::new(&config.augment, config.scale, config.img_size, AugmentOrder::Finetune);
-        Self { groups: vec![ViewGroup { count: 1, augment }] }
+        let augment = |config: &AugmentConfig, scale, size| {
+            Augment::new(config, scale, size, AugmentOrder::Finetune)
+        };
+        let (size, from) = (config.img_size, config.plain_from() as u32);
+        let without = AugmentConfig { rand_augment: false, ..config.augment.clone() };
+        let plain = (from, augment(&without, config.plain_scale, size));
+        let augment = augment(&config.augment, config.scale, size);
+        Self {
+            groups: vec![ViewGroup { count: 1, augment }],
+            plain: (config.plain_epochs > 0).then_some(plain),
+        }
     }
 
     /// Number of views of an image.
@@ -58,7 +68,15 @@ impl ViewPlan {
     /// If `view` is not below [`ViewPlan::views`].
     pub fn crop(&self, image: &Rgb8, seed: u64, epoch: u32, sample: u64, view: u32) -> Rgb8 {
         let mut rng = stream(seed, Purpose::Augment, epoch, sample, view);
-        self.group_of(view as usize).augment.apply(image, &mut rng)
+        self.augment(view as usize, epoch).apply(image, &mut rng)
+    }
+
+    /// How view number `view` is made in `epoch`.
+    fn augment(&self, view: usize, epoch: u32) -> &Augment {
+        match &self.plain {
+            Some((from, augment)) if epoch >= *from => augment,
+            _ => &self.group_of(view).augment,
+        }
     }
 
     fn group_of(&self, view: usize) -> &ViewGroup {
@@ -76,7 +94,7 @@ impl ViewPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{AugmentConfig, Interpolation};
+    use crate::config::{Interpolation, Layers};
 
     fn plan() -> ViewPlan {
         let config = AugmentConfig {
@@ -95,7 +113,7 @@ mod tests {
             count,
             augment: Augment::new(&config, [0.14, 1.0], size, AugmentOrder::Pretrain),
         };
-        ViewPlan { groups: vec![group(2, 24), group(4, 16)] }
+        ViewPlan { groups: vec![group(2, 24), group(4, 16)], plain: None }
     }
 
     fn image() -> Rgb8 {
@@ -109,6 +127,29 @@ mod tests {
         assert_eq!(plan.views(), 6);
         let sizes: Vec<_> = (0..6).map(|v| plan.crop(&image(), 1, 0, 0, v).width).collect();
         assert_eq!(sizes, [24, 24, 16, 16, 16, 16]);
+    }
+
+    #[test]
+    fn the_last_epochs_of_fine_tuning_may_be_plain() {
+        let mut config =
+            Layers::new("paper").and_then(Layers::build).expect("a recipe").config.finetune;
+        (config.optim.epochs, config.img_size, config.plain_scale) = (30, 16, [1.0, 1.0]);
+        let plan =
+            |plain_epochs| ViewPlan::finetune(&FinetuneConfig { plain_epochs, ..config.clone() });
+        let plain = FinetuneConfig {
+            scale: [1.0, 1.0],
+            augment: AugmentConfig { rand_augment: false, ..config.augment.clone() },
+            ..config.clone()
+        };
+        let (never, late, always) = (plan(0), plan(10), ViewPlan::finetune(&plain));
+        let crop = |plan: &ViewPlan, epoch| plan.crop(&image(), 5, epoch, 0, 0);
+        for epoch in [0, 19] {
+            assert_eq!(crop(&late, epoch), crop(&never, epoch));
+            assert_ne!(crop(&late, epoch), crop(&always, epoch));
+        }
+        for epoch in [20, 29] {
+            assert_eq!(crop(&late, epoch), crop(&always, epoch));
+        }
     }
 
     #[test]

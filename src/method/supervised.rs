@@ -32,6 +32,7 @@ pub const ENTRY: Entry = Entry {
             views: ViewPlan::pretrain(setting.config),
             smoothing: Smoothing::new(optim.smoothing, optim.smoothing_kind, classes),
             mixing: Mixing { cutmix, mixup: 0.0, rule },
+            plain_from: usize::MAX,
         }))
     },
 };
@@ -45,6 +46,8 @@ pub struct Supervised {
     weights: Vec<f32>,
     smoothing: Smoothing,
     mixing: Mixing,
+    /// The first epoch that mixes nothing.
+    plain_from: usize,
 }
 
 /// Alphas of CutMix and Mixup, 0 = off, and which lambda they use.
@@ -66,6 +69,7 @@ impl Supervised {
             views: ViewPlan::finetune(config),
             smoothing: Smoothing::new(optim.smoothing, optim.smoothing_kind, classes),
             mixing: Mixing { cutmix, mixup, rule },
+            plain_from: config.plain_from(),
         }
     }
 }
@@ -89,6 +93,9 @@ impl Method for Supervised {
     }
 
     fn mix(&self, rng: &mut ChaCha8Rng, epoch: usize, rows: usize, img_size: usize) -> Mix {
+        if epoch >= self.plain_from {
+            return Mix::none(rows);
+        }
         let Mixing { cutmix, mixup, rule } = self.mixing;
         finetune_mix(rng, epoch as u32, rows, img_size, cutmix, mixup, rule)
     }
@@ -129,6 +136,19 @@ fn class_weights(config: &FinetuneConfig, labels: &[usize], classes: usize) -> V
 mod tests {
     use super::*;
     use crate::config::Layers;
+
+    #[test]
+    fn the_plain_epochs_mix_nothing() {
+        let mut config =
+            Layers::new("paper").and_then(Layers::build).expect("a recipe").config.finetune;
+        (config.optim.epochs, config.plain_epochs) = (6, 2);
+        let method = Supervised::finetuning(&config, vec![0, 1, 2, 3], 4);
+        let mixed = |epoch: usize| {
+            let mut rng = crate::rng::stream(1, crate::rng::Purpose::Mix, epoch as u32, 0, 0);
+            method.mix(&mut rng, epoch, 4, 32) != Mix::none(4)
+        };
+        assert_eq!([0, 1, 2, 3, 4, 5].map(mixed), [true, true, true, true, false, false]);
+    }
 
     #[test]
     fn classes_of_few_images_weigh_more_and_the_mean_image_weighs_one() {

@@ -145,6 +145,7 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
             finetune.augment.color_jitter_prob > 0.0,
             "its probability is 0",
         ),
+        ("finetune.plain_scale", finetune.plain_epochs > 0, "there are no plain epochs"),
         (
             "finetune.class_weights_beta",
             finetune.class_weights == ClassWeights::Effective,
