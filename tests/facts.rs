@@ -133,22 +133,3 @@ fn where_weights_come_from_and_what_was_measured_when() {
     says(&card(&out("fourth")), &["3 epochs of fine-tuning at 32 px", "Before that: "], &[only]);
     says(report["repeat"].as_str().expect("a command"), &["--init ", "fourth/config.toml"], &[]);
 }
-
-#[test]
-fn a_model_is_measured_and_handed_on_at_the_size_that_was_asked_for() {
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let data = flowers(folder.path(), 2);
-    let (settings, out) = (tiny_run(folder.path()), folder.path().join("larger"));
-    let data = data.to_str().expect("UTF-8");
-    let larger = ["finetune", data, "--from-scratch", "--set", "eval.img_size=48"];
-    let report = job(&larger, &settings, &out);
-    assert_eq!(report["model"]["img_size"], 48);
-    assert_eq!(report["stages"][0]["sizes"], serde_json::json!([32]));
-    says(&card(&out), &["input 48 px", "fine-tuning at 32 px"], &["input 32 px"]);
-    let config = fs::read_to_string(out.join("export/config.json")).expect("written");
-    let config: serde_json::Value = serde_json::from_str(&config).expect("JSON");
-    assert_eq!(config["pretrained_cfg"]["input_size"], serde_json::json!([3, 48, 48]));
-    let measured = run(["eval", out.to_str().expect("UTF-8"), data, "--json"]);
-    let measured: serde_json::Value = serde_json::from_slice(&measured.stdout).expect("JSON");
-    assert_eq!(measured["top1"], report["metrics"]["top1"]);
-}

@@ -205,7 +205,7 @@ pub struct OptimConfig {
     /// Weight decay at the end, reached along half a cosine; 0 = `weight_decay` throughout.
     #[serde(default)]
     pub weight_decay_end: f64,
-    /// Momentum of SGD and of Muon.
+    /// SGD's momentum.
     pub momentum: f64,
     /// AdamW's decay of the first moment.
     pub beta1: f64,
@@ -245,8 +245,6 @@ pub enum OptimKind {
     AdamW,
     /// Stochastic gradient descent with momentum, as PyTorch has it.
     Sgd,
-    /// Muon (Jordan et al. 2024) for the backbone's matrices, AdamW for all else.
-    Muon,
 }
 
 /// Whose gradient norm `clip_grad` bounds.
@@ -403,9 +401,6 @@ pub enum Encoder {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EvalConfig {
-    /// Side of the measured images in pixels, and of the model that is handed on; 0 = that of fine-tuning.
-    #[serde(default)] // absent in runs of earlier versions
-    pub img_size: usize,
     /// The centre crop's share of the resized short side: 224 / 256.
     pub crop_pct: f64,
     /// Filter of the resize.

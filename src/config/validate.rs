@@ -105,10 +105,8 @@ impl Checks {
             Err(error) => return self.refuse("model.name", &error),
         };
         let crops = config.pretrain.crops.iter().map(|group| ("pretrain.crops", group.img_size));
-        let measured = ("eval.img_size", config.eval.img_size);
-        let measured = (measured.1 > 0).then_some(measured);
-        let trained = [("finetune.img_size", config.finetune.img_size)];
-        let sides: BTreeSet<_> = crops.chain(trained).chain(measured).collect();
+        let sides: BTreeSet<_> =
+            crops.chain([("finetune.img_size", config.finetune.img_size)]).collect();
         for (key, side) in sides {
             if let Err(error) = spec.check_img_size(side) {
                 self.refuse(key, &error);

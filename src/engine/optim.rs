@@ -1,11 +1,6 @@
-//! AdamW, SGD and Muon over the flat parameter vector (recipe appendix B).
-
-pub mod muon;
-
-use std::cmp::Reverse;
+//! AdamW and SGD over the flat parameter vector (recipe appendix B).
 
 use fewvit_kernels::{AdamW, Sgd, adamw_step, average_step, sgd_step};
-use muon::{Muon, muon_step};
 
 use super::passes::{CHUNK, Gradient, average, for_each};
 use super::{TrainState, Update};
@@ -69,12 +64,10 @@ impl TrainState {
         let mut pieces = Vec::new();
         for (parameter, spec) in self.specs.iter().enumerate() {
             let rule = rule(spec, self.progress.step);
-            let most = rule.at_once(spec);
-            let lens = (0..spec.range.len()).step_by(most).map(|i| most.min(spec.range.len() - i));
+            let lens =
+                (0..spec.range.len()).step_by(CHUNK).map(|i| CHUNK.min(spec.range.len() - i));
             pieces.extend(lens.map(|len| (parameter, Piece { rule, ..rest.split_off(len) })));
         }
-        // The long ones first: none is left for one thread at the end.
-        pieces.sort_by_key(|(_, piece)| Reverse(piece.gradient.len()));
         pieces
     }
 }
@@ -86,15 +79,9 @@ pub(super) enum Rule {
     Rest,
     AdamW(AdamW),
     Sgd(Sgd),
-    Muon(Muon),
 }
 
 impl Rule {
-    /// Values of the parameter that are moved at a time.
-    fn at_once(&self, spec: &ParamSpec) -> usize {
-        if matches!(self, Self::Muon(_)) { spec.range.len() } else { CHUNK }
-    }
-
     /// In the stage's `step`, from 1.
     pub(super) fn at(spec: &ParamSpec, step: usize, update: &Update) -> Self {
         let &Update { lr, optim, late } = update;
@@ -112,10 +99,7 @@ impl Rule {
         let (lr, momentum) = (lr as f32, config.momentum as f32);
         match config.kind {
             OptimKind::Sgd => Self::Sgd(Sgd { lr, momentum, weight_decay }),
-            OptimKind::Muon if let Some(sides) = muon::sides(spec) => {
-                Self::Muon(Muon { lr, momentum, weight_decay, sides })
-            }
-            OptimKind::AdamW | OptimKind::Muon => Self::AdamW(AdamW {
+            OptimKind::AdamW => Self::AdamW(AdamW {
                 lr,
                 beta1: config.beta1 as f32,
                 beta2: config.beta2 as f32,
@@ -163,7 +147,6 @@ impl<'a> Piece<'a> {
             Rule::Rest => {}
             Rule::AdamW(options) => adamw_step(values, gradient, m, v, &options),
             Rule::Sgd(options) => sgd_step(values, gradient, m, &options),
-            Rule::Muon(options) => muon_step(values, gradient, m, &options),
         }
         if let (Some(decay), Some(ema)) = (decay, ema) {
             average_step(ema, values, decay);

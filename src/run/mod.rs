@@ -35,7 +35,7 @@ pub use settle::{Stages, inherited, settle};
 pub use stages::{pretraining, weights_of};
 
 use crate::backbone::Spec;
-use crate::config::{AmpDtype, OptimKind, RunConfig};
+use crate::config::{AmpDtype, RunConfig};
 use crate::engine::device::{self, DeviceName};
 use crate::engine::{self, Machine, TrainState, collective};
 use crate::error::{Error, Result};
@@ -242,12 +242,6 @@ fn resolved(config: &RunConfig) -> Result<RunConfig> {
     config.device = name.to_string();
     if matches!(name, DeviceName::Wgpu(_)) && config.amp_dtype == AmpDtype::Bf16 {
         return Err(Error::Usage(format!("on {name} training is in f32; leave --amp-dtype out")));
-    }
-    let muon = [&config.pretrain.optim, &config.finetune.optim].map(|o| o.kind == OptimKind::Muon);
-    if matches!(name, DeviceName::Cuda(_)) && muon.contains(&true) {
-        return Err(Error::Usage(format!(
-            "Muon trains on the CPU only, not on {name}: kind = \"adamw\""
-        )));
     }
     config.amp_dtype = match engine::precision(&config) {
         Precision::Bf16 => AmpDtype::Bf16,

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{Context, best, stages};
+use super::{Context, best};
 use crate::backbone::NetSpec;
 use crate::config::Keep;
 use crate::data::Rgb8;
@@ -151,9 +151,7 @@ impl<'a> Probe<'a> {
     /// Accuracy on the images that are watched.
     fn accuracy(&self, state: &TrainState) -> Result<Found> {
         let data = self.context.data;
-        let (net, values) =
-            stages::measured(self.context.config, self.net, state.representation())?;
-        let model = self.context.machine.model(&net, &values)?;
+        let model = self.context.machine.model(&self.net, state.representation())?;
         let image = |i: usize| data.decode(data.watched[i]);
         let outputs = self.inference(&*model).run(data.watched.len(), &image)?;
         let labels = data.labels(&data.watched);

@@ -1,6 +1,5 @@
 //! The two training stages of a run, from wherever its checkpoint is.
 
-use std::borrow::Cow;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use super::observe::RunObserver;
 use super::{Context, Folder, best, provenance};
 use crate::backbone::{NetSpec, Spec};
-use crate::config::{Ema, Keep, OptimConfig, PosEmbed, RunConfig, Sampling};
+use crate::config::{Keep, OptimConfig, PosEmbed, RunConfig, Sampling};
 use crate::data::cache::ImageStore;
 use crate::data::loader::{BatchSource, Rows};
 use crate::engine::{self, TrainState};
@@ -140,33 +139,9 @@ pub fn train(
         if context.config.finetune.keep == Keep::Best {
             best::take(context.folder, &mut state)?;
         }
-        let (net, values) = measured(context.config, stage.net, state.representation())?;
-        let state = TrainState::new(net.parameters()?, values.into_owned(), Ema::Off);
-        last = Some(Trained { stage: StageName::Finetune, net, state });
+        last = Some(Trained { stage: StageName::Finetune, net: stage.net, state });
     }
     last.ok_or_else(|| Error::Usage("the run neither pre-trains nor fine-tunes".to_owned()))
-}
-
-/// A fine-tuned model with the weights `values` as it is measured and handed on: at the img-size of the
-/// evaluation.
-///
-/// # Errors
-/// An img-size that the backbone cannot take.
-pub fn measured<'v>(
-    config: &RunConfig,
-    net: NetSpec,
-    values: &'v [f32],
-) -> Result<(NetSpec, Cow<'v, [f32]>)> {
-    let img_size = config.eval.img_size;
-    if img_size == 0 || img_size == net.img_size {
-        return Ok((net, Cow::Borrowed(values)));
-    }
-    let larger = NetSpec { img_size, ..net };
-    let (specs, outline) = (net.parameters()?, larger.outline()?);
-    let mut resized = outline.draw(0);
-    let regenerate = config.model.pos_embed == PosEmbed::Regenerate;
-    weights::resize((&specs, values), (&outline.parameters, &mut resized), regenerate);
-    Ok((larger, Cow::Owned(resized)))
 }
 
 /// Fine-tuning's first weights: the run's own pre-training, the given weights, or a fresh model.

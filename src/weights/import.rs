@@ -141,29 +141,6 @@ pub fn import_taking(
     Ok(Import { notes, taken: (taken, file.keys().count()), path: path.to_path_buf(), fresh })
 }
 
-/// Fills `to` with the weights `values` of the same model at another img-size: its position embedding is
-/// resized as by [`import_taking`], or keeps the values of `to` if it is to `regenerate`.
-///
-/// # Panics
-/// If it is not the same model.
-pub fn resize(
-    (specs, values): (&[ParamSpec], &[f32]),
-    (to_specs, to): (&[ParamSpec], &mut [f32]),
-    regenerate: bool,
-) {
-    for (from_spec, spec) in specs.iter().zip(to_specs) {
-        let (from, to) = (&values[from_spec.range.clone()], &mut to[spec.range.clone()]);
-        match fit(spec, &from_spec.shape, regenerate) {
-            Fit::Same => to.copy_from_slice(from),
-            Fit::Resized { sides: [old, new], dim } => {
-                to.copy_from_slice(&resize_pos_embed(from, old, new, dim));
-            }
-            Fit::Computed => {}
-            Fit::Not => panic!("{} is not the same model's", spec.key),
-        }
-    }
-}
-
 fn on_top(key: &str) -> bool {
     ON_TOP.iter().any(|start| key.starts_with(start))
 }

@@ -12,7 +12,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::error::{Error, Result};
 use crate::nn::ParamSpec;
-pub use import::{Head, Import, Take, import, import_taking, resize};
+pub use import::{Head, Import, Take, import, import_taking};
 pub use tensor_file::{TensorFile, ToWrite, write_tensors};
 
 /// Shape and values of a named tensor.

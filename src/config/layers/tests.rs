@@ -54,7 +54,7 @@ fn each_layer_wins_over_the_one_before_and_is_remembered() {
         path.display()
     );
     assert_eq!(resolved.explain("pretrain.optim.epochs").expect("a key"), expected);
-    assert_eq!(resolved.explain("eval").expect("a section").matches(" = ").count(), 8);
+    assert_eq!(resolved.explain("eval").expect("a section").matches(" = ").count(), 7);
     assert!(usage(resolved.explain("evil").expect_err("no key")).contains("did you mean"));
 }
 

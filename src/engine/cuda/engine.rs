@@ -10,7 +10,7 @@ use super::inputs::Inputs;
 use super::network::{Network, Parameters};
 use super::vectors::Vectors;
 use crate::backbone::{NetSpec, Weights};
-use crate::config::{Ema, OptimConfig, OptimKind};
+use crate::config::{Ema, OptimConfig};
 use crate::data::loader::Batch;
 use crate::engine::batches::{MicroBatch, rows_of, samples, split};
 use crate::engine::coupling::{Taught, coupled_loss};
@@ -322,9 +322,6 @@ impl Engine for CudaEngine {
 
     fn update(&mut self, update: &Update) -> Result<()> {
         let gpu = self.gpu.clone();
-        if update.optim.kind == OptimKind::Muon {
-            return Err(Error::Device("Muon trains on the CPU only: --device cpu".to_owned()));
-        }
         let _turn = gpu.turn()?;
         self.state.progress.step += 1;
         self.stale = true;

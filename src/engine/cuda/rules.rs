@@ -15,8 +15,7 @@ impl Rule {
     /// eps and root.
     pub fn words(self, scale: f32) -> [f32; Self::WORDS] {
         match self {
-            // Refused before any step.
-            Self::Rest | Self::Muon(_) => [Self::REST, scale, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+            Self::Rest => [Self::REST, scale, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
             Self::Sgd(Sgd { lr, momentum, weight_decay }) => {
                 [Self::SGD, scale, lr, weight_decay, momentum, 0.0, 0.0, 0.0]
             }

@@ -75,7 +75,7 @@ fn update_plainly(state: &mut TrainState, gradient: &mut [f32], lr: f64, config:
         match Rule::of(spec, step, lr, config) {
             Rule::AdamW(options) => adamw_step(p, gradient, m, v, &options),
             Rule::Sgd(options) => sgd_step(p, gradient, m, &options),
-            Rule::Rest | Rule::Muon(_) => unreachable!("no frozen parameter, no Muon"),
+            Rule::Rest => unreachable!("no frozen parameter"),
         }
     }
     if config.ema == Ema::PerStep {

@@ -1,6 +1,5 @@
 //! Short trials of what a run spends its time on.
 
-use std::borrow::Cow;
 use std::time::{Duration, Instant};
 
 use super::memory::{Memory, bytes_of};
@@ -188,11 +187,7 @@ impl Trial<'_> {
             StageName::Finetune => stage.net,
         };
         let values = &state.values[..net.outline()?.num_params()];
-        let (net, values) = match stage.name {
-            StageName::Pretrain => (net, Cow::Borrowed(values)),
-            StageName::Finetune => stages::measured(self.config, net, values)?,
-        };
-        let model = stage.machine.model(&net, &values)?;
+        let model = stage.machine.model(&net, values)?;
         let (view, machine) = (EvalView::of(self.config), &stage.machine);
         let inference = Inference { model: &*model, view, machine };
         let decoded = |i: usize| -> Result<Rgb8> { Ok(data.images.get(i)?.into_owned()) };
