@@ -56,7 +56,7 @@ pub struct StudyArgs {
 /// Flags of every grid of runs.
 #[derive(Args, Clone, Debug)]
 pub struct GridArgs {
-    /// Rows to do, separated by commas [default: all]
+    /// Rows to do, or what their names begin with, separated by commas [default: all]
     #[arg(long, value_name = "NAMES", value_delimiter = ',', help_heading = "Cells")]
     pub rows: Vec<String>,
     /// Data sets to fine-tune on, separated by commas [default: all]

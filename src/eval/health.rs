@@ -8,11 +8,10 @@
 use burn::tensor::{DType, Tensor, TensorData};
 
 use super::knn::normalised;
+use super::spectrum::eigenvalues;
 
 /// Scale of distances in [`uniformity`], the `t` that Wang & Isola use throughout.
 const UNIFORMITY_SCALE: f64 = 2.0;
-/// LAPACK's bound on the iterations of a singular value, as a multiple of the matrix's side.
-const SVD_SWEEPS: usize = 6;
 
 /// Collapse figures of a set of features.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -219,8 +218,7 @@ pub fn effective_rank(unit: &[f32], dim: usize) -> f64 {
     share.map(|p| -p * p.ln()).sum::<f64>().exp()
 }
 
-/// Roots of the eigenvalues of the smaller of the two Gram matrices, which is symmetric and
-/// positive, so that its singular values are its eigenvalues.
+/// Roots of the eigenvalues of the smaller of the two Gram matrices.
 fn singular_values(features: &[f32], dim: usize) -> Vec<f64> {
     let device = crate::ops::cpu();
     let wide: Vec<f64> = features.iter().map(|&v| f64::from(v)).collect();
@@ -231,8 +229,8 @@ fn singular_values(features: &[f32], dim: usize) -> Vec<f64> {
         false => x.clone().transpose().matmul(x),
     };
     let [side, _] = gram.dims();
-    let (_, eigenvalues, _) = burn::linalg::svd::<2, 1>(gram, SVD_SWEEPS * side);
-    eigenvalues.into_data().iter::<f64>().map(|v| v.max(0.0).sqrt()).collect()
+    let eigenvalues = eigenvalues(gram.into_data().iter::<f64>().collect(), side);
+    eigenvalues.into_iter().map(|v| v.max(0.0).sqrt()).collect()
 }
 
 /// Mean squared distance of two views of an image, `mean_i |a_i - b_i|^2` (Wang & Isola 2020, eq. 1

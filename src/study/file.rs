@@ -107,6 +107,15 @@ pub struct Row {
     pub paper_std: BTreeMap<String, f64>,
 }
 
+impl Row {
+    /// Whether a person means it by `name`: its own, or what rows of one kind begin with, as `flowers` of
+    /// `flowers-idmm` and `flowers-simclr`.
+    pub fn is_called(&self, name: &str) -> bool {
+        let rest = self.name.strip_prefix(name);
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+    }
+}
+
 /// What fine-tuning starts from.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]

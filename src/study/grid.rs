@@ -15,7 +15,7 @@ use crate::run::{self, Stages};
 /// What somebody picks of a study.
 #[derive(Clone, Debug, Default)]
 pub struct Choices {
-    /// Names of rows; all if there are none.
+    /// Names of rows, or what several begin with; all if there are none.
     pub rows: Vec<String>,
     /// Names of data sets to fine-tune on; all if there are none.
     pub columns: Vec<String>,
@@ -39,7 +39,11 @@ impl Choices {
             From::Weights(name) => Some(name.as_str()),
             _ => None,
         });
-        known("row", &self.rows, &rows)?;
+        for name in &self.rows {
+            if !study.rows.iter().any(|row| row.is_called(name)) {
+                known("row", [name], &rows)?;
+            }
+        }
         known("column", &self.columns, &columns)?;
         known("data set", self.data.keys(), &sets)?;
         known("weights", self.weights.keys(), &weights.collect::<Vec<_>>())?;
@@ -135,14 +139,14 @@ impl Grid {
         let mut making = Making { study, base, scale, first, weights: &weights, jobs: Vec::new() };
         // All rows and columns, picked or not: names of folders must not depend on what is picked.
         let mut cells = Vec::new();
-        let picked =
-            |list: &[String], name: &str| list.is_empty() || list.iter().any(|n| n == name);
+        let (rows, columns) = (&choices.rows, &choices.columns);
         for (row, spec) in study.rows.iter().enumerate() {
             for column in study.columns() {
                 for &seed in &seeds {
                     let job = making.cell(spec, &study.data[column].name, seed)?;
-                    if picked(&choices.rows, &spec.name)
-                        && picked(&choices.columns, &study.data[column].name)
+                    let name = &study.data[column].name;
+                    if (rows.is_empty() || rows.iter().any(|wanted| spec.is_called(wanted)))
+                        && (columns.is_empty() || columns.contains(name))
                     {
                         cells.push(Cell { row, column, seed, job });
                     }

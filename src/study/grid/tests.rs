@@ -111,6 +111,19 @@ fn a_scale_shortens_epochs_and_warm_up_alike() {
 }
 
 #[test]
+fn rows_of_one_kind_are_picked_by_what_their_names_begin_with() {
+    let rows = ["a-x", "a-y", "ab-x", "a"].map(|name| format!("[[rows]]\nname = '{name}'\n"));
+    let text = format!("name = 'mine'\n[[data]]\nname = 'd'\n{}", rows.concat());
+    let of = |wanted: &[&str]| {
+        let rows = wanted.iter().map(|name| (*name).to_owned()).collect();
+        let grid = grid(&text, &Choices { rows, ..Choices::default() }).expect("a grid");
+        grid.cells.iter().map(|cell| cell.row).collect::<Vec<_>>()
+    };
+    assert_eq!(of(&["a"]), [0, 1, 3]);
+    assert_eq!(of(&["ab", "a-y"]), [1, 2]);
+}
+
+#[test]
 fn what_cannot_be_meant_is_refused() {
     for (more, choices, expected) in [
         ("", Choices { rows: vec!["z".to_owned()], ..Choices::default() }, "no row `z`"),
