@@ -84,7 +84,7 @@ impl Kernel for WeightGradient<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self) {
         let mut panels = std::mem::take(&mut self.work.panels);
-        let [rows, m, _] = self.sides;
+        let rows = self.sides[0];
         let cells = self.precision.cells(rows);
         let blocks = cells.div_ceil(if self.tiles { TILED_SUM_BLOCK } else { SUM_BLOCK });
         for block in 0..blocks {
