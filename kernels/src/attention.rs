@@ -10,7 +10,7 @@ use crate::check::check_len;
 use crate::gemm::{Epilogue, Left, PackedB, block, product};
 use crate::matrix::{Matrix, Precision};
 use crate::simd::Level;
-use softmax::{Rows, Softmax, pair_cells};
+use softmax::{Rows, Softmax, distance, pair_cells};
 use std::cell::RefCell;
 use std::ops::Range;
 
@@ -204,7 +204,7 @@ fn rows_for<'a>(
     scores: &'a mut [f32],
     pairs: &'a mut Vec<f32>,
 ) -> Rows<'a> {
-    let rows = scores.len() / tokens.max(1);
+    let rows = scores.len() / distance(tokens).max(1);
     let pairs = match precision {
         Precision::F32 => None,
         Precision::Bf16 => Some(block(pairs, rows * pair_cells(tokens))),
@@ -246,13 +246,16 @@ pub(crate) fn attention_forward_at(
         for head in shape.all_heads() {
             let (k, stride) = qkv.part(shape, Part::Key, head);
             keys.fill_transposed(level, precision, shape.matrix(k), stride, [head_dim, tokens]);
+            keys.widen(distance(tokens));
             let (v, stride) = qkv.part(shape, Part::Value, head);
             values.fill(level, precision, shape.matrix(v), stride, [tokens, head_dim]);
             let (query, stride) = qkv.part(shape, Part::Query, head);
             for rows in shape.row_blocks() {
-                let scores = block(scores, rows.len() * tokens);
+                let distance = distance(tokens);
+                let scores = block(scores, rows.len() * distance);
                 let query = Left::rows(shape.matrix(&query[rows.start * stride..]), stride);
-                product(level, rows.len(), query, keys, (&mut scores[..], tokens), Epilogue::Store);
+                let to = (&mut scores[..], distance);
+                product(level, rows.len(), query, keys, to, Epilogue::Store);
                 let sums = sums
                     .as_mut()
                     .map(|sums| &mut sums[shape.sums(head) + 2 * rows.start..][..2 * rows.len()]);

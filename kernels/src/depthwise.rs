@@ -144,22 +144,26 @@ fn taps_of(weight: &[f32], bias: &[f32]) -> Vec<Taps> {
     taps
 }
 
-/// `start` and the products of nine tokens with nine taps, summed.
+/// For each token of a row: `start` and the products of the nine tokens around it with nine taps,
+/// summed.
 #[inline(always)]
-fn convolve<S: Simd>(
-    around: [&[Block; 3]; 3],
+fn convolve<'a, S: Simd>(
+    around: impl Iterator<Item = [&'a [Block; 3]; 3]>,
     lanes: &Range<usize>,
     taps: &[S; TAPS],
     start: S,
-) -> S {
-    // A sum for each row: fewer steps wait for each other.
-    let mut sums = [start, S::splat(0.0), S::splat(0.0)];
-    for ((row, taps), sum) in around.iter().zip(taps.as_chunks::<3>().0).zip(&mut sums) {
-        for (token, &tap) in row.iter().zip(taps) {
-            *sum = S::load(&token[lanes.clone()]).mul_add(tap, *sum);
+    values: &mut [S],
+) {
+    for (around, value) in around.zip(values) {
+        // A sum for each row: fewer steps wait for each other.
+        let mut sums = [start, S::splat(0.0), S::splat(0.0)];
+        for ((row, taps), sum) in around.iter().zip(taps.as_chunks::<3>().0).zip(&mut sums) {
+            for (token, &tap) in row.iter().zip(taps) {
+                *sum = S::load(&token[lanes.clone()]).mul_add(tap, *sum);
+            }
         }
+        *value = sums[0] + sums[1] + sums[2];
     }
-    sums[0] + sums[1] + sums[2]
 }
 
 /// The given lanes of nine taps.
@@ -170,6 +174,34 @@ fn load_taps<S: Simd>(taps: &Taps, lanes: &Range<usize>) -> [S; TAPS] {
         *to = S::load(&tap[lanes.clone()]);
     }
     loaded
+}
+
+/// Room for a vector of each token of a row, and for each token one that [`Row`] keeps.
+struct Work<S> {
+    values: Vec<S>,
+    kept: Vec<S>,
+}
+
+impl<S: Simd> Work<S> {
+    #[inline(always)]
+    fn new(shape: &MapShape) -> Self {
+        let zeros = vec![S::splat(0.0); shape.width];
+        Self { values: zeros.clone(), kept: zeros }
+    }
+
+    /// Before GELU, the given lanes of a block of the row around which `rows` are.
+    #[inline(always)]
+    fn convolve(
+        &mut self,
+        (rows, y): (&Rows, usize),
+        taps: &[Taps],
+        block: usize,
+        lanes: &Range<usize>,
+    ) {
+        let bias = S::load(&taps[block][TAPS][lanes.clone()]);
+        let taps = load_taps::<S>(&taps[block], lanes);
+        convolve(rows.around(y, block), lanes, &taps, bias, &mut self.values);
+    }
 }
 
 struct Forward<'a> {
@@ -189,7 +221,7 @@ impl Kernel for Forward<'_> {
             return;
         }
         let precision = out.precision;
-        let (mut rows, mut kept) = (Rows::new(shape), vec![S::splat(0.0); shape.width]);
+        let (mut rows, mut work) = (Rows::new(shape), Work::<S>::new(shape));
         for map in 0..shape.batch {
             let first = map * shape.height;
             rows.start::<S>(shape, x, first);
@@ -197,12 +229,10 @@ impl Kernel for Forward<'_> {
                 rows.advance::<S>(shape, x, [first, y]);
                 let mut out = Row::of_mut(&mut out, shape, first + y);
                 for (block, lanes, channel) in shape.vectors::<S>() {
-                    let bias = S::load(&taps[block][TAPS][lanes.clone()]);
-                    let taps = load_taps::<S>(&taps[block], &lanes);
-                    for (x, (around, kept)) in rows.around(y, block).zip(&mut kept).enumerate() {
-                        let (activated, _) =
-                            gelu_in(precision, convolve(around, &lanes, &taps, bias));
-                        out.store(x, channel, activated, kept);
+                    work.convolve((&rows, y), taps, block, &lanes);
+                    let Work { values, kept } = &mut work;
+                    for (x, (&value, kept)) in values.iter().zip(kept).enumerate() {
+                        out.store(x, channel, gelu_in(precision, value).0, kept);
                     }
                 }
             }
@@ -231,7 +261,7 @@ impl Kernel for Backward<'_> {
         }
         // The gradient before GELU in the second.
         let (mut rows, mut slopes) = (Rows::new(shape), Rows::new(shape));
-        let mut kept = vec![S::splat(0.0); shape.width];
+        let mut work = Work::<S>::new(shape);
         for map in 0..shape.batch {
             let first = map * shape.height;
             rows.start::<S>(shape, x, first);
@@ -240,17 +270,17 @@ impl Kernel for Backward<'_> {
                 rows.advance::<S>(shape, x, [first, y]);
                 let dout = Row::of(dout, shape, first + y);
                 let around = (&rows, y);
-                slopes_of_row(shape, around, dout, (taps, dtaps), &mut slopes, &mut kept);
+                slopes_of_row(shape, around, dout, (taps, dtaps), &mut slopes, &mut work);
                 // The row above has all its neighbours now.
                 if let Some(above) = y.checked_sub(1) {
                     let dx = Row::of_mut(&mut dx, shape, first + above);
-                    input_gradient(shape, (&slopes, above), taps, dx, &mut kept);
+                    input_gradient(shape, (&slopes, above), taps, dx, &mut work);
                 }
             }
             let last = shape.height - 1;
             slopes.clear(last + 2);
             let dx = Row::of_mut(&mut dx, shape, first + last);
-            input_gradient(shape, (&slopes, last), taps, dx, &mut kept);
+            input_gradient(shape, (&slopes, last), taps, dx, &mut work);
         }
     }
 }
@@ -263,18 +293,20 @@ fn slopes_of_row<S: Simd>(
     dout: Row<&[f32]>,
     (taps, dtaps): (&[Taps], &mut [Taps]),
     slopes: &mut Rows,
-    kept: &mut [S],
+    work: &mut Work<S>,
 ) {
     let precision = dout.precision();
     for (block, lanes, channel) in shape.vectors::<S>() {
-        let bias = S::load(&taps[block][TAPS][lanes.clone()]);
-        let taps = load_taps::<S>(&taps[block], &lanes);
+        work.convolve((rows, y), taps, block, &lanes);
+        let Work { values, kept } = &mut *work;
+        for value in values.iter_mut() {
+            (_, *value) = gelu_in(precision, *value);
+        }
         // In registers over the whole row.
         let mut sums = [S::splat(0.0); TAPS + 1];
-        let tokens = slopes.inner(y + 1, block).iter_mut().zip(&mut *kept).enumerate();
-        for (around, (x, (to, kept))) in rows.around(y, block).zip(tokens) {
-            let (_, derivative) = gelu_in(precision, convolve(around, &lanes, &taps, bias));
-            let slope = dout.load(x, channel, kept) * derivative;
+        let tokens = slopes.inner(y + 1, block).iter_mut().zip(kept).zip(values).enumerate();
+        for (around, (x, ((to, kept), derivative))) in rows.around(y, block).zip(tokens) {
+            let slope = dout.load(x, channel, kept) * *derivative;
             slope.store(&mut to[lanes.clone()]);
             for (tap, sum) in sums[..TAPS].iter_mut().enumerate() {
                 *sum = S::load(&around[tap / 3][tap % 3][lanes.clone()]).mul_add(slope, *sum);
@@ -295,13 +327,15 @@ fn input_gradient<S: Simd>(
     (slopes, y): (&Rows, usize),
     taps: &[Taps],
     mut dx: Row<&mut [f32]>,
-    kept: &mut [S],
+    work: &mut Work<S>,
 ) {
+    let Work { values, kept } = work;
     for (block, lanes, channel) in shape.vectors::<S>() {
         let mut taps = load_taps::<S>(&taps[block], &lanes);
         taps.reverse();
-        for (x, (around, kept)) in slopes.around(y, block).zip(&mut *kept).enumerate() {
-            dx.store(x, channel, convolve(around, &lanes, &taps, S::splat(0.0)), kept);
+        convolve(slopes.around(y, block), &lanes, &taps, S::splat(0.0), values);
+        for (x, (value, kept)) in values.iter().zip(&mut *kept).enumerate() {
+            dx.store(x, channel, *value, kept);
         }
     }
 }

@@ -3,8 +3,7 @@
 
 use crate::check::check_len;
 use crate::matrix::Precision;
-use crate::simd::{Kernel, Level, Simd, exp};
-use std::f32::consts::{FRAC_1_SQRT_2, FRAC_2_SQRT_PI};
+use crate::simd::{Kernel, Level, Simd};
 
 /// `y = GELU(x)` and `derivative = GELU'(x)`, both overwritten, absolute error below 5e-7 for |x| <
 /// 1e28. Infinities may become not-a-number.
@@ -40,25 +39,46 @@ impl Kernel for Gelu<'_> {
     }
 }
 
-/// GELU and its derivative. The upper tail Q(a) = 1 - Phi(a) is formula 7.1.26 of Abramowitz and
-/// Stegun for erfc(a / sqrt 2) / 2, error 7.5e-8; then GELU(x) = max(x, 0) - |x| Q(|x|) without
-/// cancellation.
+/// GELU and its derivative, by way of b = -|x|. The tail is Phi(b) = 1 / r(b)^4, and the ratio of density
+/// and tail h(b), with polynomials r and h that `tests/golden/gelu_polynomials.py` has fitted. Then
+/// GELU(x) = max(x, 0) + b Phi(b) without cancellation, and GELU'(b) = Phi(b) (1 + b h(b)).
 #[inline(always)]
 pub(crate) fn gelu<S: Simd>(x: S) -> (S, S) {
-    let zero = S::splat(0.0);
-    let magnitude = x.max(zero - x);
-    let density = exp(x * x * S::splat(-0.5));
-    let t = magnitude.mul_add(S::splat(0.327_591_1 * FRAC_1_SQRT_2), S::splat(1.0)).reciprocal();
-    let mut tail = S::splat(0.5 * 1.061_405_4);
-    for coefficient in [-1.453_152, 1.421_413_8, -0.284_496_74, 0.254_829_6] {
-        tail = tail.mul_add(t, S::splat(0.5 * coefficient));
-    }
-    let tail = tail * t * density;
-    let y = zero.max(x) - magnitude * tail;
-    let phi = tail.where_negative(x, S::splat(1.0) - tail);
-    let density_at_zero = S::splat(0.5 * FRAC_2_SQRT_PI * FRAC_1_SQRT_2);
-    let derivative = (x * density).mul_add(density_at_zero, phi);
-    (y, derivative)
+    /// The tail beyond is nothing beside 1.
+    const FAR: f32 = -8.0;
+    const ROOT: [f32; 12] = [
+        -1.189_535_2e-6,
+        -1.508_238_2e-5,
+        -9.486_651e-5,
+        -3.144_494_6e-4,
+        -7.576_534e-4,
+        -6.556_381e-4,
+        -2.534_208_7e-3,
+        5.986_281e-3,
+        -3.139_863_3e-2,
+        1.182_700_8e-1,
+        -2.372_138_3e-1,
+        1.189_207_1,
+    ];
+    const RATIO: [f32; 8] = [
+        -1.199_891e-5,
+        -1.525_704_8e-4,
+        -6.197_62e-4,
+        7.808_907e-4,
+        1.989_873_8e-2,
+        1.093_230_6e-1,
+        -6.365_633_5e-1,
+        7.978_872e-1,
+    ];
+    let (zero, one) = (S::splat(0.0), S::splat(1.0));
+    // In this order not-a-number stays what it is.
+    let b = S::splat(FAR).max(x.min(zero - x));
+    let root = polynomial_in_fours(&ROOT, b);
+    let square = root * root;
+    let tail = (square * square).reciprocal();
+    let y = b.mul_add(tail, zero.max(x));
+    let slope = (polynomial_in_fours(&RATIO, b) * b).mul_add(tail, tail);
+    (y, slope.where_negative(x, one - slope))
 }
 
 /// The same for results that are rounded to bf16: absolute errors below 1e-4 and 3e-4 for |x| < 40,
@@ -105,6 +125,28 @@ fn polynomial<S: Simd, const N: usize>(coefficients: &[f32; N], x: S) -> S {
         sum = if i == 0 { coefficient } else { sum.mul_add(x, coefficient) };
     }
     sum
+}
+
+/// The same, in other places rounded: four terms are added up in pairs (Estrin, 1960), where one after
+/// the other each step waits for the one before it.
+#[inline(always)]
+fn polynomial_in_fours<S: Simd, const N: usize>(coefficients: &[f32; N], x: S) -> S {
+    let (first, fours) = coefficients.as_rchunks::<4>();
+    let (square, mut sum) = (x * x, None);
+    let fourth = square * square;
+    let add = |sum: Option<S>, power: S, term: S| match sum {
+        Some(sum) => sum.mul_add(power, term),
+        None => term,
+    };
+    for &coefficient in first {
+        sum = Some(add(sum, x, S::splat(coefficient)));
+    }
+    for &[c3, c2, c1, c0] in fours {
+        let [c3, c2, c1, c0] = [S::splat(c3), S::splat(c2), S::splat(c1), S::splat(c0)];
+        let four = c3.mul_add(x, c2).mul_add(square, c1.mul_add(x, c0));
+        sum = Some(add(sum, fourth, four));
+    }
+    sum.unwrap_or(S::splat(0.0))
 }
 
 /// One or the other, as the results are kept.

@@ -88,10 +88,10 @@ impl Kernel for Forward<'_> {
                 moments[2 * r..][..2].copy_from_slice(&[mean, rstd]);
             }
             let row = Row { x, weight, bias, mean: S::splat(mean), rstd: S::splat(rstd) };
-            for piece in S::pieces(cells) {
-                match out.precision {
-                    Precision::F32 => row.normalised(piece.start).store(&mut y[piece]),
-                    Precision::Bf16 => {
+            match out.precision {
+                Precision::F32 => row.normalise(y),
+                Precision::Bf16 => {
+                    for piece in S::pieces(cells) {
                         let first = 2 * piece.start;
                         let second = dim.min(first + S::LANES);
                         let (first, second) = (row.normalised(first), row.normalised(second));
@@ -106,15 +106,22 @@ impl Kernel for Forward<'_> {
 /// Mean of a row and 1 / its deviation.
 #[inline(always)]
 fn moments_of<S: Simd>(x: &[f32], eps: f32) -> [f32; 2] {
-    let mut sum = S::splat(0.0);
-    for piece in S::pieces(x.len()) {
-        sum = sum + S::load(&x[piece]);
+    // Whole vectors apart: rows are short, and each step more counts.
+    let vectors = x.chunks_exact(S::LANES);
+    let rest = vectors.remainder();
+    let mut sum = S::load(rest);
+    for x in vectors.clone() {
+        sum = sum + S::load(x);
     }
     let mean = sum.sum() / x.len() as f32;
     let mut squares = S::splat(0.0);
-    for piece in S::pieces(x.len()) {
-        let centred = S::load(&x[piece.clone()]) - S::splat(mean);
-        let centred = centred.first(piece.len(), S::splat(0.0));
+    if !rest.is_empty() {
+        let centred = S::load(rest) - S::splat(mean);
+        let centred = centred.first(rest.len(), S::splat(0.0));
+        squares = centred * centred;
+    }
+    for x in vectors {
+        let centred = S::load(x) - S::splat(mean);
         squares = centred.mul_add(centred, squares);
     }
     [mean, 1.0 / (squares.sum() / x.len() as f32 + eps).sqrt()]
@@ -130,6 +137,17 @@ struct Row<'a, S> {
 }
 
 impl<S: Simd> Row<'_, S> {
+    /// All channels.
+    #[inline(always)]
+    fn normalise(&self, out: &mut [f32]) {
+        let parameters = self.weight.chunks(S::LANES).zip(self.bias.chunks(S::LANES));
+        let rows = self.x.chunks(S::LANES).zip(out.chunks_mut(S::LANES));
+        for ((weight, bias), (x, out)) in parameters.zip(rows) {
+            let x_hat = (S::load(x) - self.mean) * self.rstd;
+            x_hat.mul_add(S::load(weight), S::load(bias)).store(out);
+        }
+    }
+
     /// The vector from channel `first` on, zeros behind the last channel.
     #[inline(always)]
     fn normalised(&self, first: usize) -> S {

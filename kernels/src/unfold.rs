@@ -45,15 +45,28 @@ impl Windows {
 pub fn unfold(shape: &MapShape, windows: &Windows, x: &[f32], out: &mut [f32]) {
     check_len("x", x, shape.values());
     check_len("the output", out, unfolded(shape, windows));
-    if windows.padding > 0 {
-        out.fill(0.0);
-    }
-    visit(shape, windows, |token, window, place| {
-        let x = &x[token..][..shape.channels];
-        // One channel of the window after the other.
-        let out = out[window..][..shape.channels * windows.size()].chunks_exact_mut(windows.size());
-        for (out, x) in out.zip(x) {
-            out[place] = *x;
+    let (channels, size) = (shape.channels, windows.size());
+    visit(shape, windows, |window, range| {
+        let out = &mut out[range];
+        if !window.is_whole(windows) {
+            out.fill(0.0);
+        }
+        for (first, places) in window.rows(shape, windows) {
+            // The longer of both loops inside.
+            if channels < windows.kernel {
+                for (channel, out) in out.chunks_exact_mut(size).enumerate() {
+                    let x = x[first * channels + channel..].iter().step_by(channels);
+                    out[places.clone()].iter_mut().zip(x).for_each(|(out, x)| *out = *x);
+                }
+                continue;
+            }
+            for (token, place) in (first..).zip(places) {
+                let x = &x[token * channels..][..channels];
+                // One channel of the window after the other.
+                for (out, x) in out.chunks_exact_mut(size).zip(x) {
+                    out[place] = *x;
+                }
+            }
         }
     });
 }
@@ -66,11 +79,16 @@ pub fn fold(shape: &MapShape, windows: &Windows, dout: &[f32], dx: &mut [f32]) {
     check_len("dout", dout, unfolded(shape, windows));
     check_len("dx", dx, shape.values());
     dx.fill(0.0);
-    visit(shape, windows, |token, window, place| {
-        let dx = &mut dx[token..][..shape.channels];
-        let dout = dout[window..][..shape.channels * windows.size()].chunks_exact(windows.size());
-        for (dx, dout) in dx.iter_mut().zip(dout) {
-            *dx += dout[place];
+    let (channels, size) = (shape.channels, windows.size());
+    visit(shape, windows, |window, range| {
+        let dout = &dout[range];
+        for (first, places) in window.rows(shape, windows) {
+            for (token, place) in (first..).zip(places) {
+                let dx = &mut dx[token * channels..][..channels];
+                for (dx, dout) in dx.iter_mut().zip(dout.chunks_exact(size)) {
+                    *dx += dout[place];
+                }
+            }
         }
     });
 }
@@ -81,24 +99,48 @@ fn unfolded(shape: &MapShape, windows: &Windows) -> usize {
     shape.batch * sides * shape.channels * windows.size()
 }
 
-/// Calls `at` for each token in each window, with where the token's values and the window's begin
-/// and the token's place in the window.
+/// What a window has of its map.
+struct Window {
+    /// The places that lie on the map, along both sides.
+    downs: Range<usize>,
+    rights: Range<usize>,
+    /// The token at the first of them.
+    first: usize,
+}
+
+impl Window {
+    /// Whether all of it lies on the map.
+    fn is_whole(&self, windows: &Windows) -> bool {
+        self.downs.len() == windows.kernel && self.rights.len() == windows.kernel
+    }
+
+    /// Row by row: the first token, and the places in the window.
+    fn rows<'a>(
+        &'a self,
+        shape: &'a MapShape,
+        windows: &'a Windows,
+    ) -> impl Iterator<Item = (usize, Range<usize>)> + 'a {
+        self.downs.clone().enumerate().map(|(i, down)| {
+            let place = |right| down * windows.kernel + right;
+            let places = place(self.rights.start)..place(self.rights.end);
+            (self.first + i * shape.width, places)
+        })
+    }
+}
+
+/// Calls `at` for each window, with where its values lie.
 #[inline(always)]
-fn visit(shape: &MapShape, windows: &Windows, mut at: impl FnMut(usize, usize, usize)) {
+fn visit(shape: &MapShape, windows: &Windows, mut at: impl FnMut(Window, Range<usize>)) {
     let &MapShape { batch, height, width, channels } = shape;
-    let mut window = 0;
+    let (mut start, len) = (0, channels * windows.size());
     for sample in 0..batch {
         for row in 0..windows.count(height) {
             let (downs, y) = windows.inside(row, height);
             for column in 0..windows.count(width) {
                 let (rights, x) = windows.inside(column, width);
-                for (y, down) in (y..).zip(downs.clone()) {
-                    let first = (sample * height + y) * width + x;
-                    for (token, right) in (first..).zip(rights.clone()) {
-                        at(token * channels, window, down * windows.kernel + right);
-                    }
-                }
-                window += channels * windows.size();
+                let first = (sample * height + y) * width + x;
+                at(Window { downs: downs.clone(), rights, first }, start..start + len);
+                start += len;
             }
         }
     }

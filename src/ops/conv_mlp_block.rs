@@ -3,9 +3,12 @@
 //! 3.3).
 //!
 //! In one piece the maps on both sides of the convolution, by far the largest of a block, stay in the
-//! precision of the products that make and read them.
+//! precision of the products that make and read them, and few of them at a time pass through all layers:
+//! most of what one layer writes is still in a cache when the next one reads it.
 
 #![expect(clippy::too_many_arguments, reason = "tensors inside of structures are not dispatched")]
+
+use std::ops::Range;
 
 use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
 use burn::backend::autodiff::grads::Gradients;
@@ -13,13 +16,16 @@ use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 use burn::backend::{Autodiff, Backend, Dispatch, Flex, backend_extension, tensor::FloatTensor};
 use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
-use fewvit_kernels::{Epilogue, MapShape, depthwise_gelu_backward, depthwise_gelu_forward};
+use fewvit_kernels::{
+    Epilogue, MapShape, Matrix, Precision, depthwise_gelu_backward, depthwise_gelu_forward,
+};
 
 use super::buffers::Buffer;
 use super::flat::{Parent, add_gradients_anyway, parents};
-use super::fused_nodes::scaled;
-use super::pre_norm::{Normed, PreNorm};
-use super::projection::{Maps, Projection};
+use super::fused_nodes::scale;
+use super::kept::{Kept, Run};
+use super::pre_norm::PreNorm;
+use super::projection::Projection;
 use super::storage::{contiguous, dims2, slice, unzip};
 use super::{Kernels, Layer, Norm, composed, depthwise, precision};
 
@@ -107,11 +113,15 @@ impl ConvMlpBlockOps for Flex {
     ) -> FlexTensor {
         let layers = [weight1, bias1, kernels, conv_bias, weight2, bias2];
         let inputs = Inputs::new([x, norm_weight, norm_bias], layers, eps, [batch, side]);
-        inputs.forward(factors.as_deref()).0
+        inputs.forward(&inputs.kept(factors)).0
     }
 }
 
-/// The norm with its input, the layers and the map that the rows are.
+/// Values of a hidden map, of maps that pass through all layers together: 1 MiB. In tests few, so that
+/// there are several parts.
+const AT_ONCE: usize = if cfg!(test) { 1024 } else { 256 * 1024 };
+
+/// The norm with its input, the layers and the maps that the rows are, between the layers.
 #[derive(Clone, Debug)]
 struct Inputs {
     norm: PreNorm,
@@ -120,14 +130,14 @@ struct Inputs {
     conv_bias: FlexTensor,
     fc2: Projection,
     map: MapShape,
-    /// Between them.
-    hidden: Maps,
+    precision: Precision,
 }
 
-/// What the backward reads.
+/// What the backward reads, of the maps that are kept.
 #[derive(Clone, Debug)]
 struct Saved {
-    normed: Normed,
+    normed: FlexTensor,
+    moments: FlexTensor,
     /// The map before the convolution, and that behind GELU.
     hidden: FlexTensor,
     activated: FlexTensor,
@@ -144,54 +154,143 @@ impl Inputs {
         let [fc1, fc2] = [(w1, b1), (w2, b2)].map(|(w, b)| Projection::new(w, b, precision));
         let [kernels, conv_bias] = [kernels, conv_bias].map(contiguous);
         let map = MapShape { batch, height: side, width: side, channels: fc1.out() };
-        let hidden = Maps { rows: dims2(&norm.x)[0], precision };
-        Self { norm, fc1, kernels, conv_bias, fc2, map, hidden }
+        Self { norm, fc1, kernels, conv_bias, fc2, map, precision }
     }
 
-    fn forward(&self, factors: Option<&[f32]>) -> (FlexTensor, Saved) {
-        let normed = self.norm.forward(self.hidden.precision);
-        let (mut hidden, mut activated) =
-            (self.hidden.buffer(self.fc1.out()), self.hidden.buffer(self.fc1.out()));
-        let bias = Epilogue::Bias(self.fc1.bias());
-        self.fc1.forward(
-            self.hidden.rows,
-            normed.matrix(),
-            self.hidden.matrix(&mut hidden[..]),
-            bias,
-        );
-        let (kernels, bias) = (slice(&self.kernels), slice(&self.conv_bias));
-        let (from, to) = (self.hidden.matrix(&hidden[..]), self.hidden.matrix(&mut activated[..]));
-        depthwise_gelu_forward(&self.map, from, kernels, bias, to);
-        let y = self.fc2.add_to(&self.norm.x, self.hidden.matrix(&activated[..]), factors);
-        let [hidden, activated] = [hidden, activated].map(Buffer::into_vector);
-        (y, Saved { normed, hidden, activated })
+    /// Tokens of a map.
+    fn tokens(&self) -> usize {
+        self.map.height * self.map.width
     }
 
-    /// Adds the gradients of the parameters and registers that of `x`. `dy` is the gradient of the
-    /// output, `branch` the same times the rows' factors.
+    fn kept(&self, factors: Option<Vec<f32>>) -> Kept {
+        Kept::new([self.map.batch, self.tokens()], factors)
+    }
+
+    /// Maps that pass through all layers together.
+    fn at_once(&self) -> usize {
+        (AT_ONCE / (self.tokens() * self.map.channels)).clamp(1, self.map.batch.max(1))
+    }
+
+    /// As many maps with the channels of the hidden one.
+    fn maps(&self, part: &Range<usize>) -> MapShape {
+        MapShape { batch: part.len(), ..self.map }
+    }
+
+    /// Where rows of `columns` lie in the precision of the products.
+    fn span(&self, rows: &Range<usize>, columns: usize) -> Range<usize> {
+        let cells = self.precision.cells(columns);
+        rows.start * cells..rows.end * cells
+    }
+
+    /// In that precision.
+    fn matrix<T>(&self, cells: T) -> Matrix<T> {
+        Matrix { cells, precision: self.precision }
+    }
+
+    /// Room for rows of the given number of columns, in that precision.
+    fn buffer(&self, rows: usize, columns: usize) -> Buffer {
+        Buffer::stale(rows * self.precision.cells(columns))
+    }
+
+    fn forward(&self, kept: &Kept) -> (FlexTensor, Saved) {
+        let (rows, dim, width) = (self.map.batch * self.tokens(), self.fc2.out(), self.fc1.out());
+        let (mut y, mut moments) = (Buffer::stale(rows * dim), Buffer::stale(rows * 2));
+        // Buffers are used again by length: as long as if all maps were kept.
+        let [mut normed, mut hidden, mut activated] =
+            [dim, width, width].map(|columns| self.buffer(rows, columns));
+        let x = slice(&self.norm.x);
+        kept.pass_dropped(dim, x, &mut y);
+        for part in kept.parts(self.at_once()) {
+            let rows = kept.rows(&part);
+            let (narrow, wide) = (self.span(&rows, dim), self.span(&rows, width));
+            for Run { kept, all } in kept.runs(&part) {
+                let out = self.matrix(&mut normed[self.span(&kept, dim)]);
+                let moments = &mut moments[2 * kept.start..2 * kept.end];
+                self.norm.forward_rows(&x[all.start * dim..all.end * dim], out, moments);
+            }
+            let (from, to) = (&normed[narrow], &mut hidden[wide.clone()]);
+            let bias = Epilogue::Bias(self.fc1.bias());
+            self.fc1.forward(rows.len(), self.matrix(from), self.matrix(to), bias);
+            let (from, to) = (&hidden[wide.clone()], &mut activated[wide]);
+            let (kernels, bias) = (slice(&self.kernels), slice(&self.conv_bias));
+            let (from, to) = (self.matrix(from), self.matrix(to));
+            depthwise_gelu_forward(&self.maps(&part), from, kernels, bias, to);
+            for Run { kept: rows, all } in kept.runs(&part) {
+                let from = self.matrix(&activated[self.span(&rows, width)]);
+                let (factors, values) = (kept.factors(&all), all.start * dim..all.end * dim);
+                let (bias, residual) = (self.fc2.bias(), &x[values.clone()]);
+                let end = Epilogue::Residual { bias, residual, factors };
+                self.fc2.forward(rows.len(), from, &mut y[values], end);
+            }
+        }
+        let [normed, moments, hidden, activated] =
+            [normed, moments, hidden, activated].map(Buffer::into_vector);
+        (y.into_tensor([rows, dim]), Saved { normed, moments, hidden, activated })
+    }
+
+    /// Adds the gradients of the parameters and registers that of `x`, from the gradient `dy` of the
+    /// output.
     fn register(
         &self,
-        saved: Saved,
+        (saved, kept): (&Saved, &Kept),
         dy: &FlexTensor,
-        branch: &[f32],
-        [x, nw, nb]: [Option<Parent>; 3],
-        [w1, b1, kernels, conv_bias, w2, b2]: [Option<Parent>; 6],
+        [x, parents @ ..]: [Option<Parent>; 9],
         grads: &mut Gradients,
     ) {
-        let activated = self.hidden.matrix(slice(&saved.activated));
-        self.fc2.add_gradients(self.hidden.rows, branch, activated, [w2, b2], grads);
-        let mut slopes = self.hidden.buffer(self.fc1.out());
-        let out = self.hidden.matrix(&mut slopes[..]);
-        self.fc2.backward(self.hidden.rows, branch, out, Epilogue::Store);
-        let mut du = self.hidden.buffer(self.fc1.out());
-        let parameters = [&self.kernels, &self.conv_bias];
-        add_gradients_anyway(parameters, [kernels, conv_bias], grads, |sums| {
-            let maps = [&slopes[..], slice(&saved.hidden)].map(|map| self.hidden.matrix(map));
-            let ([kernels, bias], du) = (parameters.map(slice), self.hidden.matrix(&mut du[..]));
-            depthwise_gelu_backward(&self.map, maps, kernels, bias, du, sums);
+        let (dim, dy) = (self.fc2.out(), slice(dy));
+        let mut dx = Buffer::stale(dy.len());
+        kept.pass_dropped(dim, dy, &mut dx);
+        let [[w1, b1], [w2, b2]] = [&self.fc1, &self.fc2].map(Projection::parameters);
+        let PreNorm { weight, bias, .. } = &self.norm;
+        let parameters = [weight, bias, w1, b1, &self.kernels, &self.conv_bias, w2, b2];
+        add_gradients_anyway(parameters, parents, grads, |[nw, nb, w1, b1, k, kb, w2, b2]| {
+            let rows = self.at_once() * self.tokens();
+            let [mut slopes, mut du] = [(); 2].map(|()| self.buffer(rows, self.fc1.out()));
+            let [mut branch, mut d_normed] = [(); 2].map(|()| Buffer::stale(rows * dim));
+            for part in kept.parts(self.at_once()) {
+                let rows = kept.rows(&part);
+                let span = |columns| self.span(&rows, columns);
+                for Run { kept: to, all } in kept.runs(&part) {
+                    let to = (to.start - rows.start) * dim..(to.end - rows.start) * dim;
+                    scale(
+                        dim,
+                        &dy[all.start * dim..all.end * dim],
+                        kept.factors(&all),
+                        &mut branch[to],
+                    );
+                }
+                let branch = &branch[..rows.len() * dim];
+                let hidden = ..self.precision.cells(self.fc1.out()) * rows.len();
+                let activated = self.matrix(&slice(&saved.activated)[span(self.fc1.out())]);
+                self.fc2.sum_gradients(rows.len(), branch, activated, [w2, b2]);
+                let out = self.matrix(&mut slopes[hidden]);
+                self.fc2.backward(rows.len(), branch, out, Epilogue::Store);
+                let before = &slice(&saved.hidden)[span(self.fc1.out())];
+                let maps = [&slopes[hidden], before].map(|map| self.matrix(map));
+                let (kernels, bias) = (slice(&self.kernels), slice(&self.conv_bias));
+                let (out, sums) = (self.matrix(&mut du[hidden]), [&mut *k, &mut *kb]);
+                depthwise_gelu_backward(&self.maps(&part), maps, kernels, bias, out, sums);
+                let (du, normed) = (self.matrix(&du[hidden]), &slice(&saved.normed)[span(dim)]);
+                self.fc1.sum_gradients(rows.len(), du, self.matrix(normed), [w1, b1]);
+                self.fc1.backward(
+                    rows.len(),
+                    du,
+                    &mut d_normed[..rows.len() * dim],
+                    Epilogue::Store,
+                );
+                for Run { kept: from, all } in kept.runs(&part) {
+                    let moments = &slice(&saved.moments)[2 * from.start..2 * from.end];
+                    let from = (from.start - rows.start) * dim..(from.end - rows.start) * dim;
+                    let all = all.start * dim..all.end * dim;
+                    let (dy, dx) = (&dy[all.clone()], &mut dx[all.clone()]);
+                    self.norm.backward_rows(all, moments, &d_normed[from], dy, dx, [nw, nb]);
+                }
+            }
         });
-        let (du, parents) = (self.hidden.matrix(&du[..]), [x, nw, nb, w1, b1]);
-        self.norm.register_half(saved.normed, &self.fc1, du, dy, parents, grads);
+        if let Some(parent) = x {
+            let [rows, dim] = dims2(&self.norm.x);
+            grads.register::<Flex>(parent.id, dx.into_tensor([rows, dim]));
+        }
     }
 }
 
@@ -199,17 +298,13 @@ impl Inputs {
 struct ConvMlpBlock;
 
 impl Backward<Flex, 9> for ConvMlpBlock {
-    /// With the rows' factors.
-    type State = (Inputs, Saved, Option<Vec<f32>>);
+    type State = (Inputs, Saved, Kept);
 
     fn backward(self, ops: Ops<Self::State, 9>, grads: &mut Gradients, _: &mut Checkpointer) {
         let dy = contiguous(grads.consume::<Flex>(&ops.node));
-        let (inputs, saved, factors) = ops.state;
+        let (inputs, saved, kept) = ops.state;
         let [x, nw, nb, w1, b1, k, kb, w2, b2] = ops.parents;
-        let (norm, layers) = (parents![x, nw, nb], parents![w1, b1, k, kb, w2, b2]);
-        let branch = factors.map(|factors| scaled(&dy, &factors));
-        let branch = branch.as_deref().unwrap_or(slice(&dy));
-        inputs.register(saved, &dy, branch, norm, layers, grads);
+        inputs.register((&saved, &kept), &dy, parents![x, nw, nb, w1, b1, k, kb, w2, b2], grads);
     }
 }
 
@@ -235,9 +330,10 @@ impl<C: CheckpointStrategy> ConvMlpBlockOps for Autodiff<Flex, C> {
         let (layers, [w1, b1, k, kb, w2, b2]) = unzip(layers.map(|tensor| tensor.into_parts()));
         let nodes = [xn, nw, nb, w1, b1, k, kb, w2, b2];
         let inputs = Inputs::new(norm, layers, eps, [batch, side]);
-        let (y, saved) = inputs.forward(factors.as_deref());
+        let kept = inputs.kept(factors);
+        let (y, saved) = inputs.forward(&kept);
         match ConvMlpBlock.prepare::<C>(nodes).compute_bound().stateful() {
-            OpsKind::Tracked(node) => node.finish((inputs, saved, factors), y),
+            OpsKind::Tracked(node) => node.finish((inputs, saved, kept), y),
             OpsKind::UnTracked(node) => node.finish(y),
         }
     }

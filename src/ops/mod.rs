@@ -18,6 +18,7 @@ pub mod dropout;
 mod flat;
 pub mod fused;
 mod fused_nodes;
+mod kept;
 pub mod mlp_block;
 mod packed;
 pub mod performer;

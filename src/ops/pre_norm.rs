@@ -1,6 +1,8 @@
 //! The layer norm in front of a residual branch: `x` enters the branch normalised, and passes it as it
 //! is.
 
+use std::ops::Range;
+
 use burn::backend::Flex;
 use burn::backend::autodiff::grads::Gradients;
 use burn_flex::FlexTensor;
@@ -51,11 +53,32 @@ impl PreNorm {
         let [rows, dim] = dims2(&self.x);
         let cells = precision.cells(dim);
         let [mut y, mut moments] = [rows * cells, rows * 2].map(Buffer::stale);
-        let (x, weight, bias) = (slice(&self.x), slice(&self.weight), slice(&self.bias));
         let out = Matrix { cells: &mut y[..], precision };
-        layer_norm_forward(x, weight, bias, self.eps as f32, out, Some(&mut moments));
+        self.forward_rows(slice(&self.x), out, &mut moments);
         let y = y.into_tensor([rows, cells]);
         Normed { y, moments: moments.into_tensor([rows, 2]), precision }
+    }
+
+    /// [`Self::forward`] of the rows `x`, with room for what their backward needs.
+    pub(super) fn forward_rows(&self, x: &[f32], out: Matrix<&mut [f32]>, moments: &mut [f32]) {
+        let (weight, bias) = (slice(&self.weight), slice(&self.bias));
+        layer_norm_forward(x, weight, bias, self.eps as f32, out, Some(moments));
+    }
+
+    /// The gradient `dx` of some rows, those `values` of `x`: what comes back through the norm, from the
+    /// gradient `dy` of its output, and what has come around the branch, `residual`. The gradients of the
+    /// parameters are added.
+    pub(super) fn backward_rows(
+        &self,
+        values: Range<usize>,
+        moments: &[f32],
+        dy: &[f32],
+        residual: &[f32],
+        dx: &mut [f32],
+        [dw, db]: [&mut [f32]; 2],
+    ) {
+        let (x, weight) = (&slice(&self.x)[values], slice(&self.weight));
+        layer_norm_backward(dy, x, moments, weight, Some(residual), dx, dw, db);
     }
 
     /// Adds the gradients of the parameters and registers that of `x`: what comes back through the

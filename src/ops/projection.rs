@@ -88,10 +88,26 @@ impl Projection {
         parents: [Option<Parent>; 2],
         grads: &mut Gradients,
     ) {
-        let [out, input] = dims2(&self.weight);
-        add_gradients([&self.weight, &self.bias], parents, grads, |[dw, db]| {
-            matmul_transposed_a(self.precision, [rows, out, input], dy, x, dw, Some(db));
+        add_gradients(self.parameters(), parents, grads, |sums| {
+            self.sum_gradients(rows, dy, x, sums);
         });
+    }
+
+    /// Weight and bias.
+    pub(super) fn parameters(&self) -> [&FlexTensor; 2] {
+        [&self.weight, &self.bias]
+    }
+
+    /// [`Self::add_gradients`] to the given places.
+    pub(super) fn sum_gradients<'a>(
+        &self,
+        rows: usize,
+        dy: impl Into<Matrix<&'a [f32]>>,
+        x: Matrix<&'a [f32]>,
+        [dw, db]: [&mut [f32]; 2],
+    ) {
+        let [out, input] = dims2(&self.weight);
+        matmul_transposed_a(self.precision, [rows, out, input], dy, x, dw, Some(db));
     }
 
     /// The gradient `dx` of the input, from that of the output, with an epilogue.

@@ -1,9 +1,13 @@
-"""Coefficients of `gelu_for_bf16` in kernels/src/gelu.rs (numpy): prints those of x^0, x^2, x^4, ...
-and the largest error.
+"""Coefficients of `gelu` and `gelu_for_bf16` in kernels/src/gelu.rs (numpy): prints them and the largest
+error.
 
-Phi(x) and GELU'(x) = Phi(x) + x phi(x) are odd around 1/2, so x P(x^2) + 1/2 with polynomials P. P is
-the minimax fit on [0, FLAT] (Lawson's iterated least squares) among those that reach 1 exactly at
-FLAT, so that both may be constant beyond it. Errors of Phi count times max(x, 0.3), as in GELU.
+`gelu`, by ascending powers of b = -|x| in -FAR..0: r = Phi(b)^(-1/4) and h = phi(b) / Phi(b). Errors
+count by what they do to GELU.
+
+`gelu_for_bf16`, those of x^0, x^2, x^4, ...: Phi(x) and GELU'(x) = Phi(x) + x phi(x) are odd around 1/2,
+so x P(x^2) + 1/2 with polynomials P. P is the minimax fit on [0, FLAT] (Lawson's iterated least squares)
+among those that reach 1 exactly at FLAT, so that both may be constant beyond it. Errors of Phi count
+times max(x, 0.3), as in GELU.
 """
 
 import math
@@ -48,4 +52,30 @@ for name, target, degree, weight in [
     ("DERIVATIVE", big_phi(X) + X * small_phi(X), 8, np.ones_like(X)),
 ]:
     coefficients, error = fit(target, degree, weight)
+    print(name, f"error {error:.2e}", *(f"{c:.8g}" for c in coefficients), sep="\n  ")
+
+FAR = 6.0
+B = -FAR / 2 * (1 - np.cos(np.pi * np.arange(6001) / 6000))
+TAIL = 0.5 * np.vectorize(math.erfc)(-B / math.sqrt(2))
+
+
+def fit_in_b(target, degree, weight):
+    """Coefficients, the constant first, and the largest weighted error."""
+    terms = np.polynomial.chebyshev.chebvander(1 + 2 * B / FAR, degree) * weight[:, None]
+    importance = np.ones_like(B)
+    for _ in range(600):
+        root = np.sqrt(importance)
+        found, *_ = np.linalg.lstsq(terms * root[:, None], target * weight * root, rcond=None)
+        error = np.abs(terms @ found - target * weight)
+        importance *= error / error.max() + 1e-3
+        importance /= importance.sum()
+    in_t = np.polynomial.Polynomial(np.polynomial.chebyshev.cheb2poly(found))
+    return in_t(np.polynomial.Polynomial([1, 2 / FAR])).coef, error.max()
+
+
+for name, target, degree, weight in [
+    ("ROOT", TAIL**-0.25, 11, np.maximum(-B, 0.7) * 4 * TAIL**1.25),
+    ("RATIO", small_phi(B) / TAIL, 7, TAIL * np.maximum(-B, 0.05)),
+]:
+    coefficients, error = fit_in_b(target, degree, weight)
     print(name, f"error {error:.2e}", *(f"{c:.8g}" for c in coefficients), sep="\n  ")

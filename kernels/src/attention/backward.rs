@@ -1,6 +1,6 @@
 //! Gradients of queries, keys and values.
 
-use super::softmax::{SoftmaxAgain, SoftmaxBackward};
+use super::softmax::{SoftmaxAgain, SoftmaxBackward, distance};
 use super::{AttentionShape, Part, Qkv, SCRATCH, Scratch, rows_for};
 use crate::gemm::{Epilogue, Left, PackedB, PairColumns, block, product};
 use crate::matrix::Precision;
@@ -87,23 +87,26 @@ impl HeadBackward<'_> {
         let (dout, dim) = (shape.matrix(&self.dout[rows.start * shape.dim()..]), shape.dim());
         let Scratch { first: by_rows, second: by_tokens, scores, gradient, pairs, sums } = scratch;
 
-        let p = block(scores, rows.len() * tokens);
+        let distance = distance(tokens);
+        let p = block(scores, rows.len() * distance);
         let (keys, k_stride) = part(Part::Key);
         by_tokens.fill_transposed(level, precision, keys, k_stride, [head_dim, tokens]);
+        by_tokens.widen(distance);
         let left = Left::rows(query, q_stride);
-        product(level, rows.len(), left, by_tokens, (&mut p[..], tokens), Epilogue::Store);
+        product(level, rows.len(), left, by_tokens, (&mut p[..], distance), Epilogue::Store);
         let row_sums = &self.sums[2 * rows.start..2 * rows.end];
         level.run(SoftmaxAgain { scores: &mut *p, tokens, scale, sums: row_sums });
 
         by_rows.fill(level, precision, dout, dim, [rows.len(), head_dim]);
-        let left = Left::transposed(&*p, tokens);
+        let left = Left::transposed(&*p, distance);
         self.add(Part::Value, left, by_rows, rows.start == 0, &mut sums[0], dqkv);
 
         let ds = block(gradient, p.len());
         let (values, v_stride) = part(Part::Value);
         by_tokens.fill_transposed(level, precision, values, v_stride, [head_dim, tokens]);
+        by_tokens.widen(distance);
         let left = Left::rows(dout, dim);
-        product(level, rows.len(), left, by_tokens, (&mut ds[..], tokens), Epilogue::Store);
+        product(level, rows.len(), left, by_tokens, (&mut ds[..], distance), Epilogue::Store);
         let mut ds = rows_for(precision, tokens, ds, pairs);
         level.run(SoftmaxBackward { probs: p, gradient: &mut ds, scale });
 
@@ -113,7 +116,7 @@ impl HeadBackward<'_> {
         product(level, rows.len(), ds.left(), by_tokens, c, Epilogue::Store);
 
         by_rows.fill(level, precision, query, q_stride, [rows.len(), head_dim]);
-        let left = Left::transposed(&*ds.values, tokens);
+        let left = Left::transposed(&*ds.values, distance);
         self.add(Part::Key, left, by_rows, rows.start == 0, &mut sums[1], dqkv);
     }
 

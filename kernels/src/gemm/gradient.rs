@@ -13,7 +13,13 @@ use std::ops::Range;
 /// Rows, or pairs of rows, of a weight gradient's operands that are summed in registers: their packed
 /// panel (32 KiB) stays in the first-level cache.
 const SUM_BLOCK: usize = 256;
-/// The same for tiles, which are through with a panel so fast that the gradient's way to memory and
+/// From how many columns of the output on it pays to copy a left factor whose rows lie a multiple of
+/// [`FEW_SETS`] apart.
+const COPIED: usize = 3 * PANEL;
+/// Columns of one such row after the other have room in so few places of the first two caches that they
+/// push each other out.
+const FEW_SETS: usize = 512;
+/// The same as [`SUM_BLOCK`] for tiles, which are through with a panel so fast that the gradient's way to memory and
 /// back counts for more.
 const TILED_SUM_BLOCK: usize = 1024;
 
@@ -78,7 +84,7 @@ impl Kernel for WeightGradient<'_> {
     #[inline(always)]
     fn run<S: Simd>(mut self) {
         let mut panels = std::mem::take(&mut self.work.panels);
-        let [rows, m, _] = self.sides;
+        let rows = self.sides[0];
         let cells = self.precision.cells(rows);
         let blocks = cells.div_ceil(if self.tiles { TILED_SUM_BLOCK } else { SUM_BLOCK });
         for block in 0..blocks {
@@ -87,20 +93,48 @@ impl Kernel for WeightGradient<'_> {
             let rows = terms * cells.start..rows.min(terms * cells.end);
             let cells =
                 if self.tiles { cells.len().next_multiple_of(TILE_PAIRS) } else { cells.len() };
+            self.add_column_sums::<S>(rows.clone());
             match self.precision {
                 Precision::F32 => self.add::<S, false>(rows, cells, &mut panels),
                 Precision::Bf16 => self.add::<S, true>(rows, cells, &mut panels),
             }
         }
         self.work.panels = panels;
-        if let Some(sums) = self.column_sums {
-            let cells = self.a.precision.cells(m);
-            for row in self.a.cells.chunks_exact(cells.max(1)) {
-                match self.a.precision {
-                    Precision::F32 => add::<S>(row, sums),
-                    Precision::Bf16 => add_pairs::<S>(row, sums),
-                }
+    }
+}
+
+/// Adds the rows of `x` to `sums`, one for each column: some columns of all rows in registers.
+#[inline(always)]
+fn add_rows<S: Simd>(x: Matrix<&[f32]>, sums: &mut [f32]) {
+    const VECTORS: usize = 4;
+    let (width, precision) = (VECTORS * S::LANES, x.precision);
+    let stride = precision.cells(sums.len());
+    for (i, sums) in sums.chunks_mut(width).enumerate() {
+        let (first, cells) = (precision.cells(i * width), precision.cells(sums.len()));
+        let rows = x.cells.chunks_exact(stride).map(|row| &row[first..first + cells]);
+        if sums.len() < width {
+            match precision {
+                Precision::F32 => rows.for_each(|row| add::<S>(row, sums)),
+                Precision::Bf16 => rows.for_each(|row| add_pairs::<S>(row, sums)),
             }
+            continue;
+        }
+        let mut totals = [S::splat(0.0); VECTORS];
+        for row in rows {
+            let vectors = row.chunks_exact(S::LANES);
+            if precision == Precision::F32 {
+                for (total, x) in totals.iter_mut().zip(vectors) {
+                    *total = *total + S::load(x);
+                }
+                continue;
+            }
+            for ([first, second], x) in totals.as_chunks_mut::<2>().0.iter_mut().zip(vectors) {
+                let pairs = S::load(x).neighbours();
+                (*first, *second) = (*first + pairs.0, *second + pairs.1);
+            }
+        }
+        for (total, sum) in totals.into_iter().zip(sums.chunks_exact_mut(S::LANES)) {
+            (S::load(sum) + total).store(sum);
         }
     }
 }
@@ -126,6 +160,16 @@ fn add_pairs<S: Simd>(x: &[f32], sums: &mut [f32]) {
 }
 
 impl WeightGradient<'_> {
+    /// Adds these `rows` of `a` to the column sums.
+    #[inline(always)]
+    fn add_column_sums<S: Simd>(&mut self, rows: Range<usize>) {
+        let (a, m) = (self.a, self.sides[1]);
+        let Some(sums) = &mut self.column_sums else { return };
+        let cells = a.precision.cells(m);
+        let rows = &a.cells[rows.start * cells..rows.end * cells];
+        add_rows::<S>(Matrix { cells: rows, ..a }, sums);
+    }
+
     /// Adds the products of `rows`, in sums of as many terms as `cells`; `panels` is room for columns of
     /// `b`.
     #[inline(always)]
@@ -147,6 +191,26 @@ impl WeightGradient<'_> {
             self.pack::<S, PAIRS>(rows.clone(), columns.clone(), cells, panels);
             self.add_panels::<S, PAIRS>(left, columns, panels, cells);
         }
+    }
+
+    /// Copies these `rows` of the left factor in strips as high as a tile, the last of which may be lower:
+    /// terms lie side by side.
+    #[inline(always)]
+    fn copy_strips<S: Simd>(&mut self, rows: Range<usize>) -> (*const f32, usize) {
+        let (m, cells, height) = (self.sides[1], rows.len(), S::TILE_ROWS);
+        let a = &self.a.cells[rows.start * m..rows.end * m];
+        let copy = block(&mut self.work.pairs, m.div_ceil(height) * height * cells);
+        for (i, row) in a.chunks_exact(m).enumerate() {
+            for (strip, start) in (0..m).step_by(height).enumerate() {
+                let to = &mut copy[(strip * cells + i) * height..][..height];
+                match row.get(start..start + height) {
+                    // Of a length that the compiler knows.
+                    Some(whole) => to.copy_from_slice(whole),
+                    None => to[..m - start].copy_from_slice(&row[start..]),
+                }
+            }
+        }
+        (copy.as_ptr(), height)
     }
 
     /// These `rows` and `columns` of `b` as panels, read from one end of a row to the other.
@@ -173,7 +237,7 @@ impl WeightGradient<'_> {
     }
 
     /// Adds the products of the left factor at `left` and these `columns`, whose `panels` have `cells`
-    /// rows each: one panel, or in tiles several.
+    /// rows each.
     #[inline(always)]
     fn add_panels<S: Simd, const PAIRS: bool>(
         &mut self,
@@ -188,7 +252,15 @@ impl WeightGradient<'_> {
         // factors have `cells` terms; where there are tiles, this thread has no others.
         unsafe {
             if !self.tiles {
-                panels.strip((left, stride), 0, columns).run::<S, true, PAIRS>(m);
+                if stride == m {
+                    panels.strip((left, stride), 0, columns).run::<S, true, PAIRS>(m);
+                    return;
+                }
+                for start in (0..m).step_by(stride) {
+                    let left = left.wrapping_add(start * cells);
+                    let strip = panels.strip((left, stride), start, columns.clone());
+                    strip.run::<S, true, PAIRS>(stride.min(m - start));
+                }
                 return;
             }
             let mut tiles = RowOfTiles::new(std::mem::take(&mut self.work.squares));
@@ -211,7 +283,10 @@ impl WeightGradient<'_> {
         let (a, m) = (self.a, self.sides[1]);
         let stride = a.precision.cells(m);
         if !PAIRS {
-            return (a.cells[rows.start * stride..].as_ptr(), stride);
+            return match self.sides[2] >= COPIED && m.is_multiple_of(FEW_SETS) {
+                true => self.copy_strips::<S>(rows),
+                false => (a.cells[rows.start * stride..].as_ptr(), stride),
+            };
         }
         let to = block(&mut self.work.pairs, cells * m);
         if self.tiles {

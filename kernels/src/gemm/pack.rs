@@ -155,6 +155,12 @@ impl PackedB {
         });
     }
 
+    /// Makes the first of the zeros that fill the last panel columns of the factor, `n` in all.
+    pub(crate) fn widen(&mut self, n: usize) {
+        assert!(n >= self.n && n.div_ceil(PANEL) == self.n.div_ceil(PANEL), "more than one panel");
+        self.n = n;
+    }
+
     /// Pointer to the rows of a panel.
     pub(super) fn panel(&self, index: usize) -> *const f32 {
         self.rows[index * self.precision.padded_cells(self.k)..].as_ptr().cast()

@@ -142,6 +142,9 @@ fn summed_shapes() -> &'static [(usize, usize, usize)] {
         (257, 12, 33),
         (1035, 25, 31),
         (3001, 7, 450),
+        // A left factor that is copied, in strips of which the last is lower.
+        (9, 512, 97),
+        (259, 512, 130),
     ];
     reference::fewer_under_miri(all, 4)
 }

@@ -126,9 +126,13 @@ fn conv_mlp_halves_of_blocks() {
         results
     };
     let names = || GRADIENTS.iter().chain(&["dkernels", "dconv_bias"]).enumerate();
-    for sides in [[1, 1, 7, 9], [2, 3, 5, 34], [1, 7, 32, 64]] {
-        let rows = sides[0] * sides[1] * sides[1];
-        for factors in [None, Some((0..rows).map(|i| (i % 3) as f32).collect())] {
+    for sides in [[1, 1, 7, 9], [2, 3, 5, 34], [1, 7, 32, 64], [8, 3, 5, 34]] {
+        let tokens = sides[1] * sides[1];
+        let rows = sides[0] * tokens;
+        let by_row = (0..rows).map(|i| (i % 3) as f32).collect();
+        // Whole maps are dropped, the first and some on their own.
+        let by_map = (0..rows).map(|i| (i / tokens % 3) as f32).collect();
+        for factors in [None, Some(by_row), Some(by_map)] {
             let [a, b] = [true, false].map(|fused| run(sides, &factors, fused));
             for (i, what) in names() {
                 assert_close(&a[i], &b[i], &format!("conv_mlp_block {what} {sides:?}"));
