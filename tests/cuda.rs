@@ -2,6 +2,8 @@
 //! on the CPU, what is the same from run to run, and what a user is told.
 
 mod common;
+#[path = "cuda/feed.rs"]
+mod feed;
 #[path = "common/standin.rs"]
 mod standin;
 
@@ -444,6 +446,7 @@ fn a_card_that_answers_wrongly_or_is_too_small_is_refused_before_training() {
     wrong("step", &["in a small DeiT the step of"]);
     wrong("depthwise_sums", &["in a small PVTv2 the gradient of", "dwconv"]);
     wrong("performer_exponents", &["in a small T2T-ViT the gradient of"]);
+    wrong("augment", &["a crop after HorizontalFlip is", "grey levels off"]);
     refused(&all, &[("STANDIN_MEMORY", "20000000")], &["does not give 0.07 GB more"]);
 }
 

@@ -1,7 +1,7 @@
 //! Which views of an image a training step takes.
 
 use super::Rgb8;
-use super::augment::{Augment, AugmentOrder};
+use super::augment::{Augment, AugmentOrder, DrawnView};
 use crate::config::{CropGroup, FinetuneConfig, PretrainConfig};
 use crate::rng::{Purpose, stream};
 
@@ -59,6 +59,22 @@ impl ViewPlan {
     pub fn crop(&self, image: &Rgb8, seed: u64, epoch: u32, sample: u64, view: u32) -> Rgb8 {
         let mut rng = stream(seed, Purpose::Augment, epoch, sample, view);
         self.group_of(view as usize).augment.apply(image, &mut rng)
+    }
+
+    /// What [`Self::crop`] makes of an image of a size in pixels, as it is drawn.
+    ///
+    /// # Panics
+    /// As [`Self::crop`].
+    pub fn draw(
+        &self,
+        size: (usize, usize),
+        seed: u64,
+        epoch: u32,
+        sample: u64,
+        view: u32,
+    ) -> DrawnView {
+        let mut rng = stream(seed, Purpose::Augment, epoch, sample, view);
+        self.group_of(view as usize).augment.draw(size, &mut rng)
     }
 
     fn group_of(&self, view: usize) -> &ViewGroup {

@@ -27,7 +27,7 @@ use fewvit_kernels::{Precision, bf16_is_faster, has_bf16};
 
 use crate::backbone::NetSpec;
 use crate::config::{AmpDtype, OptimConfig, RunConfig};
-use crate::data::loader::Batch;
+use crate::data::loader::{Batch, Cutting};
 use crate::error::{Error, Result};
 use crate::method::Objective;
 use crate::nn::DropPath;
@@ -156,6 +156,14 @@ impl Machine {
             precision: Precision::F32,
             ranks: Arc::new(Single),
             device: DeviceName::Cpu,
+        }
+    }
+
+    /// Who makes crops for what trains here: the CPU beside the step, or a card that does it faster.
+    pub fn cutting(&self) -> Cutting {
+        match self.device {
+            DeviceName::Cuda(_) => Cutting::Engine,
+            _ => Cutting::Loader,
         }
     }
 

@@ -75,7 +75,7 @@ fn names(text: &str) -> Vec<String> {
 }
 
 fn compile(source: &Path, library: &Path) {
-    let flags = "-O3 -std=c++17 -w -shared -fPIC -fno-strict-aliasing -U_FORTIFY_SOURCE -Wl,-Bsymbolic -ldl";
+    let flags = "-O3 -ffp-contract=off -std=c++17 -w -shared -fPIC -fno-strict-aliasing -U_FORTIFY_SOURCE -Wl,-Bsymbolic -ldl";
     let mut command = Command::new("g++");
     command.args(flags.split(' ')).arg(source).arg("-o").arg(library);
     let output = command.output().expect("g++ runs");

@@ -94,11 +94,12 @@ impl Network {
     pub fn asking(gpu: &Arc<Gpu>, net: NetPlan, images: usize, vectors: usize) -> Result<Self> {
         let outputs: Vec<Id> = [Some(net.features), net.logits].into_iter().flatten().collect();
         let layout = Layout::asking(&net.plan, &outputs);
-        Self::new(gpu, net, layout, (images, 0), vectors)
+        Self::new(gpu, net, layout, (images, 0), (vectors, 0))
     }
 
-    /// For training with products in `precision` of up to `images` images at a time, or as many as fit, from
-    /// the gradient of the logits if there are any, else of the feature.
+    /// For training with products in `precision` of up to `images` images at a time, or as many as fit beside
+    /// vectors of a length and other bytes, from the gradient of the logits if there are any, else of the
+    /// feature.
     ///
     /// # Errors
     /// As [`Self::asking`].
@@ -106,27 +107,27 @@ impl Network {
         gpu: &Arc<Gpu>,
         net: NetPlan,
         (images, precision): (usize, Precision),
-        vectors: usize,
+        beside: (usize, usize),
     ) -> Result<Self> {
         let NetPlan { plan, features, logits } = &net;
         let layout = Layout::training(plan, logits.unwrap_or(*features));
         let factors = plan.branches.len() + plan.dropouts.iter().map(|d| d.1).sum::<usize>();
-        let network = Self::new(gpu, net, layout, (images, factors), vectors)?;
+        let network = Self::new(gpu, net, layout, (images, factors), beside)?;
         Ok(Self { precision, ..network })
     }
 
-    /// With memory for as many factors an image, beside vectors of a length.
+    /// With memory for as many factors an image, beside vectors of a length and other bytes.
     fn new(
         gpu: &Arc<Gpu>,
         net: NetPlan,
         layout: Layout,
         (images, factors): (usize, usize),
-        vectors: usize,
+        beside: (usize, usize),
     ) -> Result<Self> {
         let NetPlan { plan, features, logits } = net;
         check_heads(&plan)?;
         let an_image = 4 * (layout.len + factors + 3 * plan.img_size().pow(2));
-        let fit = fitting(gpu.card.memory as usize, vectors, an_image);
+        let fit = fitting(gpu.card.memory as usize, beside, an_image);
         if fit == 0 {
             let gb = |bytes: usize| bytes as f64 / 1e9;
             return Err(Error::Device(format!(
@@ -271,13 +272,12 @@ impl Network {
     }
 }
 
-/// Images of so many bytes each that a card has room for beside vectors of a length. Of all its memory and
+/// Images of so many bytes each that a card has room for beside vectors of a length and other bytes. Of all its memory and
 /// not of what is free, so that the same card always computes alike.
-fn fitting(memory: usize, vectors: usize, an_image: usize) -> usize {
-    let taken = WORKSPACE + 4 * (PARTIALS + VECTORS * vectors);
+fn fitting(memory: usize, (vectors, bytes): (usize, usize), an_image: usize) -> usize {
+    let taken = WORKSPACE + 4 * (PARTIALS + VECTORS * vectors) + bytes;
     (memory.saturating_sub(taken) as f64 * OF_MEMORY) as usize / an_image
 }
-
 fn check_heads(plan: &Plan) -> Result<()> {
     let wide = plan.ops.iter().find_map(|op| match op {
         Op::Attention { width, .. } if *width > WIDEST_HEAD => Some(width),
@@ -298,8 +298,9 @@ mod tests {
     #[test]
     fn a_card_takes_as_many_images_as_it_has_room_for() {
         let mb = 1_000_000;
-        assert_eq!(fitting(80_000 * mb, 5 * mb, 10 * mb), 6380);
-        assert_eq!(fitting(8_000 * mb, 86 * mb, 300 * mb), 13);
-        assert_eq!(fitting(2_000 * mb, 86 * mb, 300 * mb), 0);
+        assert_eq!(fitting(80_000 * mb, (5 * mb, 0), 10 * mb), 6380);
+        assert_eq!(fitting(80_000 * mb, (5 * mb, 40_000 * mb), 10 * mb), 3180);
+        assert_eq!(fitting(8_000 * mb, (86 * mb, 0), 300 * mb), 13);
+        assert_eq!(fitting(2_000 * mb, (86 * mb, 0), 300 * mb), 0);
     }
 }

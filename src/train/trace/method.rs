@@ -16,7 +16,7 @@ use crate::backbone::{NetSpec, Spec};
 use crate::config::{AmpDtype, CropGroup, RunConfig, to_toml};
 use crate::data::Rgb8;
 use crate::data::cache::ImageStore;
-use crate::data::loader::{Batch, BatchSource, CropBatch, Crops, Rows};
+use crate::data::loader::{Batch, BatchSource, CropBatch, Crops, Cutting, Rows};
 use crate::data::mixing::Mix;
 use crate::engine::device::DeviceName;
 use crate::engine::{self, Machine, TrainState};
@@ -192,6 +192,7 @@ fn stage(
         drop_last: false,
         threads: 1,
         rows: Rows::All,
+        cutting: Cutting::Loader,
         balance: None,
     };
     let wanted = config.pretrain.optim.micro_batch;
