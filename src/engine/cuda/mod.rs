@@ -41,6 +41,7 @@ const FUSED: &str = concat!(
     include_str!("kernels/depthwise.cu"),
     include_str!("kernels/dropout.cu"),
     include_str!("kernels/attention.cu"),
+    include_str!("kernels/attention_wide.cu"),
     include_str!("kernels/performer.cu"),
     include_str!("kernels/loss.cu"),
     include_str!("kernels/optim.cu"),

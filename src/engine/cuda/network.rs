@@ -24,8 +24,6 @@ const PARTIALS: usize = 1 << 22;
 const SHARES: usize = 64;
 /// Words of a block of a random stream.
 const WORDS: usize = 16;
-/// Columns of an attention head at most.
-const WIDEST_HEAD: usize = 64;
 /// Share of what is left of the card's memory that activations may take.
 const OF_MEMORY: f64 = 0.8;
 /// Vectors as long as the parameters: weights, moments, averages, gradient, and weights to be measured.
@@ -90,7 +88,7 @@ impl Network {
     /// `vectors`.
     ///
     /// # Errors
-    /// There is not enough memory, a head that is too wide.
+    /// There is not enough memory.
     pub fn asking(gpu: &Arc<Gpu>, net: NetPlan, images: usize, vectors: usize) -> Result<Self> {
         let outputs: Vec<Id> = [Some(net.features), net.logits].into_iter().flatten().collect();
         let layout = Layout::asking(&net.plan, &outputs);
@@ -125,7 +123,6 @@ impl Network {
         beside: (usize, usize),
     ) -> Result<Self> {
         let NetPlan { plan, features, logits } = net;
-        check_heads(&plan)?;
         let an_image = 4 * (layout.len + factors + 3 * plan.img_size().pow(2));
         let fit = fitting(gpu.card.memory as usize, beside, an_image);
         if fit == 0 {
@@ -277,18 +274,6 @@ impl Network {
 fn fitting(memory: usize, (vectors, bytes): (usize, usize), an_image: usize) -> usize {
     let taken = WORKSPACE + 4 * (PARTIALS + VECTORS * vectors) + bytes;
     (memory.saturating_sub(taken) as f64 * OF_MEMORY) as usize / an_image
-}
-fn check_heads(plan: &Plan) -> Result<()> {
-    let wide = plan.ops.iter().find_map(|op| match op {
-        Op::Attention { width, .. } if *width > WIDEST_HEAD => Some(width),
-        _ => None,
-    });
-    wide.map_or(Ok(()), |width| {
-        Err(Error::Device(format!(
-            "on cuda attention heads have up to {WIDEST_HEAD} columns, and this model's have {width}: \
-             --device cpu"
-        )))
-    })
 }
 
 #[cfg(test)]

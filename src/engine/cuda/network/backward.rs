@@ -1,6 +1,6 @@
 //! The backward pass, an arm an operation.
 
-use super::forward::{OWN, WARPS, of_width};
+use super::forward::{WARPS, of_width};
 use super::{Factors, Network, Parameters, Sequence};
 use crate::engine::cuda::gpu::{Product, View, args};
 use crate::error::Result;
@@ -198,15 +198,24 @@ impl Pass<'_> {
             width,
             scale
         ];
-        let names = ["attention_queries_backward_32", "attention_queries_backward_64"];
-        let grid = |own: usize| [images * heads, own.div_ceil(OWN)];
-        gpu.launch(of_width(width, names), grid(queries), OWN as u32, args)?;
+        let names = [
+            "attention_queries_backward_32",
+            "attention_queries_backward_64",
+            "attention_queries_backward_wide",
+        ];
+        let (name, grid, threads) = of_width(width, names, [images * heads, queries]);
+        gpu.launch(name, grid, threads, args)?;
         let args = args![
             qs.0, ks.0, vs.0, dy, sums, delta, dk, dv, qs.1, ks.1, vs.1, to_k.add, to_v.add,
             queries, keys, heads, width, scale
         ];
-        let names = ["attention_keys_backward_32", "attention_keys_backward_64"];
-        gpu.launch(of_width(width, names), grid(keys), OWN as u32, args)
+        let names = [
+            "attention_keys_backward_32",
+            "attention_keys_backward_64",
+            "attention_keys_backward_wide",
+        ];
+        let (name, grid, threads) = of_width(width, names, [images * heads, keys]);
+        gpu.launch(name, grid, threads, args)
     }
 
     fn performer(&self, i: Id, dy: View) -> Result<()> {
