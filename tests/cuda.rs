@@ -17,12 +17,11 @@ use fewvit::data::loader::{Batch, CropBatch, Crops};
 use fewvit::data::mixing::{Mix, MixKind};
 use fewvit::engine::composed::ComposedEngine;
 use fewvit::engine::device::DeviceName;
-use fewvit::engine::{Engine, Machine, StepInput, TrainState, Update};
+use fewvit::engine::{Engine, Machine, Products, StepInput, TrainState, Update};
 use fewvit::loss::Smoothing;
 use fewvit::method::{Objective, RowLoss};
 use fewvit::nn::{Branch, Conv2d, DropPath, Dropout, LayerNorm, Linear, Reader, Start};
 use fewvit::ops::{self, Windows};
-use fewvit_kernels::Precision;
 
 /// An operation between two linear layers, so that gradients flow to it, through it and past it.
 #[derive(Clone, Copy, Debug)]
@@ -343,14 +342,16 @@ fn bf16_and_tf32_round_the_factors_of_products_and_nothing_else() {
     }
     let net = net(told(Toy { op: Attention { heads: 2 }, side: 4, dim: 12 }), 4, 5);
     let (state, batch) = (start(&net, Ema::Off), batch(6, 4, MixKind::None));
-    let of = |precision: Precision| {
-        let machine = Machine { device: DeviceName::Cuda(0), precision, ..Machine::cpu(1) };
+    let of = |products: Products| {
+        let machine = Machine { device: DeviceName::Cuda(0), products, ..Machine::cpu(1) };
         let mut engine = machine.engine(&net, 0, state.clone()).expect("an engine");
         gradient(&mut *engine, &batch, 5, 1).1
     };
-    let distance = apart(&of(Precision::Bf16), &of(Precision::F32));
-    // A factor of 8 bits is up to 2^-9 off.
-    assert!((1e-4..2e-2).contains(&distance), "{distance}");
+    let [f32s, tf32, bf16] = [Products::F32, Products::Tf32, Products::Bf16].map(of);
+    // A factor of 8 bits is up to 2^-9 off, one of 11 bits an eighth of that.
+    let [near, far] = [apart(&tf32, &f32s), apart(&bf16, &f32s)];
+    assert!((1e-4..2e-2).contains(&far), "{far}");
+    assert!((far / 32.0..far / 2.0).contains(&near), "{near} and {far}");
 }
 
 #[test]

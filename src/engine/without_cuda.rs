@@ -1,9 +1,7 @@
 //! What stands in for NVIDIA cards in a binary that was built without them.
 
-use fewvit_kernels::Precision;
-
 use super::device::Card;
-use super::{Engine, Model, TrainState};
+use super::{Engine, Model, Products, TrainState};
 use crate::backbone::NetSpec;
 use crate::error::{Error, Result};
 
@@ -35,7 +33,7 @@ pub fn check(_: usize) -> Result<()> {
 pub fn engine(
     _: usize,
     _: &NetSpec,
-    _: (usize, Precision),
+    _: (usize, Products),
     _: TrainState,
 ) -> Result<Box<dyn Engine>> {
     Err(missing())

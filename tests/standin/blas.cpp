@@ -10,8 +10,8 @@
 #include <vector>
 #define API extern "C" int
 
-// Kinds of cublasComputeType_t; the second rounds factors to bf16.
-enum { F32 = 68, FAST_BF16 = 75 };
+// Kinds of cublasComputeType_t; the others round factors to bf16 and to TF32.
+enum { F32 = 68, FAST_BF16 = 75, FAST_TF32 = 77 };
 struct Layout { uint64_t rows, columns; int64_t stride; };
 struct Description { int compute, transposed_a = 0, transposed_b = 0; uint32_t epilogue = 1; const float* bias = nullptr; };
 struct Algorithm { uint64_t data[8]; };
@@ -25,7 +25,7 @@ API cublasLtMatrixLayoutCreate(Layout** layout, int type, uint64_t rows, uint64_
   return 0;
 }
 API cublasLtMatmulDescCreate(Description** description, int compute, int) {
-  if (compute != F32 && compute != FAST_BF16) return 15;
+  if (compute != F32 && compute != FAST_BF16 && compute != FAST_TF32) return 15;
   *description = new Description{compute};
   return 0;
 }
@@ -47,12 +47,12 @@ API cublasLtMatmulAlgoGetHeuristic(void*, Description*, Layout*, Layout*, Layout
   return 0;
 }
 
-// A factor, rounded to the nearest number of 8 bits where that is asked for.
+// A factor, rounded to the nearest number of 8 or 11 bits where that is asked for.
 static float factor(float v, int compute) {
   if (compute == F32) return v;
-  uint32_t bits;
+  uint32_t bits, lost = compute == FAST_BF16 ? 16 : 13;
   memcpy(&bits, &v, 4);
-  bits = (bits + 0x7fff + (bits >> 16 & 1)) & 0xffff0000;
+  bits = (bits + (1u << (lost - 1)) - 1 + (bits >> lost & 1)) >> lost << lost;
   memcpy(&v, &bits, 4);
   return v;
 }

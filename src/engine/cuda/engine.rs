@@ -3,8 +3,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use fewvit_kernels::Precision;
-
 use super::feed::Feed;
 use super::gpu::{Gpu, Memory, View, args};
 use super::inputs::Inputs;
@@ -17,7 +15,7 @@ use crate::engine::batches::{MicroBatch, rows_of, samples, split};
 use crate::engine::coupling::{Taught, coupled_loss};
 use crate::engine::optim::Rule;
 use crate::engine::passes::factors;
-use crate::engine::{Engine, Progress, Slope, StepInput, TrainState, Update};
+use crate::engine::{Engine, Products, Progress, Slope, StepInput, TrainState, Update};
 use crate::error::{Error, Result};
 use crate::method::{BatchLoss, Objective, RowLoss};
 use crate::nn::DropPath;
@@ -32,7 +30,7 @@ pub struct CudaEngine {
     /// Rows of a mean over rows that pass through the model together, 0 = as many as there is memory for.
     micro_batch: usize,
     /// Of the backbone's products and of the heads of coupled losses.
-    precision: Precision,
+    products: Products,
     vectors: Vectors,
     weights: Memory,
     m: Memory,
@@ -64,14 +62,14 @@ struct Pieces {
 
 impl CudaEngine {
     /// Trains the model `net` on from `state`, `micro_batch` rows at a time, 0 = as many as fit,
-    /// with products in `precision`.
+    /// with such products.
     ///
     /// # Errors
     /// There is not enough memory, an img-size that the backbone cannot take.
     pub fn new(
         gpu: Arc<Gpu>,
         net: &NetSpec,
-        (micro_batch, precision): (usize, Precision),
+        (micro_batch, products): (usize, Products),
         state: TrainState,
     ) -> Result<Self> {
         let card = gpu.clone();
@@ -95,7 +93,7 @@ impl CudaEngine {
             net,
             of_backbone,
             micro_batch,
-            precision,
+            products,
             vectors,
             weights,
             m,
@@ -138,8 +136,8 @@ impl CudaEngine {
                 let wanted = if self.micro_batch > 0 { self.micro_batch.min(most) } else { most };
                 let of_feed = set.map_or(0, |set| Feed::bytes(self.gpu.card.memory, set));
                 let beside = (self.vectors.len, of_feed + Inputs::bytes(batch));
-                let (plan, precision) = (self.net.plan(with_logits)?, self.precision);
-                let network = Network::training(&self.gpu, plan, (wanted, precision), beside)?;
+                let (plan, products) = (self.net.plan(with_logits)?, self.products);
+                let network = Network::training(&self.gpu, plan, (wanted, products), beside)?;
                 let size = self.net.img_size;
                 let inputs = Inputs::training(&self.gpu, size, network.images, batch)?;
                 (network, inputs)
@@ -243,7 +241,7 @@ impl CudaEngine {
             taught,
             input,
             (loss, memory),
-            self.precision,
+            self.products.on_cpu(),
         );
         let gradient = self.gradient.view();
         self.vectors.write_from(&self.gpu, gradient, self.of_backbone, &of_heads)?;

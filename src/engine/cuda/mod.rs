@@ -21,11 +21,10 @@ mod vectors;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fewvit_kernels::Precision;
 use gpu::{Gpu, Kernels};
 
 use super::device::Card;
-use super::{Engine, Model, TrainState};
+use super::{Engine, Model, Products, TrainState};
 use crate::backbone::NetSpec;
 use crate::error::Result;
 
@@ -78,7 +77,7 @@ pub fn check(index: usize) -> Result<()> {
 pub fn engine(
     index: usize,
     net: &NetSpec,
-    products: (usize, Precision),
+    products: (usize, Products),
     state: TrainState,
 ) -> Result<Box<dyn Engine>> {
     Ok(Box::new(engine::CudaEngine::new(open(index)?, net, products, state)?))

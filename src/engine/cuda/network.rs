@@ -7,12 +7,11 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fewvit_kernels::Precision;
-
 use super::gpu::{Gpu, Graph, Memory, View, WORKSPACE, args};
 use super::layout::Layout;
 use super::vectors::Vectors;
 use crate::backbone::NetPlan;
+use crate::engine::Products;
 use crate::error::{Error, Result};
 use crate::nn::readers::plan::{Id, Op, Plan, Scale, Size};
 use crate::nn::{DropPath, Dropout};
@@ -44,8 +43,8 @@ pub struct Network {
     factors: Memory,
     /// Images that there is memory for.
     pub images: usize,
-    /// Of the backbone's products; those of the classifier are in f32.
-    precision: Precision,
+    /// Of the backbone; those of the classifier are in f32.
+    products: Products,
     /// Sequences of launches that were asked for before; recorded at the second time.
     recorded: Mutex<HashMap<Sequence, Option<Graph>>>,
 }
@@ -95,7 +94,7 @@ impl Network {
         Self::new(gpu, net, layout, (images, 0), (vectors, 0))
     }
 
-    /// For training with products in `precision` of up to `images` images at a time, or as many as fit beside
+    /// For training with such products of up to `images` images at a time, or as many as fit beside
     /// vectors of a length and other bytes, from the gradient of the logits if there are any, else of the
     /// feature.
     ///
@@ -104,14 +103,14 @@ impl Network {
     pub fn training(
         gpu: &Arc<Gpu>,
         net: NetPlan,
-        (images, precision): (usize, Precision),
+        (images, products): (usize, Products),
         beside: (usize, usize),
     ) -> Result<Self> {
         let NetPlan { plan, features, logits } = &net;
         let layout = Layout::training(plan, logits.unwrap_or(*features));
         let factors = plan.branches.len() + plan.dropouts.iter().map(|d| d.1).sum::<usize>();
         let network = Self::new(gpu, net, layout, (images, factors), beside)?;
-        Ok(Self { precision, ..network })
+        Ok(Self { products, ..network })
     }
 
     /// With memory for as many factors an image, beside vectors of a length and other bytes.
@@ -141,7 +140,7 @@ impl Network {
         let partials = gpu.memory(PARTIALS)?;
         let factors = gpu.memory(factors * images)?;
         let gpu = gpu.clone();
-        let precision = Precision::F32;
+        let products = Products::F32;
         Ok(Self {
             gpu,
             plan,
@@ -152,7 +151,7 @@ impl Network {
             partials,
             factors,
             images,
-            precision,
+            products,
             recorded: Mutex::default(),
         })
     }
@@ -258,8 +257,8 @@ impl Network {
     }
 
     /// Of the products of operation `i`.
-    fn precision(&self, i: Id) -> Precision {
-        if i <= self.features { self.precision } else { Precision::F32 }
+    fn products(&self, i: Id) -> Products {
+        if i <= self.features { self.products } else { Products::F32 }
     }
 
     /// Blocks that share a sum over `rows` of `columns`: as many for the same sizes, so that sums are the

@@ -5,9 +5,9 @@ use std::ffi::c_void;
 use std::sync::PoisonError;
 
 use cudarc::cublaslt::{result as lt, sys as blas};
-use fewvit_kernels::Precision;
 
 use super::{Gpu, View, WORKSPACE, broken};
+use crate::engine::Products;
 use crate::error::Result;
 
 /// A matrix product of a linear layer with a weight `[out, in]`; all matrices are row-major.
@@ -31,7 +31,7 @@ pub(super) struct Shape {
     bias: bool,
     /// Bytes that the addresses of operands and result are multiples of.
     alignments: [u32; 3],
-    precision: Precision,
+    products: Products,
 }
 
 pub(super) struct Prepared {
@@ -41,8 +41,8 @@ pub(super) struct Prepared {
 }
 
 impl Gpu {
-    /// A matrix product of a linear layer; `sizes` are rows, outputs and inputs. In bf16 the factors are
-    /// rounded on their way; sums are in f32 either way, and TF32 is never asked for.
+    /// A matrix product of a linear layer; `sizes` are rows, outputs and inputs. In bf16 and TF32 the
+    /// factors are rounded on their way; sums are in f32 in any case.
     ///
     /// # Errors
     /// The device failed.
@@ -50,7 +50,7 @@ impl Gpu {
         &self,
         sizes: [usize; 3],
         product: Product,
-        precision: Precision,
+        products: Products,
     ) -> Result<()> {
         let [rows, out, inner] = sizes;
         // Row-major matrices are the transposed ones in columns, as cuBLASLt counts.
@@ -74,10 +74,10 @@ impl Gpu {
         };
         let alignments = [a, b, d].map(|view| 1 << view.at.trailing_zeros().min(8));
         let bias_too = bias.is_some();
-        let shape = Shape { size, transposed, add, bias: bias_too, alignments, precision };
-        let mut products = self.products.lock().unwrap_or_else(PoisonError::into_inner);
-        let prepared = match products.entry(shape) {
-            Entry::Occupied(known) => known.into_mut(),
+        let shape = Shape { size, transposed, add, bias: bias_too, alignments, products };
+        let mut known = self.products.lock().unwrap_or_else(PoisonError::into_inner);
+        let prepared = match known.entry(shape) {
+            Entry::Occupied(there) => there.into_mut(),
             Entry::Vacant(new) => {
                 let prepared = self.prepare(new.key());
                 new.insert(prepared.map_err(|e| broken("a matrix product", e))?)
@@ -133,10 +133,11 @@ impl Gpu {
         use blas::cublasLtMatmulPreferenceAttributes_t as P;
         const BIAS: u32 = blas::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
         let f32s = blas::cudaDataType_t::CUDA_R_32F;
-        let &Shape { size: [m, n, k], transposed, bias, alignments, precision, .. } = shape;
-        let compute = match precision {
-            Precision::F32 => blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            Precision::Bf16 => blas::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_16BF,
+        let &Shape { size: [m, n, k], transposed, bias, alignments, products, .. } = shape;
+        let compute = match products {
+            Products::F32 => blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            Products::Tf32 => blas::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+            Products::Bf16 => blas::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_16BF,
         };
         let layout = |turned: bool, rows: usize, columns: usize| {
             let (rows, columns) = if turned { (columns, rows) } else { (rows, columns) };

@@ -118,13 +118,13 @@ impl Pass<'_> {
                 let sizes = [rows, size.dim, net.plan.sizes[x].dim];
                 if let Some(dweight) = self.sum(weight) {
                     let product = Product::ToWeight { dy, x: self.value(x), dweight };
-                    gpu.multiply(sizes, product, net.precision(i))?;
+                    gpu.multiply(sizes, product, net.products(i))?;
                 }
                 self.add_columns(dy, rows, size.dim, size.dim, bias)?;
                 let Given { to: Some(dx), add } = self.given(i, x) else { return Ok(()) };
                 let weight = self.weight(weight);
                 let product = Product::ToInput { dy, weight, dx, add };
-                gpu.multiply(sizes, product, net.precision(i))
+                gpu.multiply(sizes, product, net.products(i))
             }
             Op::Add { x, residual, scale } => {
                 let (to_x, to_residual) = (self.given(i, x), self.given(i, residual));

@@ -66,7 +66,7 @@ impl Network {
                 let sizes = [rows, size.dim, self.plan.sizes[x].dim];
                 let (x, weight, bias) = (value(x), weight(w), bias.map(weight));
                 let product = Product::Forward { x, weight, bias, y };
-                gpu.multiply(sizes, product, self.precision(i))
+                gpu.multiply(sizes, product, self.products(i))
             }
             Op::Add { x, residual, scale } => {
                 let (scale, of_scale) = Self::scale(factors, scale, size.len());
