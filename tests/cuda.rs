@@ -4,6 +4,8 @@
 mod common;
 #[path = "cuda/feed.rs"]
 mod feed;
+#[path = "cuda/products.rs"]
+mod products;
 #[path = "common/standin.rs"]
 mod standin;
 

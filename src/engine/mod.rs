@@ -38,7 +38,7 @@ use cpu::CpuEngine;
 use device::DeviceName;
 use model::BurnModel;
 pub use model::{Model, Outputs};
-pub use state::{Progress, TrainState};
+pub use state::{Progress, TrainState, TunedProducts};
 
 /// A model in training: its weights, what the optimiser and the method remember, and the gradient of
 /// the step.

@@ -74,6 +74,7 @@ impl CudaEngine {
     ) -> Result<Self> {
         let card = gpu.clone();
         let _turn = card.turn()?;
+        gpu.learn(&state.tuned);
         let vectors = Vectors::new(&state.specs);
         let send = |values: &Vec<f32>| vectors.send(&gpu, values);
         let [weights, m, v] = [send(&state.values)?, send(&state.m)?, send(&state.v)?];
@@ -309,6 +310,7 @@ impl CudaEngine {
         for (to, from) in copies.into_iter().chain(of_average).chain(of_teacher) {
             vectors.read(gpu, from.view(), to)?;
         }
+        self.state.tuned = gpu.tuned();
         Ok(())
     }
 }

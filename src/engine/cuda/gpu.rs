@@ -5,8 +5,9 @@
 //! host's side is said at each call.
 
 mod products;
+mod tuning;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_void};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,7 +40,7 @@ pub fn libraries() -> [bool; 3] {
 }
 
 /// Versions of the driver and of cuBLASLt, as they number themselves.
-pub fn versions() -> Option<[usize; 2]> {
+fn versions() -> Option<[usize; 2]> {
     libraries().iter().all(|found| *found).then_some(())?;
     let mut driver = 0;
     // SAFETY: both libraries are there, and the number has a place.
@@ -48,6 +49,12 @@ pub fn versions() -> Option<[usize; 2]> {
         blas::cublasLtGetVersion()
     };
     Some([driver as usize, products])
+}
+
+/// A card with the versions of its driver and of the library of matrix products.
+pub fn on(card: &Card) -> Option<String> {
+    let [driver, products] = versions()?;
+    Some(format!("{}, driver {driver}, cuBLASLt {products}", card.name))
 }
 
 /// The cards of this machine in the driver's order, which is that of `--device cuda:i`.
@@ -98,6 +105,10 @@ pub struct Gpu {
     functions: Mutex<HashMap<&'static str, sys::CUfunction>>,
     blas: blas::cublasLtHandle_t,
     products: Mutex<HashMap<Shape, Prepared>>,
+    /// The card and its libraries, on which it depends how a sum is rounded.
+    on: String,
+    /// See [`tuning`].
+    tuned: Mutex<BTreeMap<String, String>>,
     workspace: sys::CUdeviceptr,
     /// See [`Self::turn`].
     turn: Mutex<()>,
@@ -262,7 +273,8 @@ impl Gpu {
         // SAFETY: the context is current.
         let workspace = unsafe { cu::malloc_sync(WORKSPACE) };
         let workspace = workspace.map_err(|e| too_large(WORKSPACE, e))?;
-        let (functions, products) = (Mutex::default(), Mutex::default());
+        let (functions, products, tuned) = Default::default();
+        let on = on(&card).unwrap_or_default();
         let gpu = Self {
             card,
             context,
@@ -271,6 +283,8 @@ impl Gpu {
             functions,
             blas,
             products,
+            on,
+            tuned,
             workspace,
             turn: Mutex::default(),
         };

@@ -45,6 +45,7 @@ const FUSED: &str = concat!(
     include_str!("kernels/loss.cu"),
     include_str!("kernels/optim.cu"),
     include_str!("kernels/pixels.cu"),
+    include_str!("kernels/trial.cu"),
 );
 
 /// The cards of this machine in the driver's order, which is that of `--device cuda:i`.
@@ -55,10 +56,9 @@ pub fn cards() -> Result<Vec<Card>> {
     gpu::cards()
 }
 
-/// Those of the driver and of the library of matrix products, once they are loaded.
-pub fn versions() -> Option<String> {
-    let [driver, products] = gpu::versions()?;
-    Some(format!("driver {driver}, cuBLASLt {products}"))
+/// A card with the versions of its driver and of the library of matrix products.
+pub fn with_versions(card: &Card) -> Option<String> {
+    gpu::on(card)
 }
 
 /// Makes card `index` ready. The first time it has to show that it computes what the CPU does.

@@ -268,8 +268,8 @@ impl Network {
     }
 }
 
-/// Images of so many bytes each that a card has room for beside vectors of a length and other bytes. Of all its memory and
-/// not of what is free, so that the same card always computes alike.
+/// Images of so many bytes each that a card has room for beside vectors of a length and other bytes. Of all
+/// its memory and not of what is free, so that the same card always computes alike.
 fn fitting(memory: usize, (vectors, bytes): (usize, usize), an_image: usize) -> usize {
     let taken = WORKSPACE + 4 * (PARTIALS + VECTORS * vectors) + bytes;
     (memory.saturating_sub(taken) as f64 * OF_MEMORY) as usize / an_image

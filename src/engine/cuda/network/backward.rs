@@ -62,7 +62,7 @@ impl Pass<'_> {
 
     /// From the gradient of value `i`, if it has one, to those of what it was made of.
     fn step(&self, i: Id) -> Result<()> {
-        let (net, gpu) = (self.net, &*self.net.gpu);
+        let (net, gpu) = (self.net, &self.net.gpu);
         let Some(dy) = net.gradient(i, self.images) else { return Ok(()) };
         let (images, size) = (self.images, net.plan.sizes[i]);
         let rows = images * size.tokens;

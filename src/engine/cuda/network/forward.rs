@@ -24,7 +24,7 @@ impl Network {
     }
 
     fn step_forward(&self, i: Id, of: Parameters, factors: &Factors, images: usize) -> Result<()> {
-        let (gpu, size) = (&*self.gpu, self.plan.sizes[i]);
+        let (gpu, size) = (&self.gpu, self.plan.sizes[i]);
         let (y, rows, n) = (self.value(i, images), images * size.tokens, images * size.len());
         let value = |id: Id| self.value(id, images);
         let weight = |place| of.vectors.of(of.weights, place);
