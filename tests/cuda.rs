@@ -6,6 +6,8 @@ mod common;
 mod feed;
 #[path = "cuda/products.rs"]
 mod products;
+#[path = "cuda/runs.rs"]
+mod runs;
 #[path = "common/standin.rs"]
 mod standin;
 
@@ -439,48 +441,4 @@ fn a_card_that_answers_wrongly_or_is_too_small_is_refused_before_training() {
     wrong("performer_exponents", &["in a small T2T-ViT the gradient of"]);
     wrong("augment", &["a crop after HorizontalFlip is", "grey levels off"]);
     refused(&all, &[("STANDIN_MEMORY", "20000000")], &["does not give 0.07 GB more"]);
-}
-
-/// A run that is killed in its middle and resumed ends as the one that never stopped.
-#[test]
-fn a_run_survives_kill_9_bit_for_bit() {
-    let Some(all) = standin::folder() else { return };
-    let folder = tempfile::tempdir().expect("a temporary folder");
-    let data = common::flowers(folder.path(), 1);
-    let settings = common::tiny_run(folder.path());
-    let train = |output: &Path| -> Vec<String> {
-        let paths = [&data, &settings].map(|path| path.display().to_string());
-        let line = format!(
-            "train {} -c {} --output {} --device cuda --model deit_micro_patch8_96 --yes \
-             --pretrain-epochs 2 --set finetune.optim.epochs=2",
-            paths[0],
-            paths[1],
-            output.display()
-        );
-        line.split_whitespace().map(str::to_owned).collect()
-    };
-    let command = |args: &[String]| {
-        let mut command = common::fewvit(args);
-        standin::before(&mut command, &all);
-        command
-    };
-    let [whole, stopped] = ["whole", "stopped"].map(|name| folder.path().join(name));
-    let output = command(&train(&whole)).output().expect("it starts");
-    assert!(output.status.success(), "{}", common::stderr(&output));
-    let mut child = command(&train(&stopped)).spawn().expect("it starts");
-    while !stopped.join("checkpoints/last.safetensors").exists() {
-        std::thread::sleep(std::time::Duration::from_millis(5));
-    }
-    child.kill().expect("SIGKILL");
-    child.wait().expect("ended");
-    let output = command(&["resume".to_owned(), stopped.display().to_string()]).output();
-    let output = output.expect("it starts");
-    assert!(output.status.success(), "{}", common::stderr(&output));
-    let weights =
-        |run: &Path| std::fs::read(run.join("export/model.safetensors")).expect("exported");
-    assert!(weights(&whole) == weights(&stopped), "other weights");
-    let card = std::fs::read_to_string(whole.join("config.toml")).expect("a configuration");
-    assert!(card.contains("device = \"cuda:0\""), "{card}");
-    let environment = std::fs::read_to_string(whole.join("env.json")).expect("an environment");
-    assert!(environment.contains("stand-in 0, driver 13000, cuBLASLt 130000"), "{environment}");
 }
