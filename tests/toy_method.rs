@@ -10,7 +10,7 @@ use fewvit::backbone::{HeadSpec, NetSpec, Spec};
 use fewvit::config::{Layers, LrSchedule, OptimKind, RunConfig, Source};
 use fewvit::data::Rgb8;
 use fewvit::data::cache::ImageStore;
-use fewvit::data::loader::{BatchSource, Rows};
+use fewvit::data::loader::{BatchSource, Cutting, Rows};
 use fewvit::data::mixing::Mix;
 use fewvit::data::views::ViewPlan;
 use fewvit::engine::{Machine, TrainState};
@@ -141,6 +141,7 @@ fn stage(config: &RunConfig, workers: usize) -> fewvit::Result<Stage<'_>> {
         drop_last: false,
         threads: 1,
         rows: Rows::All,
+        cutting: Cutting::Loader,
         balance: None,
     };
     Ok(Stage {

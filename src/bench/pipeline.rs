@@ -5,6 +5,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::peak_rss_gb;
+use crate::data::loader::{BatchSource, Cutting};
 use crate::error::Result;
 use crate::train::stage::Stage;
 
@@ -28,9 +29,10 @@ pub struct PipelineSpeed {
 /// # Errors
 /// The image cache cannot be read.
 pub fn data(stage: &Stage, duration: Duration) -> Result<PipelineSpeed> {
+    let source = BatchSource { cutting: Cutting::Loader, ..stage.source.clone() };
     let (started, mut crops) = (Instant::now(), 0);
     for step in 0.. {
-        crops += stage.source.batch(step)?.groups.iter().map(|g| g.samples.len()).sum::<usize>();
+        crops += source.batch(step)?.groups.iter().map(|g| g.samples.len()).sum::<usize>();
         if started.elapsed() >= duration {
             break;
         }

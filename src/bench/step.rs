@@ -65,7 +65,7 @@ pub fn step(bench: &StepBench) -> Result<StepSpeed> {
     let values = outline.draw(1);
     let state = TrainState::new(outline.parameters, values, optim.ema);
     let machine = &bench.machine;
-    let limit = || multiply_adds(machine.threads, machine.precision);
+    let limit = || multiply_adds(machine.threads, machine.products.on_cpu());
     let rows = micro_batch(bench.micro_batch, &spec, bench.img_size, machine.device);
     let mut engine = machine.engine(&net, rows, state)?;
     let batch = crops(bench);

@@ -50,11 +50,9 @@ fn step(args: &StepArgs) -> Result<()> {
             simd_level()
         )));
     }
-    if bf16 && matches!(machine.device, DeviceName::Wgpu(_)) {
-        let device = machine.device;
-        return Err(Error::Usage(format!("on {device} training is in f32; leave --amp-dtype out")));
-    }
-    let machine = Machine { precision: args.amp_dtype.precision(), ..machine };
+    let products = args.amp_dtype.products();
+    products.check(machine.device)?;
+    let machine = Machine { products, ..machine };
     let speed = bench::step(&StepBench {
         model: args.model.clone(),
         img_size: args.img_size,

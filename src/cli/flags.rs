@@ -67,7 +67,7 @@ pub struct MachineArgs {
     /// Worker threads of a run, 0 = all cores we may use
     #[arg(long, value_name = "N", help_heading = "Run")]
     pub threads: Option<usize>,
-    /// Precision of matrix products: f32, bf16 (where the processor has it) or auto (the faster)
+    /// Precision of matrix products: f32, bf16 (where the processor has it), tf32 (on cuda) or auto (the faster)
     #[arg(long, value_name = "DTYPE", help_heading = "Run")]
     pub amp_dtype: Option<String>,
 }

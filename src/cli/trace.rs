@@ -12,6 +12,7 @@ use crate::train::trace::supervised::{self, TraceOptions};
 
 pub(super) fn trace(args: &TraceArgs) -> Result<()> {
     let machine = Machine::named(&args.device, 1)?;
+    args.amp_dtype.products().check(machine.device)?;
     if args.steps == 0 {
         return Err(Error::Usage("--steps 0 leaves nothing to trace".to_owned()));
     }
@@ -38,7 +39,7 @@ pub(super) fn trace(args: &TraceArgs) -> Result<()> {
                 lr: args.lr.unwrap_or(5e-4),
                 weight_decay: args.weight_decay.unwrap_or(1e-3),
                 steps: args.steps,
-                machine: Machine { precision: args.amp_dtype.precision(), ..machine },
+                machine: Machine { products: args.amp_dtype.products(), ..machine },
             })
         }
         _ => Err(Error::Usage(
@@ -83,7 +84,7 @@ fn settings(args: &TraceArgs, method: &str) -> Result<RunConfig> {
     let whole = |n: u64| Value::Integer(i64::try_from(n).unwrap_or(i64::MAX));
     for (flag, key, value) in [
         ("--model", "model.name", Some(args.model.clone().into())),
-        ("--amp-dtype", "amp_dtype", Some(args.amp_dtype.precision().name().into())),
+        ("--amp-dtype", "amp_dtype", Some(args.amp_dtype.products().name().into())),
         ("--seed", "seed", own.seed.map(whole)),
         ("--threads", "threads", own.threads.map(|n| whole(n as u64))),
         ("--lr", "pretrain.optim.lr", args.lr.map(Value::Float)),

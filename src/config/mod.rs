@@ -57,6 +57,8 @@ pub enum AmpDtype {
     F32,
     /// 16-bit with an 8-bit exponent, sums in f32; `f32` where the processor cannot multiply it.
     Bf16,
+    /// 32-bit with 11 significant bits in the factors; NVIDIA's cards only.
+    Tf32,
 }
 
 /// What a recipe says of itself.

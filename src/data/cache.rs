@@ -84,7 +84,7 @@ struct Kept {
 struct Slot {
     bytes: u64,
     source: Source,
-    held: OnceLock<Rgb8>,
+    held: OnceLock<Arc<Rgb8>>,
 }
 
 /// Where an image comes from that is not in memory.
@@ -111,7 +111,7 @@ impl ImageStore {
             let bytes = placed.as_ref().map_or(0, Placed::bytes);
             let (source, held) = match placed {
                 Some(Placed { place: Place::Memory(image), .. }) => {
-                    (Source::Memory, OnceLock::from(image))
+                    (Source::Memory, OnceLock::from(Arc::new(image)))
                 }
                 Some(Placed { width, height, place: Place::Part { part, offset, sum } }) => {
                     (Source::Part { part, offset, sum, width, height }, OnceLock::new())
@@ -140,7 +140,7 @@ impl ImageStore {
         let slot = |image: Rgb8| Slot {
             bytes: image.pixels.len() as u64,
             source: Source::Memory,
-            held: OnceLock::from(image),
+            held: OnceLock::from(Arc::new(image)),
         };
         let slots: Vec<Slot> = images.into_iter().map(slot).collect();
         let ram_bytes = slots.iter().map(|slot| slot.bytes).sum();
@@ -186,6 +186,11 @@ impl ImageStore {
         self.kept.streamed
     }
 
+    /// Bytes of the pixels of all images of the list that were kept decoded, wherever that is.
+    pub fn pixel_bytes(&self) -> u64 {
+        self.order.iter().map(|&i| self.kept.slots[i].bytes).sum()
+    }
+
     /// The image at position `i` of the list.
     ///
     /// # Errors
@@ -196,16 +201,35 @@ impl ImageStore {
             return Ok(Cow::Borrowed(image));
         }
         let image = self.kept.load(slot)?;
-        let take = |room: u64| room.checked_sub(image.pixels.len() as u64);
-        let room = &self.kept.room[usize::from(slot.source.is_file())];
-        match room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take) {
-            Ok(_) => Ok(Cow::Borrowed(slot.held.get_or_init(|| image))),
-            Err(_) => Ok(Cow::Owned(image)),
+        match self.kept.has_room(slot, &image) {
+            true => Ok(Cow::Borrowed(slot.held.get_or_init(|| Arc::new(image)))),
+            false => Ok(Cow::Owned(image)),
+        }
+    }
+
+    /// [`Self::get`] for somebody who keeps the image for a while.
+    ///
+    /// # Errors
+    /// As [`Self::get`].
+    pub fn share(&self, i: usize) -> Result<Arc<Rgb8>> {
+        match self.get(i)? {
+            Cow::Borrowed(_) => {
+                let held = self.kept.slots[self.order[i]].held.get();
+                held.cloned().ok_or_else(|| Error::Failed("an image in memory is gone".to_owned()))
+            }
+            Cow::Owned(image) => Ok(Arc::new(image)),
         }
     }
 }
 
 impl Kept {
+    /// Takes memory for an image, if there is any left.
+    fn has_room(&self, slot: &Slot, image: &Rgb8) -> bool {
+        let take = |room: u64| room.checked_sub(image.pixels.len() as u64);
+        let room = &self.room[usize::from(slot.source.is_file())];
+        room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()
+    }
+
     fn load(&self, slot: &Slot) -> Result<Rgb8> {
         match &slot.source {
             Source::Part { part, offset, sum, width, height } => {

@@ -5,11 +5,14 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 
+use super::Rgb8;
+use super::augment::DrawnView;
 use super::cache::ImageStore;
 use super::mixing::Mix;
 use super::order::{self, Turn};
-use super::parallel::for_each;
+use super::parallel::{for_each, map_in_order};
 use super::views::{ViewGroup, ViewPlan};
+use crate::config::Interpolation;
 use crate::error::Result;
 use crate::rng::{Purpose, stream};
 
@@ -44,9 +47,39 @@ pub enum Crops {
         /// Where in `bytes` a row's crop is, counted in crops; `None` for the other rows.
         places: Vec<Option<usize>>,
     },
+    /// Not made yet: the engine makes them where it computes.
+    Drawn(DrawnCrops),
     /// As the model takes them, `[rows, 3, img_size, img_size]`: tensors from elsewhere, which are
     /// neither normalised nor mixed any more.
     Ready(Vec<f32>),
+}
+
+/// Images of a set and the views of them that are the crops of a group.
+pub struct DrawnCrops {
+    /// The images of the step; row `i` is a view of image `i` modulo their number.
+    pub images: Vec<Arc<Rgb8>>,
+    /// One a row.
+    pub views: Vec<DrawnView>,
+    /// How crops are enlarged and shrunk.
+    pub interpolation: Interpolation,
+    /// Bytes of the pixels of all images of the set that these are of.
+    pub set_bytes: u64,
+}
+
+impl DrawnCrops {
+    /// The image that row `row` is cut from.
+    pub fn image(&self, row: usize) -> &Rgb8 {
+        &self.images[row % self.images.len()]
+    }
+}
+
+/// Where crops are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cutting {
+    /// In the loader, beside the step.
+    Loader,
+    /// In the engine: a batch is images and what was drawn for them.
+    Engine,
 }
 
 impl Crops {
@@ -76,13 +109,14 @@ impl Crops {
                 let made = (0..places.len()).filter(|&row| places[row].is_some());
                 made.zip(bytes.chunks_exact_mut(len)).collect()
             }
-            Self::Ready(_) => Vec::new(),
+            Self::Drawn(_) | Self::Ready(_) => Vec::new(),
         }
     }
 }
 
 impl CropBatch {
-    /// The crop of row `row` before mixing, `[s, s, 3]`; `None` where crops come ready for the model.
+    /// The crop of row `row` before mixing, `[s, s, 3]`; `None` where crops are only drawn or come ready
+    /// for the model.
     ///
     /// # Panics
     /// If there is no such row or it is none of those that were asked for.
@@ -95,7 +129,7 @@ impl CropBatch {
                 let place = place.unwrap_or_else(|| panic!("no crop was made for row {row}"));
                 Some(&bytes[place * len..][..len])
             }
-            Crops::Ready(_) => None,
+            Crops::Drawn(_) | Crops::Ready(_) => None,
         }
     }
 
@@ -109,6 +143,14 @@ impl CropBatch {
             (Some(pair), _) => self.mix.blend(pair, self.img_size, mean, std, out),
             (None, Crops::Ready(values)) => {
                 out.copy_from_slice(&values[row * out.len()..][..out.len()]);
+            }
+            (None, Crops::Drawn(drawn)) => {
+                let crop = |row: usize| {
+                    let view = &drawn.views[row];
+                    view.of(drawn.image(row), self.img_size, drawn.interpolation).pixels
+                };
+                let (own, other) = (crop(row), crop(self.mix.partner[row]));
+                self.mix.blend((&own, &other), self.img_size, mean, std, out);
             }
             (None, _) => {}
         }
@@ -149,6 +191,8 @@ pub struct BatchSource {
     pub threads: usize,
     /// The rows that get crops.
     pub rows: Rows,
+    /// Where crops are made.
+    pub cutting: Cutting,
     /// The images' labels, if each epoch is to take as many of each class; otherwise it takes each
     /// image once.
     pub balance: Option<Arc<Vec<usize>>>,
@@ -194,13 +238,45 @@ impl BatchSource {
             let mut rng = stream(self.seed, Purpose::Mix, 0, step as u64, index as u32);
             let mix = (self.mix)(&mut rng, epoch, rows, img_size);
             let wanted = wanted.as_ref().map(|wanted| &wanted[index][..]);
-            let crops = Crops::new(rows, img_size * img_size * 3, wanted, &mix);
+            let crops = match self.cutting {
+                Cutting::Loader => Crops::new(rows, img_size * img_size * 3, wanted, &mix),
+                Cutting::Engine => Crops::Bytes(Vec::new()),
+            };
             let samples = samples.repeat(group.count);
             CropBatch { img_size, views: group.count, crops, samples, mix }
         };
         let mut groups: Vec<_> = self.views.groups.iter().enumerate().map(group).collect();
-        self.cut(epoch, turns, &mut groups)?;
+        match self.cutting {
+            Cutting::Loader => self.cut(epoch, turns, &mut groups)?,
+            Cutting::Engine => self.draw(epoch, turns, &mut groups)?,
+        }
         Ok(Batch { groups })
+    }
+
+    /// Draws the groups' crops and takes the images that they are views of from the store.
+    fn draw(&self, epoch: usize, turns: &[Turn], groups: &mut [CropBatch]) -> Result<()> {
+        let drawn = map_in_order(turns, self.threads, |turn| {
+            let image = self.images.share(turn.sample)?;
+            let (size, key) = ((image.width, image.height), turn.key(self.images.len()));
+            let draw = |view| self.views.draw(size, self.seed, epoch as u32, key, view as u32);
+            let views: Vec<DrawnView> = (0..self.views.views()).map(draw).collect();
+            Ok((image, views))
+        })?;
+        let images: Vec<Arc<Rgb8>> = drawn.iter().map(|(image, _)| image.clone()).collect();
+        let mut first = 0;
+        for (group, of) in groups.iter_mut().zip(&self.views.groups) {
+            let all = drawn.iter().map(|(_, views)| views);
+            let rows = (first..first + group.views)
+                .flat_map(|view| all.clone().map(move |views| views[view].clone()));
+            group.crops = Crops::Drawn(DrawnCrops {
+                images: images.clone(),
+                views: rows.collect(),
+                interpolation: of.augment.interpolation(),
+                set_bytes: self.images.pixel_bytes(),
+            });
+            first += group.views;
+        }
+        Ok(())
     }
 
     /// Fills the groups' crops, all of one image by one thread.

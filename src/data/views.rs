@@ -1,7 +1,7 @@
 //! Which views of an image a training step takes.
 
 use super::Rgb8;
-use super::augment::{Augment, AugmentOrder};
+use super::augment::{Augment, AugmentOrder, DrawnView};
 use crate::config::{AugmentConfig, CropGroup, FinetuneConfig, PretrainConfig};
 use crate::rng::{Purpose, stream};
 
@@ -77,6 +77,22 @@ impl ViewPlan {
             Some((from, augment)) if epoch >= *from => augment,
             _ => &self.group_of(view).augment,
         }
+    }
+
+    /// What [`Self::crop`] makes of an image of a size in pixels, as it is drawn.
+    ///
+    /// # Panics
+    /// As [`Self::crop`].
+    pub fn draw(
+        &self,
+        size: (usize, usize),
+        seed: u64,
+        epoch: u32,
+        sample: u64,
+        view: u32,
+    ) -> DrawnView {
+        let mut rng = stream(seed, Purpose::Augment, epoch, sample, view);
+        self.augment(view as usize, epoch).draw(size, &mut rng)
     }
 
     fn group_of(&self, view: usize) -> &ViewGroup {

@@ -106,7 +106,7 @@ impl fmt::Display for Card {
 pub fn card_and_libraries(name: DeviceName) -> Option<String> {
     let DeviceName::Cuda(index) = name else { return None };
     let card = cards().ok()?.into_iter().nth(index)?;
-    Some(format!("{}, {}", card.name, cuda::versions()?))
+    cuda::with_versions(&card)
 }
 
 /// What an adapter is made of.

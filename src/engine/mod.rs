@@ -27,7 +27,7 @@ use fewvit_kernels::{Precision, bf16_is_faster, has_bf16};
 
 use crate::backbone::NetSpec;
 use crate::config::{AmpDtype, OptimConfig, RunConfig};
-use crate::data::loader::Batch;
+use crate::data::loader::{Batch, Cutting};
 use crate::error::{Error, Result};
 use crate::method::Objective;
 use crate::nn::DropPath;
@@ -38,7 +38,7 @@ use cpu::CpuEngine;
 use device::DeviceName;
 use model::BurnModel;
 pub use model::{Model, Outputs};
-pub use state::{Progress, TrainState};
+pub use state::{Progress, TrainState, TunedProducts};
 
 /// A model in training: its weights, what the optimiser and the method remember, and the gradient of
 /// the step.
@@ -130,8 +130,8 @@ pub struct Update<'a> {
 pub struct Machine {
     /// Worker threads of this process.
     pub threads: usize,
-    /// Of the products of backbones and of the heads of coupled losses. Classifiers are f32.
-    pub precision: Precision,
+    /// Of backbones and of the heads of coupled losses. Those of classifiers are f32.
+    pub products: Products,
     /// The processes that train together.
     pub ranks: Arc<dyn Collective>,
     /// Where models are; the threads are the CPU's.
@@ -151,11 +151,14 @@ impl Machine {
 
     /// The CPU and this process alone, all products in f32.
     pub fn cpu(threads: usize) -> Self {
-        Self {
-            threads,
-            precision: Precision::F32,
-            ranks: Arc::new(Single),
-            device: DeviceName::Cpu,
+        Self { threads, products: Products::F32, ranks: Arc::new(Single), device: DeviceName::Cpu }
+    }
+
+    /// Who makes crops for what trains here: the CPU beside the step, or a card that does it faster.
+    pub fn cutting(&self) -> Cutting {
+        match self.device {
+            DeviceName::Cuda(_) => Cutting::Engine,
+            _ => Cutting::Loader,
         }
     }
 
@@ -179,7 +182,7 @@ impl Machine {
             )));
         }
         if let DeviceName::Cuda(index) = self.device {
-            let products = (micro_batch, self.precision);
+            let products = (micro_batch, self.products);
             return cuda::engine(index, net, products, state);
         }
         let device = device::open(self.device)?;
@@ -199,18 +202,62 @@ impl Machine {
     }
 }
 
-/// What `amp_dtype` means where a run computes: on the CPU bf16 only where the processor does and
-/// multiplies it, `auto` where that is faster; on `cuda` bf16 where it is asked for; elsewhere f32.
-pub fn precision(config: &RunConfig) -> Precision {
-    match (config.device.parse(), config.amp_dtype) {
-        (Ok(DeviceName::Cuda(_)), AmpDtype::Bf16) => return Precision::Bf16,
-        (Ok(DeviceName::Cpu), _) => {}
-        _ => return Precision::F32,
+/// What matrix products are computed in; sums are f32 in any case.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Products {
+    /// 32-bit.
+    F32,
+    /// Factors with 11 significant bits, on NVIDIA's cards.
+    Tf32,
+    /// Factors with 8 significant bits.
+    Bf16,
+}
+
+impl Products {
+    /// `"f32"`, `"tf32"` or `"bf16"`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::F32 => "f32",
+            Self::Tf32 => "tf32",
+            Self::Bf16 => "bf16",
+        }
     }
-    match config.amp_dtype {
-        AmpDtype::Bf16 if has_bf16() => Precision::Bf16,
-        AmpDtype::Auto if bf16_is_faster() => Precision::Bf16,
-        AmpDtype::Bf16 | AmpDtype::Auto | AmpDtype::F32 => Precision::F32,
+
+    /// Of the same products where the CPU computes them, which has no TF32.
+    pub const fn on_cpu(self) -> Precision {
+        match self {
+            Self::F32 | Self::Tf32 => Precision::F32,
+            Self::Bf16 => Precision::Bf16,
+        }
+    }
+
+    /// Whether a device has them.
+    ///
+    /// # Errors
+    /// It computes in f32 whatever it is asked for.
+    pub fn check(self, device: DeviceName) -> Result<()> {
+        match (self, device) {
+            (Self::Tf32, DeviceName::Cpu | DeviceName::Wgpu(_)) => Err(Error::Usage(format!(
+                "--amp-dtype tf32: only NVIDIA's cards multiply TF32, and this is {device}\n  leave \
+                 --amp-dtype out, or use --device cuda"
+            ))),
+            (Self::Bf16, DeviceName::Wgpu(_)) => {
+                Err(Error::Usage(format!("on {device} training is in f32; leave --amp-dtype out")))
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// What `amp_dtype` means where a run computes: on the CPU bf16 only where the processor does and
+/// multiplies it, `auto` where that is faster; on `cuda` what is asked for, `auto` = f32; elsewhere f32.
+pub fn products(config: &RunConfig) -> Products {
+    match (config.device.parse(), config.amp_dtype) {
+        (Ok(DeviceName::Cuda(_)), AmpDtype::Bf16) => Products::Bf16,
+        (Ok(DeviceName::Cuda(_)), AmpDtype::Tf32) => Products::Tf32,
+        (Ok(DeviceName::Cpu), AmpDtype::Bf16) if has_bf16() => Products::Bf16,
+        (Ok(DeviceName::Cpu), AmpDtype::Auto) if bf16_is_faster() => Products::Bf16,
+        _ => Products::F32,
     }
 }
 
@@ -225,14 +272,32 @@ mod tests {
         config.device = "wgpu:0".to_owned();
         for amp_dtype in [AmpDtype::Auto, AmpDtype::Bf16, AmpDtype::F32] {
             config.amp_dtype = amp_dtype;
-            assert_eq!(precision(&config), Precision::F32);
+            assert_eq!(products(&config), Products::F32);
         }
         config.device = "cuda:0".to_owned();
-        assert_eq!(precision(&config), Precision::F32);
+        assert_eq!(products(&config), Products::F32);
+        config.amp_dtype = AmpDtype::Auto;
+        assert_eq!(products(&config), Products::F32);
+        config.amp_dtype = AmpDtype::Tf32;
+        assert_eq!(products(&config), Products::Tf32);
         config.amp_dtype = AmpDtype::Bf16;
-        assert_eq!(precision(&config), Precision::Bf16);
+        assert_eq!(products(&config), Products::Bf16);
         config.device = "cpu".to_owned();
-        config.amp_dtype = AmpDtype::Bf16;
-        assert_eq!(precision(&config) == Precision::Bf16, has_bf16());
+        assert_eq!(products(&config) == Products::Bf16, has_bf16());
+    }
+
+    #[test]
+    fn what_a_device_does_not_multiply_is_refused() {
+        for device in [DeviceName::Cpu, DeviceName::Wgpu(0)] {
+            let error = Products::Tf32.check(device).expect_err("no TF32");
+            assert_eq!(error.exit_code(), 2);
+            let text = error.to_string();
+            assert!(text.contains(&format!("and this is {device}\n")), "{text}");
+        }
+        assert!(Products::Bf16.check(DeviceName::Wgpu(0)).is_err());
+        for products in [Products::F32, Products::Tf32, Products::Bf16] {
+            assert!(products.check(DeviceName::Cuda(1)).is_ok());
+        }
+        assert!(Products::Bf16.check(DeviceName::Cpu).is_ok());
     }
 }

@@ -1,10 +1,21 @@
 //! What training has come to: weights, moments, averages, and how far it is.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::config::{Ema, Encoder};
 use crate::method::State;
 use crate::nn::ParamSpec;
+
+/// How a card computes matrix products: found out by trying, and kept so that it stays as it is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TunedProducts {
+    /// The card and the versions of its libraries, with which alone it is of use.
+    pub on: String,
+    /// The library's algorithm for products of each shape, in hexadecimal digits.
+    pub algorithms: BTreeMap<String, String>,
+}
 
 /// Weights and everything the optimiser remembers.
 #[derive(Clone, Debug, PartialEq)]
@@ -27,6 +38,8 @@ pub struct TrainState {
     pub memory: State,
     /// Scalars.
     pub progress: Progress,
+    /// Matrix products of the card that trained last, if one did.
+    pub tuned: TunedProducts,
 }
 
 /// How far a stage is.
@@ -59,6 +72,7 @@ impl TrainState {
             encoder: Encoder::Student,
             memory: State::new(),
             progress: Progress::default(),
+            tuned: TunedProducts::default(),
         }
     }
 

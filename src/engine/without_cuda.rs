@@ -1,9 +1,7 @@
 //! What stands in for NVIDIA cards in a binary that was built without them.
 
-use fewvit_kernels::Precision;
-
 use super::device::Card;
-use super::{Engine, Model, TrainState};
+use super::{Engine, Model, Products, TrainState};
 use crate::backbone::NetSpec;
 use crate::error::{Error, Result};
 
@@ -15,8 +13,8 @@ pub fn cards() -> Result<Vec<Card>> {
     Err(missing())
 }
 
-/// Those of the driver and the library: none are there.
-pub fn versions() -> Option<String> {
+/// A card with the versions of its driver and library: there are none.
+pub fn with_versions(_: &Card) -> Option<String> {
     None
 }
 
@@ -35,7 +33,7 @@ pub fn check(_: usize) -> Result<()> {
 pub fn engine(
     _: usize,
     _: &NetSpec,
-    _: (usize, Precision),
+    _: (usize, Products),
     _: TrainState,
 ) -> Result<Box<dyn Engine>> {
     Err(missing())

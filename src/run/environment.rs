@@ -44,7 +44,7 @@ impl Environment {
             os: std::env::consts::OS.to_owned(),
             arch: std::env::consts::ARCH.to_owned(),
             simd: fewvit_kernels::simd_level().to_owned(),
-            products: engine::precision(config).name().to_owned(),
+            products: engine::products(config).name().to_owned(),
             card: config.device.parse().ok().and_then(device::card_and_libraries),
             threads: super::threads(config),
             ranks: collective::ranks().size(),

@@ -195,7 +195,7 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
             ("fewvit".to_owned(), env!("CARGO_PKG_VERSION").to_owned()),
             ("system".to_owned(), format!("{} {}", std::env::consts::OS, std::env::consts::ARCH)),
             ("instructions".to_owned(), fewvit_kernels::simd_level().to_owned()),
-            ("products".to_owned(), engine::precision(config).name().to_owned()),
+            ("products".to_owned(), engine::products(config).name().to_owned()),
             ("device".to_owned(), context.machine.device.to_string()),
             ("threads".to_owned(), context.machine.threads.to_string()),
         ],

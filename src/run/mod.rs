@@ -24,7 +24,6 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicBool;
 use std::time::Instant;
 
-use fewvit_kernels::Precision;
 use serde::{Deserialize, Serialize};
 
 pub use crate::files::absolute;
@@ -36,9 +35,9 @@ pub use stages::{pretraining, weights_of};
 
 use crate::backbone::Spec;
 use crate::config::{AmpDtype, RunConfig};
-use crate::engine::device::{self, DeviceName};
-use crate::engine::{self, Machine, TrainState, collective};
-use crate::error::{Error, Result};
+use crate::engine::device;
+use crate::engine::{self, Machine, Products, TrainState, collective};
+use crate::error::Result;
 use crate::report::words::duration;
 use crate::train::checkpoint::{self, StageName};
 use folder::Found;
@@ -213,7 +212,7 @@ fn execute(
         ui,
     };
     let wanted = config.amp_dtype == AmpDtype::Bf16;
-    if wanted && engine::precision(config) == Precision::F32 {
+    if wanted && engine::products(config) == Products::F32 {
         ui.note("  note: this processor does not multiply bf16, so training uses f32");
     }
     ui.total(planned.forecast.units());
@@ -240,14 +239,17 @@ fn resolved(config: &RunConfig) -> Result<RunConfig> {
     let name = device::settle(config.device.parse()?)?;
     device::check(name)?;
     config.device = name.to_string();
-    if matches!(name, DeviceName::Wgpu(_)) && config.amp_dtype == AmpDtype::Bf16 {
-        return Err(Error::Usage(format!("on {name} training is in f32; leave --amp-dtype out")));
+    match config.amp_dtype {
+        AmpDtype::Bf16 => Products::Bf16.check(name)?,
+        AmpDtype::Tf32 => Products::Tf32.check(name)?,
+        AmpDtype::Auto | AmpDtype::F32 => {}
     }
-    config.amp_dtype = match engine::precision(&config) {
-        Precision::Bf16 => AmpDtype::Bf16,
+    config.amp_dtype = match engine::products(&config) {
+        Products::Bf16 => AmpDtype::Bf16,
+        Products::Tf32 => AmpDtype::Tf32,
         // Asked for and not to be had: that is said when training begins.
-        Precision::F32 if config.amp_dtype == AmpDtype::Bf16 => AmpDtype::Bf16,
-        Precision::F32 => AmpDtype::F32,
+        Products::F32 if config.amp_dtype == AmpDtype::Bf16 => AmpDtype::Bf16,
+        Products::F32 => AmpDtype::F32,
     };
     let spec = Spec::find(&config.model.name)?;
     let size = config.pretrain.crops.first().map_or(0, |group| group.img_size);
@@ -266,7 +268,7 @@ fn resolved(config: &RunConfig) -> Result<RunConfig> {
 pub fn machine(config: &RunConfig) -> Result<Machine> {
     Ok(Machine {
         threads: threads(config),
-        precision: engine::precision(config),
+        products: engine::products(config),
         ranks: collective::ranks(),
         device: config.device.parse()?,
     })

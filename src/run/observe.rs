@@ -8,7 +8,7 @@ use super::{Context, best};
 use crate::backbone::NetSpec;
 use crate::config::Keep;
 use crate::data::Rgb8;
-use crate::data::loader::{BatchSource, CropBatch, Rows};
+use crate::data::loader::{BatchSource, CropBatch, Cutting, Rows};
 use crate::data::views::ViewPlan;
 use crate::engine::{Model, TrainState};
 use crate::error::Result;
@@ -340,8 +340,9 @@ fn wall_time() -> f64 {
 /// Saves crops of the stage's first batch as the model sees them, CutMix and Mixup included:
 /// `train_batch0.jpg` for the run's first stage, `train_batch0_finetune.jpg` for a second one.
 fn picture(context: &Context, stage: &Stage) -> Result<()> {
-    // Of several processes the one that draws needs all rows.
-    let batch = BatchSource { rows: Rows::All, ..stage.source.clone() }.batch(0)?;
+    // Of several processes the one that draws needs all rows, and in pixels.
+    let (rows, cutting) = (Rows::All, Cutting::Loader);
+    let batch = BatchSource { rows, cutting, ..stage.source.clone() }.batch(0)?;
     let images: Vec<Rgb8> = batch
         .groups
         .iter()

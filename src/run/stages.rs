@@ -88,6 +88,7 @@ fn stage<'a>(
         drop_last: optim.drop_last,
         threads: machine.threads,
         rows: engine::own_rows(&machine, &method, micro_batch).map_or(Rows::All, Rows::Own),
+        cutting: machine.cutting(),
         balance: None,
     };
     let (data, dropout) = (&config.data, true);

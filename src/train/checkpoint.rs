@@ -87,13 +87,17 @@ fn tensors(state: &TrainState) -> Vec<ToWrite<'_>> {
 fn metadata(stage: StageName, state: &TrainState) -> Result<HashMap<String, String>> {
     let keys: Vec<_> = state.specs.iter().map(|spec| spec.key.as_str()).collect();
     let frozen: Vec<_> = state.specs.iter().map(|spec| spec.frozen).collect();
-    Ok(HashMap::from([
+    let mut metadata = HashMap::from([
         ("stage".to_owned(), stage.as_str().to_owned()),
         ("progress".to_owned(), json(&state.progress)?),
         ("keys".to_owned(), json(&keys)?),
         ("frozen".to_owned(), json(&frozen)?),
         ("encoder".to_owned(), json(&state.encoder)?),
-    ]))
+    ]);
+    if !state.tuned.algorithms.is_empty() {
+        metadata.insert("tuned".to_owned(), json(&state.tuned)?);
+    }
+    Ok(metadata)
 }
 
 /// Reads the checkpoint at `path`, or the previous one where that does not verify; `None` where
@@ -129,6 +133,8 @@ fn read(path: &Path) -> Result<(StageName, TrainState)> {
     // Absent in checkpoints of earlier versions, which knew the student only.
     let encoder = field("encoder").ok().map(|text| serde_json::from_str(text)).transpose();
     let encoder = encoder.map_err(parse)?.unwrap_or_default();
+    let tuned = field("tuned").ok().map(|text| serde_json::from_str(text)).transpose();
+    let tuned = tuned.map_err(parse)?.unwrap_or_default();
     let stage = match field("stage")?.as_str() {
         "pretrain" => StageName::Pretrain,
         "finetune" => StageName::Finetune,
@@ -170,7 +176,7 @@ fn read(path: &Path) -> Result<(StageName, TrainState)> {
         Some(tensor.map(|tensor| (key.to_owned(), tensor)))
     };
     let memory = names.iter().filter_map(remembered).collect::<Result<_>>()?;
-    Ok((stage, TrainState { specs, values, m, v, ema, teacher, encoder, memory, progress }))
+    Ok((stage, TrainState { specs, values, m, v, ema, teacher, encoder, memory, progress, tuned }))
 }
 
 fn json(value: &impl Serialize) -> Result<String> {
@@ -195,6 +201,17 @@ mod tests {
         state.memory.insert("queue".to_owned(), queue);
         state.progress = Progress { step, epoch_loss: 0.1, ..Progress::default() };
         state
+    }
+
+    #[test]
+    fn how_a_card_multiplies_is_kept() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("last.safetensors");
+        let algorithms = [("8x8x8 tn f32".to_owned(), "00ff".to_owned())].into();
+        let tuned = crate::engine::TunedProducts { on: "a card".to_owned(), algorithms };
+        let state = TrainState { tuned, ..state(3) };
+        save(&path, StageName::Pretrain, &state).expect("saved");
+        assert_eq!(load(&path).expect("loaded"), Some((StageName::Pretrain, state)));
     }
 
     #[test]

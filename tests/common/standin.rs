@@ -75,7 +75,7 @@ fn names(text: &str) -> Vec<String> {
 }
 
 fn compile(source: &Path, library: &Path) {
-    let flags = "-O3 -std=c++17 -w -shared -fPIC -fno-strict-aliasing -U_FORTIFY_SOURCE -Wl,-Bsymbolic -ldl";
+    let flags = "-O3 -ffp-contract=off -std=c++17 -w -shared -fPIC -fno-strict-aliasing -U_FORTIFY_SOURCE -Wl,-Bsymbolic -ldl";
     let mut command = Command::new("g++");
     command.args(flags.split(' ')).arg(source).arg("-o").arg(library);
     let output = command.output().expect("g++ runs");
@@ -90,12 +90,18 @@ pub fn before<'a>(command: &'a mut Command, folder: &Path) -> &'a mut Command {
 /// Whether this is a program with the stand-in before it. Otherwise runs test `name` of this program in one
 /// and fails as it does.
 pub fn inside(name: &str) -> bool {
+    inside_with(name, &[])
+}
+
+/// [`inside`] with settings of the stand-in.
+pub fn inside_with(name: &str, settings: &[(&str, &str)]) -> bool {
     if env::var_os(INSIDE).is_some() {
         return true;
     }
     let Some(folder) = folder() else { return false };
     let mut command = Command::new(env::current_exe().expect("this program"));
-    let output = before(command.args(["--exact", name, "--nocapture"]), &folder).output();
+    let command = before(command.args(["--exact", name, "--nocapture"]), &folder);
+    let output = command.envs(settings.iter().copied()).output();
     let output = output.expect("it runs");
     println!("{}", String::from_utf8_lossy(&output.stdout));
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));

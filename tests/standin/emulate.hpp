@@ -165,3 +165,5 @@ template <class... A> static Kernel kernel_of(void (*kernel)(A...)) { return ker
 static void __syncthreads() { emulate::pass(emulate::block, [] {}); }
 static float warp_sum(float v) { return emulate::of_all(v, [](float a, float b) { return a + b; }); }
 static float warp_max(float v) { return emulate::of_all(v, [](float a, float b) { return fmaxf(a, b); }); }
+// Threads take turns.
+template <class T> static T atomicAdd(T* to, T v) { T before = *to; *to += v; return before; }

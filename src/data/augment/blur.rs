@@ -5,15 +5,19 @@ use super::color::blend;
 use crate::data::Rgb8;
 
 /// A box of `2 * reach + 1` unit taps and two fractional ones at its ends.
-struct ExtendedBox {
-    reach: usize,
-    inner: f32,
-    end: f32,
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct ExtendedBox {
+    /// Whole pixels to each side.
+    pub reach: usize,
+    /// Weight of a unit tap.
+    pub inner: f32,
+    /// Weight of each fractional one.
+    pub end: f32,
 }
 
 impl ExtendedBox {
     /// The box whose threefold application has variance `sigma^2` pixels; 127 is the largest reach.
-    fn new(sigma: f32) -> Self {
+    pub fn new(sigma: f32) -> Self {
         let variance = sigma * sigma / 3.0;
         let reach = (((12.0 * variance + 1.0).sqrt() - 1.0) / 2.0).floor().min(127.0);
         let fraction = (2.0 * reach + 1.0) * (reach * (reach + 1.0) - 3.0 * variance)

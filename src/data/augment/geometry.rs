@@ -6,7 +6,7 @@ use crate::data::Rgb8;
 /// What shows where a moved image leaves the canvas empty.
 const UNCOVERED: [u8; 3] = [128; 3];
 /// What a cutout is filled with: the rounded ImageNet mean.
-const CUTOUT: [u8; 3] = [125, 122, 113];
+pub const CUTOUT: [u8; 3] = [125, 122, 113];
 
 fn pixels(image: &mut Rgb8) -> &mut [[u8; 3]] {
     image.pixels.as_chunks_mut().0
@@ -53,20 +53,39 @@ pub(super) fn translate(image: &mut Rgb8, dx: f64, dy: f64) {
     rearrange(image, |x, y| Some(source(y, dy, height)? * width + columns[x]?));
 }
 
+/// A counter-clockwise rotation about the centre, on the same canvas: the source of pixel `(x, y)` is
+/// `start + x along + y down`, as (column, row) in 16.16 fixed point, in which PIL walks the source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rotation {
+    /// The source of the first pixel.
+    pub start: [i64; 2],
+    /// From one column to the next.
+    pub along: [i64; 2],
+    /// From one row to the next.
+    pub down: [i64; 2],
+}
+
+impl Rotation {
+    /// Of an image of `width` and `height` pixels.
+    pub fn new(degrees: f64, width: usize, height: usize) -> Self {
+        let (sin, cos) = degrees.to_radians().sin_cos();
+        let (cx, cy) = (width as f64 / 2.0, height as f64 / 2.0);
+        let fixed = |v: f64| (v * 65536.0 + 0.5).floor() as i64;
+        let x0 = fixed(cx - cos * (cx - 0.5) + sin * (cy - 0.5));
+        let y0 = fixed(cy - sin * (cx - 0.5) - cos * (cy - 0.5));
+        let (sin, minus_sin, cos) = (fixed(sin), fixed(-sin), fixed(cos));
+        Self { start: [x0, y0], along: [cos, sin], down: [minus_sin, cos] }
+    }
+}
+
 /// Nearest-neighbour rotation about the centre, counter-clockwise, on the same canvas.
 pub(super) fn rotate(image: &mut Rgb8, degrees: f64) {
     let (width, height) = (image.width, image.height);
-    let (sin, cos) = degrees.to_radians().sin_cos();
-    let (cx, cy) = (width as f64 / 2.0, height as f64 / 2.0);
-    // PIL walks the source in 16.16 fixed point; so do we, to hit the same pixels.
-    let fixed = |v: f64| (v * 65536.0 + 0.5).floor() as i64;
-    let x0 = fixed(cx - cos * (cx - 0.5) + sin * (cy - 0.5));
-    let y0 = fixed(cy - sin * (cx - 0.5) - cos * (cy - 0.5));
-    let (sin, minus_sin, cos) = (fixed(sin), fixed(-sin), fixed(cos));
+    let Rotation { start, along, down } = Rotation::new(degrees, width, height);
     rearrange(image, |x, y| {
-        let (i, j) = (x as i64, y as i64);
-        let x = usize::try_from((x0 + cos * i + minus_sin * j) >> 16).ok()?;
-        let y = usize::try_from((y0 + sin * i + cos * j) >> 16).ok()?;
+        let source =
+            |axis: usize| (start[axis] + along[axis] * x as i64 + down[axis] * y as i64) >> 16;
+        let (x, y) = (usize::try_from(source(0)).ok()?, usize::try_from(source(1)).ok()?);
         (x < width && y < height).then_some(y * width + x)
     });
 }

@@ -1,7 +1,7 @@
 //! Random views of one image: crop, flip, colour jitter, grayscale, blur, RandAugment.
 //!
 //! [`Op`] and the functions of `resize` compute with explicit parameters what PIL computes;
-//! [`Augment`] draws the parameters (recipe sections 2.1 and 3.4).
+//! [`Augment`] draws the parameters, a [`DrawnView`] (recipe sections 2.1 and 3.4).
 
 mod blur;
 mod color;
@@ -10,17 +10,21 @@ mod geometry;
 mod op;
 mod rand_augment;
 mod resize;
+mod view;
 
 use rand::RngExt;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 
 use super::Rgb8;
-use crate::config::AugmentConfig;
+use crate::config::{AugmentConfig, Interpolation};
 
+pub use blur::ExtendedBox;
 pub use eval_view::eval_view;
+pub use geometry::{CUTOUT, Rotation};
 pub use op::Op;
-pub use resize::{CropBox, random_resized_crop_box, resize, resize_lanczos};
+pub use resize::{CropBox, random_resized_crop_box, resize, resize_lanczos, rows_first};
+pub use view::DrawnView;
 
 /// The order in which the operations follow the crop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,37 +85,47 @@ impl Augment {
         self.img_size
     }
 
+    /// How enlarged and shrunk crops are interpolated.
+    pub fn interpolation(&self) -> Interpolation {
+        self.config.interpolation
+    }
+
     /// One random view of `image`, `[img_size, img_size, 3]`.
     pub fn apply(&self, image: &Rgb8, rng: &mut ChaCha8Rng) -> Rgb8 {
+        let view = self.draw((image.width, image.height), rng);
+        view.of(image, self.img_size, self.config.interpolation)
+    }
+
+    /// Draws the view of an image of `width` and `height` pixels.
+    pub fn draw(&self, (width, height): (usize, usize), rng: &mut ChaCha8Rng) -> DrawnView {
         let config = &self.config;
-        let (width, height) = (image.width, image.height);
         let area = random_resized_crop_box(rng, width, height, self.scale, config.ratio);
-        let mut view = resize(image, area, self.img_size, self.img_size, config.interpolation);
+        let mut ops = Vec::new();
         for step in self.order.steps() {
             match step {
-                Step::Flip if chance(rng, config.hflip) => Op::HorizontalFlip.apply(&mut view),
+                Step::Flip if chance(rng, config.hflip) => ops.push(Op::HorizontalFlip),
                 Step::Jitter if chance(rng, config.color_jitter_prob) => {
-                    color_jitter(&mut view, config.color_jitter, rng);
+                    ops.extend(color_jitter(config.color_jitter, rng));
                 }
-                Step::Grayscale if chance(rng, config.grayscale) => Op::Grayscale.apply(&mut view),
+                Step::Grayscale if chance(rng, config.grayscale) => ops.push(Op::Grayscale),
                 Step::Blur if chance(rng, config.blur) => {
-                    Op::GaussianBlur(uniform(rng, config.blur_sigma)).apply(&mut view);
+                    ops.push(Op::GaussianBlur(uniform(rng, config.blur_sigma)));
                 }
                 Step::Solarize if config.solarize > 0.0 && chance(rng, config.solarize) => {
-                    Op::Solarize(SOLARIZE_THRESHOLD).apply(&mut view);
+                    ops.push(Op::Solarize(SOLARIZE_THRESHOLD));
                 }
                 Step::RandAugment if config.rand_augment => {
-                    rand_augment::rand_augment(&mut view, rng);
+                    ops.extend(rand_augment::draw(self.img_size, rng));
                 }
                 _ => {}
             }
         }
-        view
+        DrawnView { area, ops }
     }
 }
 
 /// Brightness, contrast, saturation and hue changes of the given strengths, in random order.
-fn color_jitter(image: &mut Rgb8, strength: [f64; 4], rng: &mut ChaCha8Rng) {
+fn color_jitter(strength: [f64; 4], rng: &mut ChaCha8Rng) -> impl Iterator<Item = Op> {
     let [brightness, contrast, saturation, hue] = strength;
     let mut factor = |v: f64| uniform(rng, [(1.0 - v).max(0.0), 1.0 + v]);
     let mut ops = [
@@ -121,11 +135,7 @@ fn color_jitter(image: &mut Rgb8, strength: [f64; 4], rng: &mut ChaCha8Rng) {
         (hue, Op::Hue(uniform(rng, [-hue, hue]))),
     ];
     ops.shuffle(rng);
-    for (strength, op) in ops {
-        if strength > 0.0 {
-            op.apply(image);
-        }
-    }
+    ops.into_iter().filter(|(strength, _)| *strength > 0.0).map(|(_, op)| op)
 }
 
 /// A number in `[low, high)`, or `low` where the two are equal.

@@ -51,8 +51,8 @@ pub enum Op {
 
 impl Op {
     /// Applies the operation in place.
-    pub fn apply(self, image: &mut Rgb8) {
-        match self {
+    pub fn apply(&self, image: &mut Rgb8) {
+        match *self {
             Self::HorizontalFlip => geometry::horizontal_flip(image),
             Self::Brightness(factor) => color::brightness(image, factor as f32),
             Self::Contrast(factor) => color::contrast(image, factor as f32),

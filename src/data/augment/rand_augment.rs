@@ -5,25 +5,25 @@ use rand_chacha::ChaCha8Rng;
 use super::op::Op;
 use super::resize::CropBox;
 use super::{chance, uniform_index};
-use crate::data::Rgb8;
 
 /// Number of operations that [`op`] knows.
 const KINDS: usize = 15;
 const POSTERIZE_BITS: [u32; 10] = [8, 8, 7, 7, 6, 6, 5, 5, 4, 4];
 const CUTOUT_SIDE: [usize; 10] = [0, 2, 4, 7, 9, 11, 13, 16, 18, 20];
 
-/// Two draws of (operation, magnitude), each of which fires with probability 1/2.
-pub(super) fn rand_augment(image: &mut Rgb8, rng: &mut ChaCha8Rng) {
+/// Two draws of (operation, magnitude) for a square image, each of which fires with probability 1/2.
+pub(super) fn draw(side: usize, rng: &mut ChaCha8Rng) -> Vec<Op> {
+    let mut ops = Vec::new();
     for _ in 0..2 {
         let kind = uniform_index(rng, KINDS);
         let magnitude = 1 + uniform_index(rng, 9);
         let sign = if chance(rng, 0.5) { 1.0 } else { -1.0 };
-        let (width, height) = (image.width, image.height);
-        let centre = (uniform_index(rng, width), uniform_index(rng, height));
+        let centre = (uniform_index(rng, side), uniform_index(rng, side));
         if chance(rng, 0.5) {
-            op(kind, magnitude, sign, centre, (width, height)).apply(image);
+            ops.push(op(kind, magnitude, sign, centre, (side, side)));
         }
     }
+    ops
 }
 
 /// Operation `kind` at `magnitude` 1 to 9 for an image of `size` (width, height). Rotations are
@@ -68,6 +68,7 @@ fn square(centre: (usize, usize), half: usize) -> CropBox {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::data::Rgb8;
     use crate::rng::{Purpose, stream};
 
     #[test]
@@ -107,7 +108,7 @@ mod tests {
         let mut rng = stream(1, Purpose::Augment, 0, 0, 0);
         let unchanged = |_: &i32| {
             let mut copy = image.clone();
-            rand_augment(&mut copy, &mut rng);
+            draw(32, &mut rng).into_iter().for_each(|op| op.apply(&mut copy));
             copy == image
         };
         let share = (0..4000).filter(unchanged).count() as f64 / 4000.0;

@@ -22,6 +22,7 @@ fn source(images: usize, batch_size: usize, drop_last: bool) -> BatchSource {
         drop_last,
         threads: 1,
         rows: Rows::All,
+        cutting: Cutting::Loader,
         balance: None,
     }
 }
@@ -234,6 +235,27 @@ fn images_that_no_row_needs_are_not_read() {
             let own = BatchSource { rows: one_row(wanted), ..source.clone() };
             let order = Order::default().of(&source, step).to_vec();
             assert_eq!(own.batch(step).is_ok(), order[wanted].sample == 1, "{step} {wanted}");
+        }
+    }
+}
+
+/// What an engine is to make of a batch is what the loader makes of it.
+#[test]
+fn drawn_crops_are_those_that_the_loader_cuts() {
+    let mix = |_: &mut _, _, rows: usize, _| {
+        let partner = (0..rows).rev().collect();
+        Mix { kind: crate::data::mixing::MixKind::Mixup, lambda: 0.7, partner }
+    };
+    let cut = multi_crop(Arc::new(mix));
+    let drawn = BatchSource { cutting: Cutting::Engine, ..cut.clone() };
+    for step in 0..3 {
+        let [cut, drawn] = [&cut, &drawn].map(|source| source.batch(step).expect("crops"));
+        for (cut, drawn) in cut.groups.iter().zip(&drawn.groups) {
+            assert!(matches!(drawn.crops, Crops::Drawn(_)));
+            assert_eq!(cut.samples, drawn.samples);
+            for i in 0..cut.samples.len() {
+                assert_eq!(row(cut, i), row(drawn, i), "row {i} of step {step}");
+            }
         }
     }
 }

@@ -75,7 +75,7 @@ impl CpuEngine {
         let num_params = state.values.len();
         let worker = |_| Worker { sum: vec![0.0; num_params], buffers: BufferPool::default() };
         let workers = (0..count).map(worker).collect();
-        let (precision, packed) = (machine.precision, PackedWeights::default());
+        let (precision, packed) = (machine.products.on_cpu(), PackedWeights::default());
         let (ranks, arrived) = (machine.ranks.clone(), Vec::new());
         let team = Team { micro_batch, precision, ranks, arrived, workers, packed, pool };
         Ok(Self { net: *net, state, squared: 0.0, team })

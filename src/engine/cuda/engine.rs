@@ -3,20 +3,19 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use fewvit_kernels::Precision;
-
+use super::feed::Feed;
 use super::gpu::{Gpu, Memory, View, args};
 use super::inputs::Inputs;
 use super::network::{Network, Parameters};
 use super::vectors::Vectors;
 use crate::backbone::{NetSpec, Weights};
 use crate::config::{Ema, OptimConfig};
-use crate::data::loader::Batch;
+use crate::data::loader::{Batch, Crops};
 use crate::engine::batches::{MicroBatch, rows_of, samples, split};
 use crate::engine::coupling::{Taught, coupled_loss};
 use crate::engine::optim::Rule;
 use crate::engine::passes::factors;
-use crate::engine::{Engine, Progress, Slope, StepInput, TrainState, Update};
+use crate::engine::{Engine, Products, Progress, Slope, StepInput, TrainState, Update};
 use crate::error::{Error, Result};
 use crate::method::{BatchLoss, Objective, RowLoss};
 use crate::nn::DropPath;
@@ -31,7 +30,7 @@ pub struct CudaEngine {
     /// Rows of a mean over rows that pass through the model together, 0 = as many as there is memory for.
     micro_batch: usize,
     /// Of the backbone's products and of the heads of coupled losses.
-    precision: Precision,
+    products: Products,
     vectors: Vectors,
     weights: Memory,
     m: Memory,
@@ -42,6 +41,8 @@ pub struct CudaEngine {
     pieces: Pieces,
     /// Made for the first batch.
     pass: Option<(Network, Inputs)>,
+    /// Made for the first batch that is only drawn.
+    feed: Option<Feed>,
     /// Sum of the squares of each piece of the last gradient.
     squares: Vec<f64>,
     /// What the card does not hold, and copies of what it does.
@@ -61,18 +62,19 @@ struct Pieces {
 
 impl CudaEngine {
     /// Trains the model `net` on from `state`, `micro_batch` rows at a time, 0 = as many as fit,
-    /// with products in `precision`.
+    /// with such products.
     ///
     /// # Errors
     /// There is not enough memory, an img-size that the backbone cannot take.
     pub fn new(
         gpu: Arc<Gpu>,
         net: &NetSpec,
-        (micro_batch, precision): (usize, Precision),
+        (micro_batch, products): (usize, Products),
         state: TrainState,
     ) -> Result<Self> {
         let card = gpu.clone();
         let _turn = card.turn()?;
+        gpu.learn(&state.tuned);
         let vectors = Vectors::new(&state.specs);
         let send = |values: &Vec<f32>| vectors.send(&gpu, values);
         let [weights, m, v] = [send(&state.values)?, send(&state.m)?, send(&state.v)?];
@@ -86,13 +88,13 @@ impl CudaEngine {
         let rules = gpu.memory(Rule::WORDS * state.specs.len())?;
         let pieces = Pieces { table, places, squares, rules };
         let of_backbone = net.without_heads().parameters()?.len();
-        let (net, pass, squares, stale) = (*net, None, Vec::new(), false);
+        let (net, pass, feed, squares, stale) = (*net, None, None, Vec::new(), false);
         Ok(Self {
             gpu,
             net,
             of_backbone,
             micro_batch,
-            precision,
+            products,
             vectors,
             weights,
             m,
@@ -102,6 +104,7 @@ impl CudaEngine {
             gradient,
             pieces,
             pass,
+            feed,
             squares,
             state,
             stale,
@@ -112,26 +115,37 @@ impl CudaEngine {
         Parameters { vectors: &self.vectors, weights }
     }
 
-    /// Memory for micro-batches of `batch`, with logits or without.
+    /// Memory for micro-batches of `batch`, with logits or without; its crops are on the card then.
     fn prepare(&mut self, batch: &Batch, with_logits: bool) -> Result<(Network, Inputs)> {
-        let rows: Vec<usize> = batch.groups.iter().map(|group| group.samples.len()).collect();
-        let (all, most) = (rows.iter().sum(), rows.iter().copied().max().unwrap_or(0));
         if let Some(group) = batch.groups.iter().find(|g| g.img_size != self.net.img_size) {
             let sizes = (group.img_size, self.net.img_size);
             return Err(Error::Failed(format!("crops of {} pixels for {}", sizes.0, sizes.1)));
         }
-        match self.pass.take() {
-            Some((network, inputs)) if inputs.rows() >= all => Ok((network, inputs)),
+        let set = batch.groups.iter().find_map(|group| match &group.crops {
+            Crops::Drawn(drawn) => Some(drawn.set_bytes),
+            _ => None,
+        });
+        if let (Some(set), None) = (set, &self.feed) {
+            self.feed = Some(Feed::new(&self.gpu, set)?);
+        }
+        let (network, inputs) = match self.pass.take() {
+            Some((network, inputs)) if inputs.take(batch) => (network, inputs),
             before => {
                 drop(before);
+                let rows = batch.groups.iter().map(|group| group.samples.len());
+                let most = rows.max().unwrap_or(0);
                 let wanted = if self.micro_batch > 0 { self.micro_batch.min(most) } else { most };
-                let plan = self.net.plan(with_logits)?;
-                let network =
-                    Network::training(&self.gpu, plan, (wanted, self.precision), self.vectors.len)?;
-                let inputs = Inputs::new(&self.gpu, self.net.img_size, network.images, all)?;
-                Ok((network, inputs))
+                let of_feed = set.map_or(0, |set| Feed::bytes(self.gpu.card.memory, set));
+                let beside = (self.vectors.len, of_feed + Inputs::bytes(batch));
+                let (plan, products) = (self.net.plan(with_logits)?, self.products);
+                let network = Network::training(&self.gpu, plan, (wanted, products), beside)?;
+                let size = self.net.img_size;
+                let inputs = Inputs::training(&self.gpu, size, network.images, batch)?;
+                (network, inputs)
             }
-        }
+        };
+        inputs.receive(batch, self.feed.as_mut())?;
+        Ok((network, inputs))
     }
 
     /// The loss of a mean over rows; its gradient is on the card.
@@ -228,7 +242,7 @@ impl CudaEngine {
             taught,
             input,
             (loss, memory),
-            self.precision,
+            self.products.on_cpu(),
         );
         let gradient = self.gradient.view();
         self.vectors.write_from(&self.gpu, gradient, self.of_backbone, &of_heads)?;
@@ -296,6 +310,7 @@ impl CudaEngine {
         for (to, from) in copies.into_iter().chain(of_average).chain(of_teacher) {
             vectors.read(gpu, from.view(), to)?;
         }
+        self.state.tuned = gpu.tuned();
         Ok(())
     }
 }

@@ -5,8 +5,9 @@
 //! host's side is said at each call.
 
 mod products;
+mod tuning;
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::ffi::{CString, c_void};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -39,7 +40,7 @@ pub fn libraries() -> [bool; 3] {
 }
 
 /// Versions of the driver and of cuBLASLt, as they number themselves.
-pub fn versions() -> Option<[usize; 2]> {
+fn versions() -> Option<[usize; 2]> {
     libraries().iter().all(|found| *found).then_some(())?;
     let mut driver = 0;
     // SAFETY: both libraries are there, and the number has a place.
@@ -48,6 +49,12 @@ pub fn versions() -> Option<[usize; 2]> {
         blas::cublasLtGetVersion()
     };
     Some([driver as usize, products])
+}
+
+/// A card with the versions of its driver and of the library of matrix products.
+pub fn on(card: &Card) -> Option<String> {
+    let [driver, products] = versions()?;
+    Some(format!("{}, driver {driver}, cuBLASLt {products}", card.name))
 }
 
 /// The cards of this machine in the driver's order, which is that of `--device cuda:i`.
@@ -80,16 +87,28 @@ fn describe(index: i32) -> Result<Card> {
     ask().map_err(|e| broken("asking for cards", e))
 }
 
+/// Sources of kernels.
+pub struct Kernels {
+    /// Of those whose products and sums may be rounded once.
+    pub fused: &'static str,
+    /// Of those that round as the CPU does.
+    pub exact: &'static str,
+}
+
 /// A card in use.
 pub struct Gpu {
     /// What it is.
     pub card: Card,
     context: sys::CUcontext,
     stream: sys::CUstream,
-    module: sys::CUmodule,
+    modules: [sys::CUmodule; 2],
     functions: Mutex<HashMap<&'static str, sys::CUfunction>>,
     blas: blas::cublasLtHandle_t,
     products: Mutex<HashMap<Shape, Prepared>>,
+    /// The card and its libraries, on which it depends how a sum is rounded.
+    on: String,
+    /// See [`tuning`].
+    tuned: Mutex<BTreeMap<String, String>>,
     workspace: sys::CUdeviceptr,
     /// See [`Self::turn`].
     turn: Mutex<()>,
@@ -145,6 +164,15 @@ impl View {
     /// Those from one on.
     pub fn from(&self, first: usize) -> Self {
         self.part(first..self.len)
+    }
+
+    /// What begins at a byte of them; its last value may not be whole.
+    ///
+    /// # Panics
+    /// If it is behind their end.
+    pub fn at_byte(&self, byte: usize) -> Self {
+        assert!(byte <= 4 * self.len, "byte {byte} of {} values", self.len);
+        Self { at: self.at + byte as u64, len: self.len - byte.div_ceil(4) }
     }
 }
 
@@ -229,7 +257,7 @@ impl Gpu {
     ///
     /// # Errors
     /// It is not there, or its driver does not give it to us.
-    pub fn open(index: usize, kernels: &str) -> Result<Arc<Self>> {
+    pub fn open(index: usize, kernels: &Kernels) -> Result<Arc<Self>> {
         let card = cards()?.into_iter().nth(index).ok_or_else(libraries::none_found)?;
         let open = || -> std::result::Result<_, DriverError> {
             let device = cu::device::get(index as i32)?;
@@ -240,20 +268,23 @@ impl Gpu {
             Ok((context, cu::stream::create(cu::stream::StreamKind::NonBlocking)?))
         };
         let (context, stream) = open().map_err(|e| broken("opening the card", e))?;
-        let module = compile(kernels, &card)?;
+        let modules = [compile(kernels.fused, true, &card)?, compile(kernels.exact, false, &card)?];
         let blas = lt::create_handle().map_err(|e| broken("starting cuBLASLt", e))?;
         // SAFETY: the context is current.
         let workspace = unsafe { cu::malloc_sync(WORKSPACE) };
         let workspace = workspace.map_err(|e| too_large(WORKSPACE, e))?;
-        let (functions, products) = (Mutex::default(), Mutex::default());
+        let (functions, products, tuned) = Default::default();
+        let on = on(&card).unwrap_or_default();
         let gpu = Self {
             card,
             context,
             stream,
-            module,
+            modules,
             functions,
             blas,
             products,
+            on,
+            tuned,
             workspace,
             turn: Mutex::default(),
         };
@@ -290,7 +321,7 @@ impl Gpu {
         Ok(Memory { all: View { at, len }, gpu: self.clone() })
     }
 
-    /// Puts values of 4 bytes where they belong.
+    /// Puts values where they belong.
     ///
     /// # Errors
     /// The device failed.
@@ -298,13 +329,23 @@ impl Gpu {
     /// # Panics
     /// If there is not as much room.
     pub fn upload<T: Pod>(&self, to: View, values: &[T]) -> Result<()> {
-        let bytes: &[u8] = bytemuck::cast_slice(values);
-        assert!(bytes.len() <= 4 * to.len, "{} bytes for {} values", bytes.len(), to.len);
+        self.upload_at(to, 0, bytemuck::cast_slice(values))
+    }
+
+    /// Puts bytes where they belong, from byte `first` of `to` on.
+    ///
+    /// # Errors
+    /// The device failed.
+    ///
+    /// # Panics
+    /// If there is not as much room.
+    pub fn upload_at(&self, to: View, first: usize, bytes: &[u8]) -> Result<()> {
+        assert!(first + bytes.len() <= 4 * to.len, "{} bytes for {} values", bytes.len(), to.len);
         if bytes.is_empty() {
             return Ok(());
         }
         // SAFETY: `to` has the room. Memory that is not pinned is copied before the call returns.
-        unsafe { cu::memcpy_htod_async(to.at, bytes, self.stream) }
+        unsafe { cu::memcpy_htod_async(to.at + first as u64, bytes, self.stream) }
             .map_err(|e| broken("sending values", e))
     }
 
@@ -406,17 +447,19 @@ impl Gpu {
             return Ok(*function);
         }
         let text = CString::new(name).expect("names of kernels");
-        // SAFETY: the module is never unloaded.
-        let function = unsafe { cu::module::get_function(self.module, text) };
+        // SAFETY: modules are never unloaded.
+        let in_module = |module| unsafe { cu::module::get_function(module, text.clone()) };
+        let function = in_module(self.modules[0]).or_else(|_| in_module(self.modules[1]));
         let function = function.map_err(|e| broken(name, e))?;
         functions.insert(name, function);
         Ok(function)
     }
 }
 
-fn compile(kernels: &str, card: &Card) -> Result<sys::CUmodule> {
+fn compile(kernels: &str, fused: bool, card: &Card) -> Result<sys::CUmodule> {
     let [major, minor] = card.capability;
-    let options = vec![format!("--gpu-architecture=compute_{major}{minor}")];
+    let options =
+        vec![format!("--gpu-architecture=compute_{major}{minor}"), format!("--fmad={fused}")];
     let options = CompileOptions { options, ..Default::default() };
     let refused = |reason: String| {
         Error::Device(format!(

@@ -3,10 +3,12 @@
 //! A backbone is read once into a plan ([`crate::nn::Plan`]), whose values have places in one piece of
 //! memory ([`layout`]); a step walks it forward, computes the loss and its slope, and walks it backward
 //! ([`network`]). Weights and sums are in f32, matrix products in f32 or bf16, and every sum has a fixed order: on one card with one version of
-//! CUDA's libraries two runs give the same bits. Losses that couple the rows of a batch, with their heads,
-//! are computed on the CPU between the two passes.
+//! CUDA's libraries two runs give the same bits. Crops are made on the card from what the CPU has drawn
+//! ([`feed`]). Losses that couple the rows of a batch, with their heads, are computed on the CPU between the
+//! two passes.
 
 mod engine;
+mod feed;
 mod gpu;
 mod inputs;
 mod layout;
@@ -19,16 +21,17 @@ mod vectors;
 
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fewvit_kernels::Precision;
-use gpu::Gpu;
+use gpu::{Gpu, Kernels};
 
 use super::device::Card;
-use super::{Engine, Model, TrainState};
+use super::{Engine, Model, Products, TrainState};
 use crate::backbone::NetSpec;
 use crate::error::Result;
 
 /// The kernels, a file a subject.
-const KERNELS: &str = concat!(
+const KERNELS: Kernels = Kernels { fused: FUSED, exact: EXACT };
+const EXACT: &str = concat!(include_str!("kernels/common.cu"), include_str!("kernels/feed.cu"));
+const FUSED: &str = concat!(
     include_str!("kernels/common.cu"),
     include_str!("kernels/rows.cu"),
     include_str!("kernels/norm.cu"),
@@ -37,10 +40,12 @@ const KERNELS: &str = concat!(
     include_str!("kernels/depthwise.cu"),
     include_str!("kernels/dropout.cu"),
     include_str!("kernels/attention.cu"),
+    include_str!("kernels/attention_wide.cu"),
     include_str!("kernels/performer.cu"),
     include_str!("kernels/loss.cu"),
     include_str!("kernels/optim.cu"),
     include_str!("kernels/pixels.cu"),
+    include_str!("kernels/trial.cu"),
 );
 
 /// The cards of this machine in the driver's order, which is that of `--device cuda:i`.
@@ -51,10 +56,9 @@ pub fn cards() -> Result<Vec<Card>> {
     gpu::cards()
 }
 
-/// Those of the driver and of the library of matrix products, once they are loaded.
-pub fn versions() -> Option<String> {
-    let [driver, products] = gpu::versions()?;
-    Some(format!("driver {driver}, cuBLASLt {products}"))
+/// A card with the versions of its driver and of the library of matrix products.
+pub fn with_versions(card: &Card) -> Option<String> {
+    gpu::on(card)
 }
 
 /// Makes card `index` ready. The first time it has to show that it computes what the CPU does.
@@ -73,7 +77,7 @@ pub fn check(index: usize) -> Result<()> {
 pub fn engine(
     index: usize,
     net: &NetSpec,
-    products: (usize, Precision),
+    products: (usize, Products),
     state: TrainState,
 ) -> Result<Box<dyn Engine>> {
     Ok(Box::new(engine::CudaEngine::new(open(index)?, net, products, state)?))
@@ -93,7 +97,7 @@ fn open(index: usize) -> Result<Arc<Gpu>> {
     if let Some((_, gpu)) = opened.iter().find(|(other, _)| *other == index) {
         return Ok(gpu.clone());
     }
-    let gpu = Gpu::open(index, KERNELS)?;
+    let gpu = Gpu::open(index, &KERNELS)?;
     self_check::self_check(&gpu)?;
     opened.push((index, gpu.clone()));
     Ok(gpu)

@@ -33,7 +33,7 @@ impl CudaModel {
         let weights = vectors.send(gpu, values)?;
         let plan = spec.plan(spec.heads.num_classes > 0)?;
         let network = Network::asking(gpu, plan, IMAGES, vectors.len)?;
-        let inputs = Inputs::new(gpu, spec.img_size, network.images, 0)?;
+        let inputs = Inputs::asking(gpu, spec.img_size, network.images)?;
         Ok(Self { spec: *spec, vectors, weights, pass: Mutex::new((network, inputs)) })
     }
 }

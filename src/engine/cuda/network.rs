@@ -7,12 +7,11 @@ use std::collections::HashMap;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use fewvit_kernels::Precision;
-
 use super::gpu::{Gpu, Graph, Memory, View, WORKSPACE, args};
 use super::layout::Layout;
 use super::vectors::Vectors;
 use crate::backbone::NetPlan;
+use crate::engine::Products;
 use crate::error::{Error, Result};
 use crate::nn::readers::plan::{Id, Op, Plan, Scale, Size};
 use crate::nn::{DropPath, Dropout};
@@ -24,8 +23,6 @@ const PARTIALS: usize = 1 << 22;
 const SHARES: usize = 64;
 /// Words of a block of a random stream.
 const WORDS: usize = 16;
-/// Columns of an attention head at most.
-const WIDEST_HEAD: usize = 64;
 /// Share of what is left of the card's memory that activations may take.
 const OF_MEMORY: f64 = 0.8;
 /// Vectors as long as the parameters: weights, moments, averages, gradient, and weights to be measured.
@@ -46,8 +43,8 @@ pub struct Network {
     factors: Memory,
     /// Images that there is memory for.
     pub images: usize,
-    /// Of the backbone's products; those of the classifier are in f32.
-    precision: Precision,
+    /// Of the backbone; those of the classifier are in f32.
+    products: Products,
     /// Sequences of launches that were asked for before; recorded at the second time.
     recorded: Mutex<HashMap<Sequence, Option<Graph>>>,
 }
@@ -90,43 +87,43 @@ impl Network {
     /// `vectors`.
     ///
     /// # Errors
-    /// There is not enough memory, a head that is too wide.
+    /// There is not enough memory.
     pub fn asking(gpu: &Arc<Gpu>, net: NetPlan, images: usize, vectors: usize) -> Result<Self> {
         let outputs: Vec<Id> = [Some(net.features), net.logits].into_iter().flatten().collect();
         let layout = Layout::asking(&net.plan, &outputs);
-        Self::new(gpu, net, layout, (images, 0), vectors)
+        Self::new(gpu, net, layout, (images, 0), (vectors, 0))
     }
 
-    /// For training with products in `precision` of up to `images` images at a time, or as many as fit, from
-    /// the gradient of the logits if there are any, else of the feature.
+    /// For training with such products of up to `images` images at a time, or as many as fit beside
+    /// vectors of a length and other bytes, from the gradient of the logits if there are any, else of the
+    /// feature.
     ///
     /// # Errors
     /// As [`Self::asking`].
     pub fn training(
         gpu: &Arc<Gpu>,
         net: NetPlan,
-        (images, precision): (usize, Precision),
-        vectors: usize,
+        (images, products): (usize, Products),
+        beside: (usize, usize),
     ) -> Result<Self> {
         let NetPlan { plan, features, logits } = &net;
         let layout = Layout::training(plan, logits.unwrap_or(*features));
         let factors = plan.branches.len() + plan.dropouts.iter().map(|d| d.1).sum::<usize>();
-        let network = Self::new(gpu, net, layout, (images, factors), vectors)?;
-        Ok(Self { precision, ..network })
+        let network = Self::new(gpu, net, layout, (images, factors), beside)?;
+        Ok(Self { products, ..network })
     }
 
-    /// With memory for as many factors an image, beside vectors of a length.
+    /// With memory for as many factors an image, beside vectors of a length and other bytes.
     fn new(
         gpu: &Arc<Gpu>,
         net: NetPlan,
         layout: Layout,
         (images, factors): (usize, usize),
-        vectors: usize,
+        beside: (usize, usize),
     ) -> Result<Self> {
         let NetPlan { plan, features, logits } = net;
-        check_heads(&plan)?;
         let an_image = 4 * (layout.len + factors + 3 * plan.img_size().pow(2));
-        let fit = fitting(gpu.card.memory as usize, vectors, an_image);
+        let fit = fitting(gpu.card.memory as usize, beside, an_image);
         if fit == 0 {
             let gb = |bytes: usize| bytes as f64 / 1e9;
             return Err(Error::Device(format!(
@@ -143,7 +140,7 @@ impl Network {
         let partials = gpu.memory(PARTIALS)?;
         let factors = gpu.memory(factors * images)?;
         let gpu = gpu.clone();
-        let precision = Precision::F32;
+        let products = Products::F32;
         Ok(Self {
             gpu,
             plan,
@@ -154,7 +151,7 @@ impl Network {
             partials,
             factors,
             images,
-            precision,
+            products,
             recorded: Mutex::default(),
         })
     }
@@ -260,8 +257,8 @@ impl Network {
     }
 
     /// Of the products of operation `i`.
-    fn precision(&self, i: Id) -> Precision {
-        if i <= self.features { self.precision } else { Precision::F32 }
+    fn products(&self, i: Id) -> Products {
+        if i <= self.features { self.products } else { Products::F32 }
     }
 
     /// Blocks that share a sum over `rows` of `columns`: as many for the same sizes, so that sums are the
@@ -271,24 +268,11 @@ impl Network {
     }
 }
 
-/// Images of so many bytes each that a card has room for beside vectors of a length. Of all its memory and
-/// not of what is free, so that the same card always computes alike.
-fn fitting(memory: usize, vectors: usize, an_image: usize) -> usize {
-    let taken = WORKSPACE + 4 * (PARTIALS + VECTORS * vectors);
+/// Images of so many bytes each that a card has room for beside vectors of a length and other bytes. Of all
+/// its memory and not of what is free, so that the same card always computes alike.
+fn fitting(memory: usize, (vectors, bytes): (usize, usize), an_image: usize) -> usize {
+    let taken = WORKSPACE + 4 * (PARTIALS + VECTORS * vectors) + bytes;
     (memory.saturating_sub(taken) as f64 * OF_MEMORY) as usize / an_image
-}
-
-fn check_heads(plan: &Plan) -> Result<()> {
-    let wide = plan.ops.iter().find_map(|op| match op {
-        Op::Attention { width, .. } if *width > WIDEST_HEAD => Some(width),
-        _ => None,
-    });
-    wide.map_or(Ok(()), |width| {
-        Err(Error::Device(format!(
-            "on cuda attention heads have up to {WIDEST_HEAD} columns, and this model's have {width}: \
-             --device cpu"
-        )))
-    })
 }
 
 #[cfg(test)]
@@ -298,8 +282,9 @@ mod tests {
     #[test]
     fn a_card_takes_as_many_images_as_it_has_room_for() {
         let mb = 1_000_000;
-        assert_eq!(fitting(80_000 * mb, 5 * mb, 10 * mb), 6380);
-        assert_eq!(fitting(8_000 * mb, 86 * mb, 300 * mb), 13);
-        assert_eq!(fitting(2_000 * mb, 86 * mb, 300 * mb), 0);
+        assert_eq!(fitting(80_000 * mb, (5 * mb, 0), 10 * mb), 6380);
+        assert_eq!(fitting(80_000 * mb, (5 * mb, 40_000 * mb), 10 * mb), 3180);
+        assert_eq!(fitting(8_000 * mb, (86 * mb, 0), 300 * mb), 13);
+        assert_eq!(fitting(2_000 * mb, (86 * mb, 0), 300 * mb), 0);
     }
 }

@@ -2,20 +2,21 @@
 
 use std::sync::Arc;
 
-use fewvit_kernels::Precision;
-
 use super::engine::CudaEngine;
+use super::feed::Feed;
 use super::gpu::Gpu;
+use super::inputs::Inputs;
 use crate::backbone::deit::DeitSpec;
 use crate::backbone::pvt_v2::PvtV2Spec;
 use crate::backbone::t2t_vit::{T2tVitSpec, TokenAttention};
 use crate::backbone::{NetSpec, Spec, Told};
-use crate::config::{Ema, Layers, OptimConfig, SmoothingKind};
-use crate::data::augment::CropBox;
-use crate::data::loader::{Batch, CropBatch, Crops};
+use crate::config::{Ema, Interpolation, Layers, OptimConfig, SmoothingKind};
+use crate::data::Rgb8;
+use crate::data::augment::{CropBox, DrawnView, Op};
+use crate::data::loader::{Batch, CropBatch, Crops, DrawnCrops};
 use crate::data::mixing::{Mix, MixKind};
 use crate::engine::composed::ComposedEngine;
-use crate::engine::{Engine, StepInput, TrainState, Update};
+use crate::engine::{Engine, Products, StepInput, TrainState, Update};
 use crate::error::{Error, Result};
 use crate::loss::Smoothing;
 use crate::method::{Objective, RowLoss};
@@ -53,17 +54,66 @@ const ROWS: usize = 3;
 const TOLERANCE: f32 = 1e-3;
 const SMALL: f32 = 1e-2;
 
-/// Compares a step of small models on a card with the same on the CPU.
+/// Grey levels that crops may be off.
+const LEVELS: u8 = 2;
+/// Operations that together go through every kind of the kernels that make crops.
+const OPS: [Op; 8] = [
+    Op::HorizontalFlip,
+    Op::Contrast(1.4),
+    Op::Hue(0.1),
+    Op::GaussianBlur(1.2),
+    Op::Sharpness(1.5),
+    Op::Equalize,
+    Op::ShearX(0.2),
+    Op::Rotate(20.0),
+];
+
+/// Compares a step of small models, and crops, on a card with the same on the CPU.
 ///
 /// # Errors
 /// They differ, or the device fails.
 pub fn self_check(gpu: &Arc<Gpu>) -> Result<()> {
     for (family, told) in FAMILIES {
         let (net, state) = start(told)?;
-        let card = CudaEngine::new(gpu.clone(), &net, (2, Precision::F32), state.clone())?;
+        let card = CudaEngine::new(gpu.clone(), &net, (2, Products::F32), state.clone())?;
         let cpu = ComposedEngine::new(&ops::cpu(), 1, &net, ROWS, state.clone());
         let (seen, expected) = (answer(Box::new(card))?, answer(Box::new(cpu))?);
         compare(family, &state, &seen, &expected)?;
+    }
+    crops(gpu)
+}
+
+/// Compares crops that a card makes with the CPU's.
+fn crops(gpu: &Arc<Gpu>) -> Result<()> {
+    let (width, height) = (2 * IMG_SIZE + 5, IMG_SIZE + 3);
+    let pixels = (0..3 * width * height).map(|i| (i * 31 % 97 + i / width) as u8).collect();
+    let image = Rgb8 { width, height, pixels };
+    let set_bytes = image.pixels.len() as u64;
+    let area = CropBox { x: 4, y: 1, w: 2 * IMG_SIZE, h: IMG_SIZE };
+    let views = OPS.map(|op| DrawnView { area, ops: vec![op] }).to_vec();
+    let (images, interpolation) = (vec![Arc::new(image)], Interpolation::Bicubic);
+    let drawn = DrawnCrops { images, views: views.clone(), interpolation, set_bytes };
+    let samples = vec![0; views.len()];
+    let mix = Mix::none(views.len());
+    let of_view = |view: &DrawnView| view.of(drawn.image(0), IMG_SIZE, interpolation).pixels;
+    let expected: Vec<Vec<u8>> = views.iter().map(of_view).collect();
+    let crops = Crops::Drawn(drawn);
+    let group = CropBatch { img_size: IMG_SIZE, views: 1, crops, samples, mix };
+    let batch = Batch { groups: vec![group] };
+    let _turn = gpu.turn()?;
+    let inputs = Inputs::training(gpu, IMG_SIZE, 1, &batch)?;
+    inputs.receive(&batch, Some(&mut Feed::new(gpu, set_bytes)?))?;
+    let received = inputs.received()?;
+    for ((op, seen), expected) in OPS.iter().zip(received.chunks(expected[0].len())).zip(&expected)
+    {
+        let apart = seen.iter().zip(expected).map(|(a, b)| a.abs_diff(*b)).max();
+        if apart > Some(LEVELS) {
+            return Err(Error::Device(format!(
+                "the card answers wrongly and is not used: a crop after {op:?} is {} grey levels off\n  \
+                 update its driver and CUDA's libraries, or use --device cpu",
+                apart.unwrap_or_default()
+            )));
+        }
     }
     Ok(())
 }

@@ -8,18 +8,16 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use fewvit_kernels::Precision;
-
 use super::batch::BatchFile;
 use super::{insert_all, is_trace, matrix};
 use crate::backbone::{NetSpec, Spec};
 use crate::config::{AmpDtype, CropGroup, RunConfig, to_toml};
 use crate::data::Rgb8;
 use crate::data::cache::ImageStore;
-use crate::data::loader::{Batch, BatchSource, CropBatch, Crops, Rows};
+use crate::data::loader::{Batch, BatchSource, CropBatch, Crops, Cutting, Rows};
 use crate::data::mixing::Mix;
 use crate::engine::device::DeviceName;
-use crate::engine::{self, Machine, TrainState};
+use crate::engine::{self, Machine, Products, TrainState};
 use crate::error::{Error, Result};
 use crate::files::refuse_to_replace;
 use crate::method::{self, Labels, Method, Objective};
@@ -192,6 +190,7 @@ fn stage(
         drop_last: false,
         threads: 1,
         rows: Rows::All,
+        cutting: Cutting::Loader,
         balance: None,
     };
     let wanted = config.pretrain.optim.micro_batch;
@@ -199,11 +198,12 @@ fn stage(
     let (optim, data) = (&config.pretrain.optim, &config.data);
     let name = StageName::Pretrain;
     // Asked for, it is shown on any machine, emulated if need be.
-    let precision = match config.amp_dtype {
-        AmpDtype::Bf16 => Precision::Bf16,
-        AmpDtype::Auto | AmpDtype::F32 => Precision::F32,
+    let products = match config.amp_dtype {
+        AmpDtype::Bf16 => Products::Bf16,
+        AmpDtype::Tf32 => Products::Tf32,
+        AmpDtype::Auto | AmpDtype::F32 => Products::F32,
     };
-    let machine = Machine { precision, device, ..Machine::cpu(config.threads) };
+    let machine = Machine { products, device, ..Machine::cpu(config.threads) };
     // Other programs draw other dropout.
     let dropout = false;
     Stage { name, net, method, source, optim, data, machine, micro_batch, dropout }

@@ -18,7 +18,7 @@ use crate::config::{
 };
 use crate::data::Rgb8;
 use crate::data::cache::ImageStore;
-use crate::data::loader::{Batch, BatchSource, CropBatch, Crops, Rows};
+use crate::data::loader::{Batch, BatchSource, CropBatch, Crops, Cutting, Rows};
 use crate::data::mixing::Mix;
 use crate::data::views::ViewPlan;
 use crate::engine::{Machine, Outputs, TrainState};
@@ -221,6 +221,7 @@ fn stage<'a>(
         drop_last: false,
         threads: 1,
         rows: Rows::All,
+        cutting: Cutting::Loader,
         balance: None,
     };
     Stage {

@@ -2,12 +2,13 @@
 
 use std::collections::hash_map::Entry;
 use std::ffi::c_void;
-use std::sync::PoisonError;
+use std::fmt;
+use std::sync::{Arc, PoisonError};
 
 use cudarc::cublaslt::{result as lt, sys as blas};
-use fewvit_kernels::Precision;
 
 use super::{Gpu, View, WORKSPACE, broken};
+use crate::engine::Products;
 use crate::error::Result;
 
 /// A matrix product of a linear layer with a weight `[out, in]`; all matrices are row-major.
@@ -25,32 +26,55 @@ pub enum Product {
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) struct Shape {
     /// Rows, columns and sums of cuBLASLt's product.
-    size: [usize; 3],
+    pub size: [usize; 3],
     transposed: [bool; 2],
-    add: bool,
-    bias: bool,
+    pub add: bool,
+    pub bias: bool,
     /// Bytes that the addresses of operands and result are multiples of.
     alignments: [u32; 3],
-    precision: Precision,
+    products: Products,
 }
 
+impl fmt::Display for Shape {
+    /// As checkpoints name it.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { size: [m, n, k], transposed, add, bias, alignments, products } = self;
+        let turned = transposed.map(|turned| if turned { 't' } else { 'n' });
+        let [a, b, d] = alignments;
+        write!(f, "{m}x{n}x{k} {}{} {}", turned[0], turned[1], products.name())?;
+        write!(f, "{}{}", if *add { " added" } else { "" }, if *bias { " bias" } else { "" })?;
+        write!(f, " at {a},{b},{d}")
+    }
+}
+
+#[derive(Clone, Copy)]
 pub(super) struct Prepared {
     desc: blas::cublasLtMatmulDesc_t,
     layouts: [blas::cublasLtMatrixLayout_t; 3],
-    algo: blas::cublasLtMatmulAlgo_t,
+    pub algo: blas::cublasLtMatmulAlgo_t,
 }
 
+impl Prepared {
+    /// The same product by another algorithm.
+    pub fn by(self, algo: blas::cublasLtMatmulAlgo_t) -> Self {
+        Self { algo, ..self }
+    }
+}
+
+/// Algorithms that cuBLASLt is asked for.
+const CANDIDATES: usize = 8;
+
 impl Gpu {
-    /// A matrix product of a linear layer; `sizes` are rows, outputs and inputs. In bf16 the factors are
-    /// rounded on their way; sums are in f32 either way, and TF32 is never asked for.
+    /// A matrix product of a linear layer; `sizes` are rows, outputs and inputs. In bf16 and TF32 the
+    /// factors are rounded on their way; sums are in f32 in any case.
     ///
     /// # Errors
     /// The device failed.
     pub fn multiply(
-        &self,
+        self: &Arc<Self>,
         sizes: [usize; 3],
         product: Product,
-        precision: Precision,
+        products: Products,
     ) -> Result<()> {
         let [rows, out, inner] = sizes;
         // Row-major matrices are the transposed ones in columns, as cuBLASLt counts.
@@ -74,19 +98,21 @@ impl Gpu {
         };
         let alignments = [a, b, d].map(|view| 1 << view.at.trailing_zeros().min(8));
         let bias_too = bias.is_some();
-        let shape = Shape { size, transposed, add, bias: bias_too, alignments, precision };
-        let mut products = self.products.lock().unwrap_or_else(PoisonError::into_inner);
-        let prepared = match products.entry(shape) {
-            Entry::Occupied(known) => known.into_mut(),
+        let shape = Shape { size, transposed, add, bias: bias_too, alignments, products };
+        let mut known = self.products.lock().unwrap_or_else(PoisonError::into_inner);
+        let prepared = match known.entry(shape) {
+            Entry::Occupied(there) => there.into_mut(),
             Entry::Vacant(new) => {
                 let prepared = self.prepare(new.key());
-                new.insert(prepared.map_err(|e| broken("a matrix product", e))?)
+                let (first, others) = prepared.map_err(|e| broken("a matrix product", e))?;
+                let chosen = self.choose(new.key(), first, &others)?;
+                new.insert(chosen)
             }
         };
         self.run(prepared, [a, b, d], add, bias).map_err(|e| broken("a matrix product", e))
     }
 
-    fn run(
+    pub(super) fn run(
         &self,
         prepared: &Prepared,
         [a, b, d]: [View; 3],
@@ -127,16 +153,20 @@ impl Gpu {
         }
     }
 
-    /// How to compute products of a shape.
-    fn prepare(&self, shape: &Shape) -> std::result::Result<Prepared, lt::CublasError> {
+    /// How cuBLASLt would compute products of a shape, and what it could do as well, the first one included.
+    fn prepare(
+        &self,
+        shape: &Shape,
+    ) -> std::result::Result<(Prepared, Vec<blas::cublasLtMatmulAlgo_t>), lt::CublasError> {
         use blas::cublasLtMatmulDescAttributes_t as A;
         use blas::cublasLtMatmulPreferenceAttributes_t as P;
         const BIAS: u32 = blas::cublasLtEpilogue_t::CUBLASLT_EPILOGUE_BIAS as u32;
         let f32s = blas::cudaDataType_t::CUDA_R_32F;
-        let &Shape { size: [m, n, k], transposed, bias, alignments, precision, .. } = shape;
-        let compute = match precision {
-            Precision::F32 => blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
-            Precision::Bf16 => blas::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_16BF,
+        let &Shape { size: [m, n, k], transposed, bias, alignments, products, .. } = shape;
+        let compute = match products {
+            Products::F32 => blas::cublasComputeType_t::CUBLAS_COMPUTE_32F,
+            Products::Tf32 => blas::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_TF32,
+            Products::Bf16 => blas::cublasComputeType_t::CUBLAS_COMPUTE_32F_FAST_16BF,
         };
         let layout = |turned: bool, rows: usize, columns: usize| {
             let (rows, columns) = if turned { (columns, rows) } else { (rows, columns) };
@@ -172,9 +202,34 @@ impl Gpu {
                 lt::set_matmul_pref_attribute(preference, attribute, at, size_of::<u32>())?;
             }
             let [a, b, d] = layouts;
-            let found = lt::get_matmul_algo_heuristic(self.blas, desc, a, b, d, d, preference)?;
+            let nothing = blas::cublasLtMatmulHeuristicResult_t {
+                algo: blas::cublasLtMatmulAlgo_t { data: [0; 8] },
+                workspaceSize: 0,
+                state: blas::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED,
+                wavesCount: 0.0,
+                reserved: [0; 4],
+            };
+            let (mut found, mut count) = ([nothing; CANDIDATES], 0);
+            blas::cublasLtMatmulAlgoGetHeuristic(
+                self.blas,
+                desc,
+                a,
+                b,
+                d,
+                d,
+                preference,
+                CANDIDATES as i32,
+                found.as_mut_ptr(),
+                &mut count,
+            )
+            .result()?;
             lt::destroy_matmul_pref(preference)?;
-            Ok(Prepared { desc, layouts, algo: found.algo })
+            let found = found.iter().take(count as usize);
+            let usable = found.filter(|found| found.state.result().is_ok());
+            let algorithms: Vec<_> = usable.map(|found| found.algo).collect();
+            let none = lt::CublasError(blas::cublasStatus_t::CUBLAS_STATUS_NOT_SUPPORTED);
+            let algo = *algorithms.first().ok_or(none)?;
+            Ok((Prepared { desc, layouts, algo }, algorithms))
         }
     }
 }

@@ -1,6 +1,7 @@
 // softmax(q k^T * scale) v for each head, with any number of queries and keys. Scores never lie in
 // memory: a block goes through the keys (or queries) in tiles and keeps a running softmax (Milakov and
-// Gimelshein 2018; Dao et al. 2022). A thread owns a query (or a key) with up to N columns a head.
+// Gimelshein 2018; Dao et al. 2022). A thread owns a query (or a key) with up to N columns
+// a head; attention_wide.cu has the kernels for more than 64.
 
 #define OWN 64   // queries or keys of a block, a thread each
 #define TILE 16  // of the others at a time

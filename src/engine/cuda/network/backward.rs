@@ -1,6 +1,6 @@
 //! The backward pass, an arm an operation.
 
-use super::forward::{OWN, WARPS, of_width};
+use super::forward::{WARPS, of_width};
 use super::{Factors, Network, Parameters, Sequence};
 use crate::engine::cuda::gpu::{Product, View, args};
 use crate::error::Result;
@@ -62,7 +62,7 @@ impl Pass<'_> {
 
     /// From the gradient of value `i`, if it has one, to those of what it was made of.
     fn step(&self, i: Id) -> Result<()> {
-        let (net, gpu) = (self.net, &*self.net.gpu);
+        let (net, gpu) = (self.net, &self.net.gpu);
         let Some(dy) = net.gradient(i, self.images) else { return Ok(()) };
         let (images, size) = (self.images, net.plan.sizes[i]);
         let rows = images * size.tokens;
@@ -118,13 +118,13 @@ impl Pass<'_> {
                 let sizes = [rows, size.dim, net.plan.sizes[x].dim];
                 if let Some(dweight) = self.sum(weight) {
                     let product = Product::ToWeight { dy, x: self.value(x), dweight };
-                    gpu.multiply(sizes, product, net.precision(i))?;
+                    gpu.multiply(sizes, product, net.products(i))?;
                 }
                 self.add_columns(dy, rows, size.dim, size.dim, bias)?;
                 let Given { to: Some(dx), add } = self.given(i, x) else { return Ok(()) };
                 let weight = self.weight(weight);
                 let product = Product::ToInput { dy, weight, dx, add };
-                gpu.multiply(sizes, product, net.precision(i))
+                gpu.multiply(sizes, product, net.products(i))
             }
             Op::Add { x, residual, scale } => {
                 let (to_x, to_residual) = (self.given(i, x), self.given(i, residual));
@@ -198,15 +198,24 @@ impl Pass<'_> {
             width,
             scale
         ];
-        let names = ["attention_queries_backward_32", "attention_queries_backward_64"];
-        let grid = |own: usize| [images * heads, own.div_ceil(OWN)];
-        gpu.launch(of_width(width, names), grid(queries), OWN as u32, args)?;
+        let names = [
+            "attention_queries_backward_32",
+            "attention_queries_backward_64",
+            "attention_queries_backward_wide",
+        ];
+        let (name, grid, threads) = of_width(width, names, [images * heads, queries]);
+        gpu.launch(name, grid, threads, args)?;
         let args = args![
             qs.0, ks.0, vs.0, dy, sums, delta, dk, dv, qs.1, ks.1, vs.1, to_k.add, to_v.add,
             queries, keys, heads, width, scale
         ];
-        let names = ["attention_keys_backward_32", "attention_keys_backward_64"];
-        gpu.launch(of_width(width, names), grid(keys), OWN as u32, args)
+        let names = [
+            "attention_keys_backward_32",
+            "attention_keys_backward_64",
+            "attention_keys_backward_wide",
+        ];
+        let (name, grid, threads) = of_width(width, names, [images * heads, keys]);
+        gpu.launch(name, grid, threads, args)
     }
 
     fn performer(&self, i: Id, dy: View) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The forward pass, an arm an operation.
 
-use super::{Factors, Network, Parameters, Sequence, WIDEST_HEAD};
+use super::{Factors, Network, Parameters, Sequence};
 use crate::engine::cuda::gpu::{Product, View, args};
 use crate::engine::cuda::layout::performer_kept;
 use crate::error::Result;
@@ -24,7 +24,7 @@ impl Network {
     }
 
     fn step_forward(&self, i: Id, of: Parameters, factors: &Factors, images: usize) -> Result<()> {
-        let (gpu, size) = (&*self.gpu, self.plan.sizes[i]);
+        let (gpu, size) = (&self.gpu, self.plan.sizes[i]);
         let (y, rows, n) = (self.value(i, images), images * size.tokens, images * size.len());
         let value = |id: Id| self.value(id, images);
         let weight = |place| of.vectors.of(of.weights, place);
@@ -66,7 +66,7 @@ impl Network {
                 let sizes = [rows, size.dim, self.plan.sizes[x].dim];
                 let (x, weight, bias) = (value(x), weight(w), bias.map(weight));
                 let product = Product::Forward { x, weight, bias, y };
-                gpu.multiply(sizes, product, self.precision(i))
+                gpu.multiply(sizes, product, self.products(i))
             }
             Op::Add { x, residual, scale } => {
                 let (scale, of_scale) = Self::scale(factors, scale, size.len());
@@ -95,8 +95,9 @@ impl Network {
                     width,
                     scale
                 ];
-                let name = of_width(width, ["attention_32", "attention_64"]);
-                gpu.launch(name, [images * heads, queries.div_ceil(OWN)], OWN as u32, args)
+                let names = ["attention_32", "attention_64", "attention_wide"];
+                let (name, grid, threads) = of_width(width, names, [images * heads, queries]);
+                gpu.launch(name, grid, threads, args)
             }
             Op::Performer { kqv, w, features } => {
                 let (dim, tokens) = (size.dim, size.tokens);
@@ -130,7 +131,17 @@ impl Network {
     }
 }
 
-/// The kernel for heads of a width.
-pub(super) fn of_width(width: usize, [narrow, wide]: [&'static str; 2]) -> &'static str {
-    if 2 * width <= WIDEST_HEAD { narrow } else { wide }
+/// The kernel for heads of a width, of those for up to 32 columns, up to 64 and more, with its grid and
+/// threads for so many heads of so many queries or keys each.
+pub(super) fn of_width(
+    width: usize,
+    [narrow, middle, wide]: [&'static str; 3],
+    [heads, own]: [usize; 2],
+) -> (&'static str, [usize; 2], u32) {
+    let of_threads = [heads, own.div_ceil(OWN)];
+    match width {
+        0..=32 => (narrow, of_threads, OWN as u32),
+        33..=64 => (middle, of_threads, OWN as u32),
+        _ => (wide, [heads, own.div_ceil(WARPS)], 256),
+    }
 }
