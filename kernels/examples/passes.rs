@@ -60,7 +60,7 @@ fn activations(table: &Table) {
         gelu_forward(&x, &mut y, &mut derivative);
     });
     let (rows, classes) = (256, 2040);
-    let row = |i| MixedTarget { a: i, b: i + 1, lambda: 0.7 };
+    let row = |i| MixedTarget::mix(i, i + 1, 0.7);
     let targets = SoftTargets { rows: (0..rows).map(row).collect(), on: 0.9, off: 0.1 / 2040.0 };
     let (logits, mut losses) = (values(rows * classes), values(rows));
     let mut slopes = logits.clone();
