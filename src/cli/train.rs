@@ -116,6 +116,8 @@ fn go(
     ui.note(&format!("run folder: {}", folder.root().display()));
     let interrupted = super::interrupted()?;
     let mut request = request.clone();
+    // A time budget may leave it out.
+    request.pretrain &= planned.config.pretrain.optim.epochs > 0;
     mark_fitted(&mut request.sources, config, &planned.config);
     let summary = run::start(&folder, &request, &planned, &ui, interrupted)
         .map_err(|error| with_resume(error, folder.root()))?;

@@ -386,6 +386,9 @@ pub struct PretrainConfig {
     pub classifier_bias: bool,
     /// Epochs between two k-NN probes, 0 = none.
     pub probe_every: usize,
+    /// A time budget that leaves pre-training fewer epochs does without it.
+    #[serde(default)] // absent in runs of earlier versions
+    pub least_epochs: usize,
 }
 
 /// The encoder that k-NN, probe, export and fine-tuning take.

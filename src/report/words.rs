@@ -314,7 +314,7 @@ pub fn shell(arguments: &[String]) -> String {
 }
 
 /// `1 epoch`, `2,040 epochs`.
-pub(super) fn counted(n: usize, one: &str, many: &str) -> String {
+pub fn counted(n: usize, one: &str, many: &str) -> String {
     format!("{} {}", thousands(n), if n == 1 { one } else { many })
 }
 

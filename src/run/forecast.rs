@@ -12,7 +12,7 @@ use super::Request;
 use super::prepare::Prepared;
 use crate::config::{Layers, OptimConfig, RunConfig};
 use crate::error::{Error, Result};
-use crate::report::words::duration;
+use crate::report::words::{counted, duration};
 use crate::train::checkpoint::StageName;
 pub use memory::Memory;
 pub use timing::{Costs, measure};
@@ -68,10 +68,23 @@ pub struct Forecast {
     pub preparing: f64,
     /// Its stages.
     pub stages: Vec<StageForecast>,
+    /// Pre-training that the time budget has no room for.
+    pub left_out: Option<LeftOut>,
     /// Seconds of the final measurement, the ONNX file and its check, and the report.
     pub finishing: f64,
     /// Checkpoints, pre-trained and exported weights, in bytes.
     pub disk: u64,
+}
+
+/// Pre-training that is left out because too few epochs of it fit into the time budget.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct LeftOut {
+    /// Epochs that would fit.
+    pub epochs: usize,
+    /// Epochs from which on it is done.
+    pub least: usize,
+    /// Time budget in seconds from which on so many fit.
+    pub from: f64,
 }
 
 /// Share of the time budget that is kept back because no forecast is exact.
@@ -97,7 +110,13 @@ pub fn fit(
         // A budget shortens the recipe's schedule; it never trains longer than the paper.
         let mut paper = Layers::new("paper")?.build()?.config;
         let longest = |stage: StageName| optim_of(&mut paper, stage).epochs;
-        if !forecast.scale(budget, free, longest) {
+        let mut fits = forecast.scale(budget, free, longest);
+        if chosen.is_empty() && forecast.leave_out(config.pretrain.least_epochs) {
+            let longest = |stage: StageName| optim_of(&mut paper, stage).epochs;
+            fits = forecast.scale(budget, free, longest);
+            config.pretrain.optim.epochs = 0;
+        }
+        if !fits {
             return Err(Error::Usage(too_short(config.time_budget, &forecast, chosen)));
         }
         for stage in &forecast.stages {
@@ -165,6 +184,21 @@ impl Forecast {
         resize(fits)
     }
 
+    /// Takes out a pre-training before fine-tuning of fewer epochs than the `least`. Says whether it has.
+    fn leave_out(&mut self, least: usize) -> bool {
+        let [pretrain, finetune] = &self.stages[..] else { return false };
+        if pretrain.epochs >= least {
+            return false;
+        }
+        let factor = least as f64 / pretrain.epochs as f64;
+        let after = finetune.resized((finetune.epochs as f64 * factor).round() as usize);
+        let all = pretrain.resized(least).seconds() + after.seconds() + self.finishing;
+        let from = (all + self.preparing) / (1.0 - RESERVE);
+        self.left_out = Some(LeftOut { epochs: pretrain.epochs, least, from });
+        self.stages.remove(0);
+        true
+    }
+
     /// Duration of all that is still to be done.
     pub fn seconds(&self) -> f64 {
         self.stages.iter().map(StageForecast::seconds).sum::<f64>() + self.finishing
@@ -205,6 +239,14 @@ impl Forecast {
     /// The forecast in words, with the flag that would make the run shorter.
     pub fn describe(&self) -> String {
         let mut text = String::from("forecast:\n");
+        if let Some(LeftOut { epochs, least, from }) = self.left_out {
+            text += &format!(
+                "  pre-training is left out: {} of it would fit, and fewer than {least} do not pay; with \
+                 --time-budget {}m it is done\n",
+                counted(epochs, "epoch", "epochs"),
+                (from / 60.0).ceil()
+            );
+        }
         for s in &self.stages {
             let beside = s.measuring + s.checkpoints;
             text += &format!(

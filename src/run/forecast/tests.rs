@@ -39,6 +39,7 @@ fn forecast() -> Forecast {
             stage(StageName::Pretrain, costs(10, true), 100),
             stage(StageName::Finetune, costs(20, false), 50),
         ],
+        left_out: None,
         finishing: 3.0,
         disk: 0,
     }
@@ -92,6 +93,27 @@ fn a_budget_holds_all_parts() {
     let mut made = forecast();
     assert!(!made.scale(4.0, |_| true, |_| 800));
     assert_eq!([made.stages[0].epochs, made.stages[1].epochs], [1, 1]);
+}
+
+#[test]
+fn pre_training_of_too_few_epochs_is_left_out_and_said() {
+    let mut made = forecast();
+    assert!(made.scale(80.0, |_| true, |_| 800));
+    assert!(!made.leave_out(49) && made.left_out.is_none(), "49 epochs fit");
+    assert!(made.leave_out(98));
+    // Twice 49 and 24: 98 + 5 + 0.5 and 48 + 1 + 0.25 seconds, 3 at the end and 7 at the start, and a twentieth.
+    let LeftOut { epochs, least, from } = made.left_out.expect("left out");
+    assert_eq!((epochs, least), (49, 98));
+    assert!((from - (103.5 + 49.25 + 10.0) / 0.95).abs() < 1e-9, "{from}");
+    assert!(made.scale(80.0, |_| true, |_| 800));
+    // All of the budget is fine-tuning's: 75 epochs, 3 evaluations, 2 checkpoints, 3 seconds at the end.
+    assert_eq!(made.stages.len(), 1);
+    assert_eq!((made.stages[0].epochs, made.seconds()), (75, 75.0 + 1.5 + 0.5 + 3.0));
+    let text = made.describe();
+    let said =
+        "left out: 49 epochs of it would fit, and fewer than 98 do not pay; with --time-budget 3m";
+    assert!(text.contains(said), "{text}");
+    assert!(!forecast().describe().contains("left out"));
 }
 
 #[test]

@@ -88,6 +88,7 @@ pub fn measure(
     Ok(Forecast {
         preparing: (spent + began.elapsed()).as_secs_f64(),
         stages: forecasts,
+        left_out: None,
         finishing,
         disk,
     })
