@@ -263,7 +263,7 @@ impl BatchSource {
             Ok((image, views))
         })?;
         let images: Vec<Arc<Rgb8>> = drawn.iter().map(|(image, _)| image.clone()).collect();
-        let mut first = 0;
+        let (set_bytes, mut first) = (self.images.pixel_bytes(), 0);
         for (group, of) in groups.iter_mut().zip(&self.views.groups) {
             let all = drawn.iter().map(|(_, views)| views);
             let rows = (first..first + group.views)
@@ -272,7 +272,7 @@ impl BatchSource {
                 images: images.clone(),
                 views: rows.collect(),
                 interpolation: of.augment.interpolation(),
-                set_bytes: self.images.pixel_bytes(),
+                set_bytes,
             });
             first += group.views;
         }

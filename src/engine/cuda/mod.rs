@@ -2,7 +2,7 @@
 //!
 //! A backbone is read once into a plan ([`crate::nn::Plan`]), whose values have places in one piece of
 //! memory ([`layout`]); a step walks it forward, computes the loss and its slope, and walks it backward
-//! ([`network`]). Weights and sums are in f32, matrix products in f32 or bf16, and every sum has a fixed order: on one card with one version of
+//! ([`network`]). Weights and sums are in f32, matrix products in f32, TF32 or bf16, and every sum has a fixed order: on one card with one version of
 //! CUDA's libraries two runs give the same bits. Crops are made on the card from what the CPU has drawn
 //! ([`feed`]). Losses that couple the rows of a batch, with their heads, are computed on the CPU between the
 //! two passes.
