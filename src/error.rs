@@ -46,6 +46,17 @@ pub enum Error {
     Failed(String),
 }
 
+/// What `f` returns, or what it said when it panicked.
+///
+/// # Errors
+/// The panic's message.
+pub fn caught<T>(f: impl FnOnce() -> T) -> std::result::Result<T, String> {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(f)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it gave up").to_owned()
+    })
+}
+
 impl Error {
     /// An I/O error with the action and the path it concerns.
     pub fn io(action: &'static str, path: &Path, source: std::io::Error) -> Self {

@@ -6,9 +6,13 @@ mod common;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
 use common::{fewvit, flowers, run, stderr};
+use fewvit::config::Layers;
+use fewvit::run::Ui;
+use fewvit::study::{Choices, Grid, Job, Place, Study, Worker, failed};
 
 const SETTINGS: &str = "
     [settings]
@@ -247,4 +251,43 @@ fn tables_and_figures_of_the_paper_are_drawn_from_the_same_runs() {
     }
     let table = reproduce("table2", "dino", &folder.path().join("none"));
     assert!(table.contains("not run: no data given for pets (--data pets=PATH)"), "{table}");
+}
+
+/// Breaks down when it hears how many images are read.
+struct Breaks(bool);
+
+impl Ui for Breaks {
+    fn note(&self, _: &str) {}
+    fn reading(&self, _: usize, _: usize) {
+        assert!(!self.0, "the screen fell down");
+    }
+    fn total(&self, _: u64) {}
+    fn stage(&self, _: &str, _: u64) {}
+    fn advance(&self, _: u64, _: &str) {}
+    fn epoch(&self, _: &str) {}
+    fn finish(&self) {}
+}
+
+#[test]
+fn a_panic_in_a_run_fails_that_run_alone() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    flowers(folder.path(), 1);
+    let rows = "[[rows]]\nname = \"one\"\nfrom = \"random\"\n\
+                [[rows]]\nname = \"two\"\nfrom = \"random\"\nsettings.finetune.optim.lr = 1e-4\n";
+    let data = "[[data]]\nname = \"flowers\"\npath = \"flowers\"\n";
+    let file = folder.path().join("mine.toml");
+    fs::write(&file, format!("name = \"mine\"\n{SETTINGS}{data}{rows}")).expect("written");
+    let study = Study::read(&file).expect("a study");
+    let choices = Choices { scale: Some(0.3), ..Choices::default() };
+    let grid = Grid::new(&study, &choices, &Layers::new).expect("a grid");
+    let place = Place::open(&folder.path().join("out"), &study).expect("a place");
+    let ui = |job: &Job| Box::new(Breaks(job.name.contains("one"))) as Box<dyn Ui>;
+    let interrupted = AtomicBool::new(false);
+    let worker = Worker::new(&study, &grid, &place, &ui, &interrupted);
+    let done = worker.work(&grid.cells).expect("it goes on");
+    assert_eq!(done.len(), 1, "the other run");
+    let failed = failed(&grid, &place).expect("records");
+    let [(name, reason)] = &failed[..] else { panic!("{failed:?}") };
+    assert_eq!(name, "cells/one.flowers.seed-0");
+    assert!(reason.contains("a bug: the screen fell down"), "{reason}");
 }

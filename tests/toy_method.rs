@@ -143,6 +143,7 @@ fn stage(config: &RunConfig, workers: usize) -> fewvit::Result<Stage<'_>> {
         rows: Rows::All,
         cutting: Cutting::Loader,
         balance: None,
+        repeats: 1,
     };
     Ok(Stage {
         name: StageName::Pretrain,

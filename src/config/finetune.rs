@@ -22,8 +22,8 @@ pub struct FinetuneConfig {
     pub mixup: f64,
     /// Which lambda both use.
     pub mix_lambda: LambdaRule,
-    /// Last epochs in which no images are mixed, RandAugment is off and crops are of `plain_scale`: what a
-    /// model of few epochs learns from, and what one of many ends with.
+    /// Last epochs in which no images are mixed or erased, RandAugment is off and crops are of
+    /// `plain_scale`: what a model of few epochs learns from, and what one of many ends with.
     #[serde(default)] // absent in runs of earlier versions, as the next one
     pub plain_epochs: usize,
     /// Area range of RandomResizedCrop in these epochs.
@@ -32,6 +32,10 @@ pub struct FinetuneConfig {
     /// Which images an epoch takes; runs of earlier versions do not say.
     #[serde(default)]
     pub sampling: Sampling,
+    /// Views of an image that an epoch takes, of so many fewer images (repeated augmentation); 1 = each
+    /// image once.
+    #[serde(default = "once")] // absent in runs of earlier versions
+    pub repeats: usize,
     /// What the loss of a class's images is multiplied by.
     #[serde(default)] // absent in runs of earlier versions, as the next one
     pub class_weights: ClassWeights,
@@ -46,6 +50,10 @@ pub struct FinetuneConfig {
     /// Evaluations in a row without a better one after which training ends, 0 = never.
     #[serde(default)]
     pub patience: usize,
+}
+
+fn once() -> usize {
+    1
 }
 
 /// The range of whole images.

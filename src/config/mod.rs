@@ -346,6 +346,9 @@ pub struct AugmentConfig {
     pub solarize: f64,
     /// The RandAugment variant of recipe section 3.5.
     pub rand_augment: bool,
+    /// Probability that a box of the crop becomes noise (random erasing, with timm's ranges).
+    #[serde(default)] // absent in runs of earlier versions
+    pub erasing: f64,
 }
 
 /// Resampling filter, as PIL defines it.

@@ -166,6 +166,7 @@ impl Checks {
         self.at_least_0("cutmix", finetune.cutmix, 1000.0);
         self.at_least_0("mixup", finetune.mixup, 1000.0);
         self.below_1("class_weights_beta", finetune.class_weights_beta);
+        self.count("repeats", finetune.repeats, 1, 64);
         let (every, patience) = (finetune.eval_every, finetune.patience);
         let measured = finetune.keep == Keep::Last || every > 0;
         self.require(measured, "eval_every", &every, "1 or more, for keep = \"best\"");
@@ -209,6 +210,7 @@ impl Checks {
             ("grayscale", augment.grayscale),
             ("blur", augment.blur),
             ("solarize", augment.solarize),
+            ("erasing", augment.erasing),
         ] {
             self.within(key, probability, 0.0, 1.0);
         }

@@ -196,6 +196,8 @@ pub struct BatchSource {
     /// The images' labels, if each epoch is to take as many of each class; otherwise it takes each
     /// image once.
     pub balance: Option<Arc<Vec<usize>>>,
+    /// Views of an image that an epoch takes one after the other, of so many fewer images.
+    pub repeats: usize,
 }
 
 impl BatchSource {
@@ -331,7 +333,8 @@ impl Order {
     fn of(&mut self, source: &BatchSource, epoch: usize) -> &[Turn] {
         if self.epoch != Some(epoch) {
             let labels = source.balance.as_ref().map(|labels| &labels[..]);
-            self.turns = order::turns(source.images.len(), labels, source.seed, epoch);
+            let turns = order::turns(source.images.len(), labels, source.seed, epoch);
+            self.turns = order::repeated(turns, source.repeats);
             self.epoch = Some(epoch);
         }
         &self.turns

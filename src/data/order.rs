@@ -31,6 +31,16 @@ pub(super) fn turns(count: usize, labels: Option<&[usize]>, seed: u64, epoch: us
     turns
 }
 
+/// As many turns, of which `repeats` in a row are of one sample, each with other crops (repeated
+/// augmentation: Hoffer et al., CVPR 2020, and DeiT). An epoch then takes the first of the samples only.
+pub(super) fn repeated(turns: Vec<Turn>, repeats: usize) -> Vec<Turn> {
+    let count = turns.len();
+    let copies = |turn: Turn| {
+        (0..repeats).map(move |copy| Turn { again: turn.again * repeats + copy, ..turn })
+    };
+    turns.into_iter().flat_map(copies).take(count).collect()
+}
+
 fn balanced(labels: &[usize], seed: u64, epoch: usize) -> Vec<Turn> {
     let mut classes: Vec<(u64, Vec<usize>)> = Vec::new();
     for (sample, &label) in labels.iter().enumerate() {
@@ -90,5 +100,24 @@ mod tests {
         }
         assert_eq!(of_class, [152, 0, 152, 152]);
         assert_eq!(seen.len(), 38, "nothing is left out for ever");
+    }
+
+    #[test]
+    fn repeats_follow_each_other_with_other_crops() {
+        let plain = turns(20, None, 1, 0);
+        assert_eq!(repeated(plain.clone(), 1), plain);
+        let three = repeated(plain.clone(), 3);
+        let samples = |turns: &[Turn]| turns.iter().map(|turn| turn.sample).collect::<Vec<_>>();
+        let of = |i: usize| plain[i].sample;
+        assert_eq!(samples(&three[..7]), [of(0), of(0), of(0), of(1), of(1), of(1), of(2)]);
+        assert_eq!(three.len(), 20, "six samples thrice, another one twice");
+        assert_eq!(three[18].sample, of(6));
+        // Classes of 8 and 2 in turn: the small one is taken more than once by itself.
+        let labels = [vec![0; 8], vec![1; 2]].concat();
+        let keys = |epoch| repeated(turns(10, Some(&labels), 3, epoch), 3);
+        for epoch in 0..20 {
+            let keys: HashSet<u64> = keys(epoch).iter().map(|turn| turn.key(10)).collect();
+            assert_eq!(keys.len(), 10, "no crop is drawn twice");
+        }
     }
 }

@@ -47,7 +47,7 @@ impl ViewPlan {
             Augment::new(config, scale, size, AugmentOrder::Finetune)
         };
         let (size, from) = (config.img_size, config.plain_from() as u32);
-        let without = AugmentConfig { rand_augment: false, ..config.augment.clone() };
+        let without = AugmentConfig { rand_augment: false, erasing: 0.0, ..config.augment.clone() };
         let plain = (from, augment(&without, config.plain_scale, size));
         let augment = augment(&config.augment, config.scale, size);
         Self {
@@ -124,6 +124,7 @@ mod tests {
             blur_sigma: [0.1, 2.0],
             solarize: 0.0,
             rand_augment: false,
+            erasing: 0.0,
         };
         let group = |count, size| ViewGroup {
             count,

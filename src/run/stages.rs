@@ -63,7 +63,7 @@ pub fn finetuning<'a>(config: &'a RunConfig, data: &Prepared) -> Result<Stage<'a
     let net = NetSpec::classifier(Spec::find(&config.model.name)?, c.img_size, classes);
     let images = data.labelled_images();
     let mut stage = stage(config, images, StageName::Finetune, net, method, &c.optim)?;
-    stage.source.balance = balance;
+    (stage.source.balance, stage.source.repeats) = (balance, c.repeats);
     Ok(stage)
 }
 
@@ -90,6 +90,7 @@ fn stage<'a>(
         rows: engine::own_rows(&machine, &method, micro_batch).map_or(Rows::All, Rows::Own),
         cutting: machine.cutting(),
         balance: None,
+        repeats: 1,
     };
     let (data, dropout) = (&config.data, true);
     Ok(Stage { name, net, method, source, optim, data, machine, micro_batch, dropout })

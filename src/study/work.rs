@@ -8,7 +8,7 @@ use super::file::Study;
 use super::grid::{Cell, Grid, Job, Start};
 use super::place::{Claim, Place, State, now};
 use crate::config::mark_fitted;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, caught};
 use crate::files::absolute;
 use crate::run::{self, Folder, Request, Summary, Ui};
 
@@ -168,7 +168,11 @@ impl<'a> Worker<'a> {
         let job = &self.grid.jobs[i];
         let ui = (self.ui)(job);
         ui.note(&format!("== {}", job.name));
-        let state = match self.result(job, &*ui) {
+        // A fault of ours in one run must not end the others.
+        let result = caught(|| self.result(job, &*ui)).unwrap_or_else(|reason| {
+            Err(Error::Failed(format!("fewvit itself failed, which is a bug: {reason}")))
+        });
+        let state = match result {
             Ok(summary) => {
                 lock(&self.summaries).push((i, summary));
                 State::Done

@@ -104,6 +104,7 @@ fn every_operation_is_the_cpus_to_the_level() {
         return;
     }
     let side = 20;
+    let erase = |x, y, seed| Op::Erase { area: CropBox { x, y, w: 6, h: 8 }, seed };
     let cutout = |x, y| Op::Cutout(CropBox { x, y, w: 9, h: 7 });
     let mut chains: Vec<Vec<Op>> = [
         Op::HorizontalFlip,
@@ -132,6 +133,8 @@ fn every_operation_is_the_cpus_to_the_level() {
         Op::Solarize(0.0),
         cutout(0, 15),
         cutout(14, 2),
+        erase(1, 11, 5),
+        erase(13, 0, u64::MAX - 77),
         Op::ShearX(0.3),
         Op::ShearX(-0.2),
         Op::ShearY(0.1),
@@ -212,6 +215,7 @@ fn sources(side: usize, cutting: Cutting) -> Vec<(&'static str, BatchSource)> {
             rows: Rows::All,
             cutting,
             balance: None,
+            repeats: 1,
         };
         (name, source)
     };

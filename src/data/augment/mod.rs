@@ -1,10 +1,11 @@
-//! Random views of one image: crop, flip, colour jitter, grayscale, blur, RandAugment.
+//! Random views of one image: crop, flip, colour jitter, grayscale, blur, RandAugment, erasing.
 //!
 //! [`Op`] and the functions of `resize` compute with explicit parameters what PIL computes;
 //! [`Augment`] draws the parameters, a [`DrawnView`] (recipe sections 2.1 and 3.4).
 
 mod blur;
 mod color;
+mod erasing;
 mod eval_view;
 mod geometry;
 mod op;
@@ -29,11 +30,11 @@ pub use view::DrawnView;
 /// The order in which the operations follow the crop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AugmentOrder {
-    /// Flip, jitter, grayscale, blur, solarisation, RandAugment (recipe section 2.1, which has
-    /// neither of the last two).
+    /// Flip, jitter, grayscale, blur, solarisation, RandAugment, erasing (recipe section 2.1, which
+    /// has none of the last three).
     Pretrain,
-    /// Jitter, grayscale, RandAugment, flip, blur, solarisation (recipe section 3.4, which has
-    /// neither of the last two).
+    /// Jitter, grayscale, RandAugment, flip, blur, solarisation, erasing (recipe section 3.4, which
+    /// has none of the last three).
     Finetune,
 }
 
@@ -48,14 +49,15 @@ enum Step {
     Blur,
     Solarize,
     RandAugment,
+    Erase,
 }
 
 impl AugmentOrder {
-    fn steps(self) -> [Step; 6] {
+    fn steps(self) -> [Step; 7] {
         use Step::*;
         match self {
-            Self::Pretrain => [Flip, Jitter, Grayscale, Blur, Solarize, RandAugment],
-            Self::Finetune => [Jitter, Grayscale, RandAugment, Flip, Blur, Solarize],
+            Self::Pretrain => [Flip, Jitter, Grayscale, Blur, Solarize, RandAugment, Erase],
+            Self::Finetune => [Jitter, Grayscale, RandAugment, Flip, Blur, Solarize, Erase],
         }
     }
 }
@@ -116,6 +118,9 @@ impl Augment {
                 }
                 Step::RandAugment if config.rand_augment => {
                     ops.extend(rand_augment::draw(self.img_size, rng));
+                }
+                Step::Erase if config.erasing > 0.0 && chance(rng, config.erasing) => {
+                    ops.extend(erasing::draw(self.img_size, rng));
                 }
                 _ => {}
             }

@@ -1,7 +1,7 @@
 //! The augmentation operations with explicit parameters: no randomness here.
 
 use super::resize::CropBox;
-use super::{blur, color, geometry};
+use super::{blur, color, erasing, geometry};
 use crate::data::Rgb8;
 
 /// One operation on an 8-bit image, as PIL computes it (recipe section 3.5 and appendix A).
@@ -37,6 +37,13 @@ pub enum Op {
     Solarize(f64),
     /// Covers a box.
     Cutout(CropBox),
+    /// Covers a box with noise that follows from a seed.
+    Erase {
+        /// The box.
+        area: CropBox,
+        /// Of the noise.
+        seed: u64,
+    },
     /// Samples column `x + v * y` for column `x`.
     ShearX(f64),
     /// Samples row `y + v * x` for row `y`.
@@ -69,6 +76,7 @@ impl Op {
                 color::map(image, |v| if f64::from(v) < from { v } else { !v });
             }
             Self::Cutout(area) => geometry::cutout(image, area),
+            Self::Erase { area, seed } => erasing::erase(image, area, seed),
             Self::ShearX(slope) => geometry::shear_x(image, slope),
             Self::ShearY(slope) => geometry::shear_y(image, slope),
             Self::TranslateX(shift) => geometry::translate(image, shift, 0.0),

@@ -24,6 +24,7 @@ fn source(images: usize, batch_size: usize, drop_last: bool) -> BatchSource {
         rows: Rows::All,
         cutting: Cutting::Loader,
         balance: None,
+        repeats: 1,
     }
 }
 

@@ -30,7 +30,11 @@ use crate::error::Result;
 
 /// The kernels, a file a subject.
 const KERNELS: Kernels = Kernels { fused: FUSED, exact: EXACT };
-const EXACT: &str = concat!(include_str!("kernels/common.cu"), include_str!("kernels/feed.cu"));
+const EXACT: &str = concat!(
+    include_str!("kernels/common.cu"),
+    include_str!("kernels/feed.cu"),
+    include_str!("kernels/augment.cu"),
+);
 const FUSED: &str = concat!(
     include_str!("kernels/common.cu"),
     include_str!("kernels/rows.cu"),

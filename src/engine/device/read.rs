@@ -1,11 +1,11 @@
 //! Reading what a device computed, and whether it can be believed.
 
-use std::panic::{self, AssertUnwindSafe};
+use std::panic;
 use std::sync::{Once, OnceLock};
 
 use burn::tensor::Tensor;
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, caught};
 
 /// The values of a tensor, once the device has computed them.
 ///
@@ -22,10 +22,7 @@ pub fn read<const D: usize>(tensor: Tensor<D>) -> Result<Vec<f32>> {
 /// # Errors
 /// `f` panics, as burn does where a device refuses.
 pub fn watched<T>(f: impl FnOnce() -> T) -> Result<T> {
-    panic::catch_unwind(AssertUnwindSafe(f)).map_err(|panic| {
-        let text = panic.downcast_ref::<String>().map(String::as_str);
-        failed(text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("it gave up"))
-    })
+    caught(f).map_err(|reason| failed(&reason))
 }
 
 /// How the first thread of a device that panicked did so.

@@ -192,6 +192,7 @@ fn stage(
         rows: Rows::All,
         cutting: Cutting::Loader,
         balance: None,
+        repeats: 1,
     };
     let wanted = config.pretrain.optim.micro_batch;
     let micro_batch = engine::micro_batch(wanted, &net.spec, net.img_size, device);

@@ -223,6 +223,7 @@ fn stage<'a>(
         rows: Rows::All,
         cutting: Cutting::Loader,
         balance: None,
+        repeats: 1,
     };
     Stage {
         name: StageName::Finetune,

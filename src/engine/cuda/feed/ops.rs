@@ -2,7 +2,7 @@
 
 use crate::data::augment::{CUTOUT, ExtendedBox, Op, Rotation};
 
-/// Values of an `Op` in `kernels/feed.cu`: two doubles, two floats, a code and seven integers.
+/// Values of an `Op` in `kernels/augment.cu`: two doubles, two floats, a code and seven integers.
 pub const WORDS: usize = 14;
 
 /// What `op` is there, for crops of `side` pixels.
@@ -35,14 +35,20 @@ pub fn words(op: &Op, side: usize) -> [u32; WORDS] {
             let [r, g, b] = CUTOUT.map(i32::from);
             Words { code: 13, ints: [x, y, right, bottom, r, g, b], ..nothing }
         }
-        Op::ShearX(slope) => moved(14, [slope, 0.0]),
-        Op::ShearY(slope) => moved(15, [slope, 0.0]),
-        Op::TranslateX(by) => moved(16, [by, 0.0]),
-        Op::TranslateY(by) => moved(16, [0.0, by]),
+        Op::Erase { area, seed } => {
+            let ends = [area.x, area.y, area.x + area.w, area.y + area.h];
+            let [x, y, right, bottom] = ends.map(|end| end as i32);
+            let [low, high] = [seed as u32, (seed >> 32) as u32].map(|half| half as i32);
+            Words { code: 14, ints: [x, y, right, bottom, low, high, 0], ..nothing }
+        }
+        Op::ShearX(slope) => moved(15, [slope, 0.0]),
+        Op::ShearY(slope) => moved(16, [slope, 0.0]),
+        Op::TranslateX(by) => moved(17, [by, 0.0]),
+        Op::TranslateY(by) => moved(17, [0.0, by]),
         Op::Rotate(degrees) => {
             let Rotation { start, along, down } = Rotation::new(degrees, side, side);
             let [[x, y], [ax, ay], [dx, dy]] = [start, along, down].map(|v| v.map(|v| v as i32));
-            Words { code: 17, ints: [x, y, ax, ay, dx, dy, 0], ..nothing }
+            Words { code: 18, ints: [x, y, ax, ay, dx, dy, 0], ..nothing }
         }
     };
     words.flat()
