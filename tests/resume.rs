@@ -18,18 +18,35 @@ fn train<'a>(data: &'a Path, settings: &'a Path, output: &'a Path) -> Vec<&'a st
 
 #[test]
 fn killed_at_any_moment_and_resumed_gives_the_same_weights() {
+    kill(&[]);
+}
+
+/// As above with a model that trains on smaller crops for the first two of three epochs.
+#[test]
+fn killed_before_or_after_crops_grow_it_gives_the_same_weights() {
+    let sizes = ["--set", "finetune.early_share=0.6", "--set", "finetune.early_img_size=32"];
+    let larger = ["--set", "finetune.img_size=48", "--model", "pvt_v2_b0_small"];
+    let run = kill(&[&sizes[..], &larger, &["--crops", "2x32@0.3-1"]].concat());
+    let read = |name: &str| std::fs::read_to_string(run.path().join("whole").join(name));
+    let report = read("report.html").expect("a report");
+    assert!(report.contains("3 epochs of fine-tuning at 32 and 48 px"), "{report}");
+}
+
+/// Kills runs with these settings; the folder around them.
+fn kill(more: &[&str]) -> tempfile::TempDir {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let data = flowers(folder.path(), 2);
     let settings = tiny_run(folder.path());
     let whole = folder.path().join("whole");
     let started = Instant::now();
-    let output = run(train(&data, &settings, &whole));
+    let output = run([&train(&data, &settings, &whole)[..], more].concat());
     assert!(output.status.success(), "{}", stderr(&output));
     let duration = started.elapsed();
     let expected = std::fs::read(whole.join("export/model.safetensors")).expect("exported");
     for kill in 0..KILLS {
         let stopped = folder.path().join(format!("stopped-{kill}"));
-        let mut child = fewvit(train(&data, &settings, &stopped)).spawn().expect("started");
+        let arguments = [&train(&data, &settings, &stopped)[..], more].concat();
+        let mut child = fewvit(arguments).spawn().expect("started");
         while !stopped.join("run.json").exists() {
             std::thread::sleep(Duration::from_millis(5));
         }
@@ -46,6 +63,7 @@ fn killed_at_any_moment_and_resumed_gives_the_same_weights() {
         };
         assert_eq!(history(&stopped), history(&whole), "kill {kill}: another log");
     }
+    folder
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{AugmentConfig, LambdaRule, OptimConfig};
+use super::{AugmentConfig, HeadInit, LambdaRule, OptimConfig};
 
 /// Stage 2: supervised training from the pre-trained weights.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -12,6 +12,13 @@ pub struct FinetuneConfig {
     pub optim: OptimConfig,
     /// Side of the training crops in pixels.
     pub img_size: usize,
+    /// Share of the epochs, from the first, that train on crops of `early_img_size`: several small crops
+    /// cost as much as one large one.
+    #[serde(default)] // absent in runs of earlier versions, as the next one
+    pub early_share: f64,
+    /// Side of the crops of these epochs in pixels.
+    #[serde(default)]
+    pub early_img_size: usize,
     /// Area range of RandomResizedCrop.
     pub scale: [f64; 2],
     /// Augmentation.
@@ -22,6 +29,9 @@ pub struct FinetuneConfig {
     pub mixup: f64,
     /// Which lambda both use.
     pub mix_lambda: LambdaRule,
+    /// The classifier that fine-tuning begins with, unless it is given one.
+    #[serde(default)] // absent in runs of earlier versions
+    pub first_head: HeadInit,
     /// Last epochs in which no images are mixed or erased, RandAugment is off and crops are of
     /// `plain_scale`: what a model of few epochs learns from, and what one of many ends with.
     #[serde(default)] // absent in runs of earlier versions, as the next one
@@ -62,6 +72,11 @@ fn whole() -> [f64; 2] {
 }
 
 impl FinetuneConfig {
+    /// Epochs with crops of `early_img_size`, of `epochs`.
+    pub fn early_of(&self, epochs: usize) -> usize {
+        (epochs as f64 * self.early_share).round() as usize
+    }
+
     /// The first of the plain epochs, from 0.
     pub fn plain_from(&self) -> usize {
         self.optim.epochs.saturating_sub(self.plain_epochs)

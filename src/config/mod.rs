@@ -4,12 +4,14 @@
 //! in the program), so a reader finds each number together with its source in `recipes/`.
 
 mod finetune;
+mod first_head;
 mod layers;
 pub mod recipe;
 mod resolved;
 mod validate;
 
 pub use finetune::{ClassWeights, FinetuneConfig, Keep, Sampling};
+pub use first_head::{HeadFrom, HeadInit};
 pub(crate) use layers::flatten;
 pub use layers::{Layers, Setting, Source, from_toml, mark_fitted, to_toml};
 pub use resolved::{Resolved, Unread};
@@ -387,6 +389,9 @@ pub struct PretrainConfig {
     pub projector: usize,
     /// Bias of the instance classifier.
     pub classifier_bias: bool,
+    /// The instance classifier that training begins with.
+    #[serde(default)] // absent in runs of earlier versions
+    pub first_head: HeadInit,
     /// Epochs between two k-NN probes, 0 = none.
     pub probe_every: usize,
     /// A time budget that leaves pre-training fewer epochs does without it.

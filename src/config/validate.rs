@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use super::{AugmentConfig, CropGroup, Keep, OptimConfig, ProbeConfig, RunConfig};
+use super::{AugmentConfig, CropGroup, HeadInit, Keep, OptimConfig, ProbeConfig, RunConfig};
 use crate::backbone::Spec;
 use crate::error::{Error, Result};
 
@@ -105,8 +105,11 @@ impl Checks {
             Err(error) => return self.refuse("model.name", &error),
         };
         let crops = config.pretrain.crops.iter().map(|group| ("pretrain.crops", group.img_size));
+        let finetune = &config.finetune;
+        let early = (finetune.early_share > 0.0)
+            .then_some(("finetune.early_img_size", finetune.early_img_size));
         let sides: BTreeSet<_> =
-            crops.chain([("finetune.img_size", config.finetune.img_size)]).collect();
+            crops.chain([("finetune.img_size", finetune.img_size)]).chain(early).collect();
         for (key, side) in sides {
             if let Err(error) = spec.check_img_size(side) {
                 self.refuse(key, &error);
@@ -136,6 +139,7 @@ impl Checks {
         self.at_least_0("cutmix", pretrain.cutmix, 1000.0);
         self.count("projector", pretrain.projector, 0, 65_536);
         self.crops(&pretrain.crops);
+        self.first_head("pretrain.first_head", &pretrain.first_head);
         self.section = "pretrain.optim";
         self.optim(&pretrain.optim, 0);
         self.section = "pretrain.augment";
@@ -162,6 +166,7 @@ impl Checks {
         self.section = "finetune";
         self.side("img_size", finetune.img_size);
         self.range("scale", finetune.scale, 0.0, 1.0);
+        self.below_1("early_share", finetune.early_share);
         self.range("plain_scale", finetune.plain_scale, 0.0, 1.0);
         self.at_least_0("cutmix", finetune.cutmix, 1000.0);
         self.at_least_0("mixup", finetune.mixup, 1000.0);
@@ -174,8 +179,15 @@ impl Checks {
         self.require(waits, "patience", &patience, "0 unless keep is \"best\" (--keep best)");
         self.section = "finetune.optim";
         self.optim(&finetune.optim, 1);
+        self.first_head("finetune.first_head", &finetune.first_head);
         self.section = "finetune.augment";
         self.augment(&finetune.augment);
+    }
+
+    fn first_head(&mut self, section: &'static str, init: &HeadInit) {
+        self.section = section;
+        self.at_least_0("spread", init.spread, 100.0);
+        self.at_least_0("ridge", init.ridge, 1e6);
     }
 
     /// 0 epochs skip the stage; fine-tuning cannot be skipped this way.

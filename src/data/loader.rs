@@ -236,7 +236,8 @@ impl BatchSource {
             Rows::Own(own) => Some(own(&rows)),
         };
         let group = |(index, group): (usize, &ViewGroup)| {
-            let (rows, img_size) = (rows[index], group.augment.img_size());
+            let (rows, img_size) =
+                (rows[index], self.views.augment(group, epoch as u32).img_size());
             let mut rng = stream(self.seed, Purpose::Mix, 0, step as u64, index as u32);
             let mix = (self.mix)(&mut rng, epoch, rows, img_size);
             let wanted = wanted.as_ref().map(|wanted| &wanted[index][..]);

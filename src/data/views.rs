@@ -2,7 +2,7 @@
 
 use super::Rgb8;
 use super::augment::{Augment, AugmentOrder, DrawnView};
-use crate::config::{AugmentConfig, CropGroup, FinetuneConfig, PretrainConfig};
+use crate::config::{CropGroup, FinetuneConfig, PretrainConfig};
 use crate::rng::{Purpose, stream};
 
 /// Views that go through the model together: one size, one CutMix draw, one loss term
@@ -21,8 +21,9 @@ pub struct ViewGroup {
 pub struct ViewPlan {
     /// At least one group.
     pub groups: Vec<ViewGroup>,
-    /// How all views are made from an epoch on, if they are made in another way then.
-    pub plain: Option<(u32, Augment)>,
+    /// How all views are made from an epoch on, for those epochs from which on it is in another way than
+    /// before; the groups say how until the first of them.
+    pub later: Vec<(u32, Augment)>,
 }
 
 impl ViewPlan {
@@ -38,21 +39,29 @@ impl ViewPlan {
                 augment: Augment::new(&augment, crops.scale, crops.img_size, order),
             }
         };
-        Self { groups: config.crops.iter().map(group).collect(), plain: None }
+        Self { groups: config.crops.iter().map(group).collect(), later: Vec::new() }
     }
 
     /// The single view of fine-tuning.
     pub fn finetune(config: &FinetuneConfig) -> Self {
-        let augment = |config: &AugmentConfig, scale, size| {
-            Augment::new(config, scale, size, AugmentOrder::Finetune)
+        let (early, plain) = (config.early_of(config.optim.epochs), config.plain_from());
+        let augment = |epoch: usize| {
+            let mut augment = config.augment.clone();
+            let is_plain = config.plain_epochs > 0 && epoch >= plain;
+            if is_plain {
+                (augment.rand_augment, augment.erasing) = (false, 0.0);
+            }
+            let scale = if is_plain { config.plain_scale } else { config.scale };
+            let size = if epoch < early { config.early_img_size } else { config.img_size };
+            Augment::new(&augment, scale, size, AugmentOrder::Finetune)
         };
-        let (size, from) = (config.img_size, config.plain_from() as u32);
-        let without = AugmentConfig { rand_augment: false, erasing: 0.0, ..config.augment.clone() };
-        let plain = (from, augment(&without, config.plain_scale, size));
-        let augment = augment(&config.augment, config.scale, size);
+        let mut changes: Vec<usize> = Vec::new();
+        changes.extend((early > 0).then_some(early));
+        changes.extend((config.plain_epochs > 0).then_some(plain));
+        changes.sort_unstable();
         Self {
-            groups: vec![ViewGroup { count: 1, augment }],
-            plain: (config.plain_epochs > 0).then_some(plain),
+            groups: vec![ViewGroup { count: 1, augment: augment(0) }],
+            later: changes.into_iter().map(|epoch| (epoch as u32, augment(epoch))).collect(),
         }
     }
 
@@ -68,15 +77,18 @@ impl ViewPlan {
     /// If `view` is not below [`ViewPlan::views`].
     pub fn crop(&self, image: &Rgb8, seed: u64, epoch: u32, sample: u64, view: u32) -> Rgb8 {
         let mut rng = stream(seed, Purpose::Augment, epoch, sample, view);
-        self.augment(view as usize, epoch).apply(image, &mut rng)
+        self.augment(self.group_of(view as usize), epoch).apply(image, &mut rng)
     }
 
-    /// How view number `view` is made in `epoch`.
-    fn augment(&self, view: usize, epoch: u32) -> &Augment {
-        match &self.plain {
-            Some((from, augment)) if epoch >= *from => augment,
-            _ => &self.group_of(view).augment,
-        }
+    /// How the views of a group are made in `epoch`.
+    pub fn augment<'a>(&'a self, group: &'a ViewGroup, epoch: u32) -> &'a Augment {
+        let later = self.later.iter().rfind(|(from, _)| epoch >= *from);
+        later.map_or(&group.augment, |(_, augment)| augment)
+    }
+
+    /// Side of the first group's views in `epoch`; `None` if there is no group.
+    pub fn img_size(&self, epoch: u32) -> Option<usize> {
+        self.groups.first().map(|group| self.augment(group, epoch).img_size())
     }
 
     /// What [`Self::crop`] makes of an image of a size in pixels, as it is drawn.
@@ -92,7 +104,7 @@ impl ViewPlan {
         view: u32,
     ) -> DrawnView {
         let mut rng = stream(seed, Purpose::Augment, epoch, sample, view);
-        self.augment(view as usize, epoch).draw(size, &mut rng)
+        self.augment(self.group_of(view as usize), epoch).draw(size, &mut rng)
     }
 
     fn group_of(&self, view: usize) -> &ViewGroup {
@@ -110,7 +122,7 @@ impl ViewPlan {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::{Interpolation, Layers};
+    use crate::config::{AugmentConfig, Interpolation, Layers};
 
     fn plan() -> ViewPlan {
         let config = AugmentConfig {
@@ -130,7 +142,7 @@ mod tests {
             count,
             augment: Augment::new(&config, [0.14, 1.0], size, AugmentOrder::Pretrain),
         };
-        ViewPlan { groups: vec![group(2, 24), group(4, 16)], plain: None }
+        ViewPlan { groups: vec![group(2, 24), group(4, 16)], later: Vec::new() }
     }
 
     fn image() -> Rgb8 {
@@ -166,6 +178,24 @@ mod tests {
         }
         for epoch in [20, 29] {
             assert_eq!(crop(&late, epoch), crop(&always, epoch));
+        }
+    }
+
+    #[test]
+    fn crops_grow_after_the_early_epochs_and_are_otherwise_the_same() {
+        let mut config =
+            Layers::new("paper").and_then(Layers::build).expect("a recipe").config.finetune;
+        (config.optim.epochs, config.img_size, config.early_img_size) = (10, 24, 16);
+        (config.plain_epochs, config.plain_scale) = (7, [1.0, 1.0]);
+        let large = ViewPlan::finetune(&config);
+        let small = ViewPlan::finetune(&FinetuneConfig { img_size: 16, ..config.clone() });
+        config.early_share = 0.5;
+        let both = ViewPlan::finetune(&config);
+        for epoch in 0..10 {
+            let like = if epoch < 5 { &small } else { &large };
+            let crop = |plan: &ViewPlan| plan.crop(&image(), 5, epoch, 0, 0);
+            assert_eq!(crop(&both), crop(like), "{epoch}");
+            assert_eq!(both.img_size(epoch), Some(crop(like).width));
         }
     }
 

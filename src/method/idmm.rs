@@ -32,6 +32,7 @@ pub const ENTRY: Entry = Entry {
         "cutmix_lambda",
         "projector",
         "classifier_bias",
+        "first_head",
         "optim.smoothing",
         "optim.smoothing_kind",
     ],

@@ -21,6 +21,9 @@ pub struct StageFacts {
     pub epochs: usize,
     /// Wall-clock time in seconds.
     pub seconds: f64,
+    /// Whether its head began with rows made of features.
+    #[serde(default)] // absent in facts of earlier versions
+    pub first_head: bool,
     /// The loss of a model that knows nothing; `None` where the method has no such number.
     pub chance: Option<Chance>,
 }

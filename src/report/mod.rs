@@ -167,6 +167,7 @@ pub(crate) mod tests {
             sizes: vec![112],
             epochs: 800,
             seconds: 20_700.0,
+            first_head: false,
             chance: Some(Chance::of(1.0, 2040, "every training image is equally likely")),
         }
     }
@@ -180,6 +181,7 @@ pub(crate) mod tests {
             sizes: vec![224],
             epochs: 200,
             seconds: 4_000.0,
+            first_head: false,
             chance: Some(Chance::of(1.0, classes, "every class is equally likely")),
         }
     }

@@ -190,10 +190,11 @@ impl StageFacts {
         };
         let sizes: Vec<_> = self.sizes.iter().map(usize::to_string).collect();
         format!(
-            "{} of {what} at {} px, {} ({}).",
+            "{} of {what} at {} px, {}{} ({}).",
             counted(self.epochs, "epoch", "epochs"),
             sizes.join(" and "),
             self.kind,
+            if self.first_head { ", from a head made of the images' features" } else { "" },
             duration(self.seconds)
         )
     }

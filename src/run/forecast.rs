@@ -49,11 +49,20 @@ impl StageForecast {
         self.training + self.measuring + self.checkpoints
     }
 
+    /// Seconds of it until optimiser step `step`.
+    fn seconds_until(&self, step: usize) -> f64 {
+        let Costs { steps_per_epoch, .. } = self.costs;
+        let (epochs, rest) = (step / steps_per_epoch, step % steps_per_epoch);
+        let done = |epochs| self.costs.training(epochs, self.epochs);
+        let part = rest as f64 / steps_per_epoch as f64 * (done(epochs + 1) - done(epochs));
+        self.seconds() * (done(epochs) + part) / self.training
+    }
+
     /// The same stage with `epochs`.
     fn resized(&self, epochs: usize) -> Self {
         let costs = &self.costs;
-        let training = costs.epoch * epochs as f64;
-        let measuring = costs.measurement * costs.measurements(epochs) as f64;
+        let training = costs.training(epochs, epochs);
+        let measuring = costs.first_head + costs.measurement * costs.measurements(epochs) as f64;
         let steps = costs.steps_per_epoch * epochs;
         let saved = ((training + measuring) / costs.checkpoint_every).min(steps as f64).floor();
         let checkpoints = costs.checkpoint * (1.0 + saved);
@@ -70,6 +79,8 @@ pub struct Forecast {
     pub stages: Vec<StageForecast>,
     /// Pre-training that the time budget has no room for.
     pub left_out: Option<LeftOut>,
+    /// Epochs that fine-tuning would have in the same budget without the pre-training before it.
+    pub alone: Option<usize>,
     /// Seconds of the final measurement, the ONNX file and its check, and the report.
     pub finishing: f64,
     /// Checkpoints, pre-trained and exported weights, in bytes.
@@ -107,15 +118,14 @@ pub fn fit(
     let budget = config.time_budget * 60.0 * (1.0 - RESERVE) - forecast.preparing;
     let free = |stage: &StageForecast| !chosen.contains(&stage.stage);
     if config.time_budget > 0.0 && forecast.stages.iter().any(free) {
-        // A budget shortens the recipe's schedule; it never trains longer than the paper.
-        let mut paper = Layers::new("paper")?.build()?.config;
-        let longest = |stage: StageName| optim_of(&mut paper, stage).epochs;
+        // A budget shortens or lengthens the recipe's schedule; no stage is longer than the paper's longest.
+        let longest = Layers::new("paper")?.build()?.config.pretrain.optim.epochs;
         let mut fits = forecast.scale(budget, free, longest);
         if chosen.is_empty() && forecast.leave_out(config.pretrain.least_epochs) {
-            let longest = |stage: StageName| optim_of(&mut paper, stage).epochs;
             fits = forecast.scale(budget, free, longest);
             config.pretrain.optim.epochs = 0;
         }
+        forecast.alone = forecast.without_pretraining(budget, longest);
         if !fits {
             return Err(Error::Usage(too_short(config.time_budget, &forecast, chosen)));
         }
@@ -150,21 +160,20 @@ fn optim_of(config: &mut RunConfig, stage: StageName) -> &mut OptimConfig {
 }
 
 impl Forecast {
-    /// Scales the `free` stages alike, to between 1 and `longest` epochs, so that all of the run
+    /// Scales the `free` stages alike, to between 1 and `longest` epochs each, so that all of the run
     /// fits into `budget` seconds. Says whether it does; if not, they have one epoch each.
     fn scale(
         &mut self,
         budget: f64,
         free: impl Fn(&StageForecast) -> bool,
-        mut longest: impl FnMut(StageName) -> usize,
+        longest: usize,
     ) -> bool {
         let whole: Vec<_> = self.stages.clone();
-        let most: Vec<_> = whole.iter().map(|s| longest(s.stage).max(1)).collect();
         let mut resize = |factor: f64| {
-            for ((stage, whole), &most) in self.stages.iter_mut().zip(&whole).zip(&most) {
+            for (stage, whole) in self.stages.iter_mut().zip(&whole) {
                 if free(whole) {
                     let epochs = (whole.epochs as f64 * factor).floor() as usize;
-                    *stage = whole.resized(epochs.clamp(1, most));
+                    *stage = whole.resized(epochs.clamp(1, longest));
                 }
             }
             self.stages.iter().map(StageForecast::seconds).sum::<f64>() + self.finishing <= budget
@@ -182,6 +191,13 @@ impl Forecast {
             }
         }
         resize(fits)
+    }
+
+    /// Epochs of fine-tuning alone in `budget` seconds; none if nothing is before it or they do not fit.
+    fn without_pretraining(&self, budget: f64, longest: usize) -> Option<usize> {
+        let [_, finetune] = &self.stages[..] else { return None };
+        let mut alone = Self { stages: vec![finetune.clone()], ..self.clone() };
+        alone.scale(budget, |_| true, longest).then(|| alone.stages[0].epochs)
     }
 
     /// Takes out a pre-training before fine-tuning of fewer epochs than the `least`. Says whether it has.
@@ -208,7 +224,7 @@ impl Forecast {
     pub fn seconds_left(&self, stage: StageName, step: usize) -> f64 {
         let left = |s: &StageForecast| match (s.stage as u8).cmp(&(stage as u8)) {
             std::cmp::Ordering::Less => 0.0,
-            std::cmp::Ordering::Equal => s.seconds() * (1.0 - step as f64 / s.steps.max(1) as f64),
+            std::cmp::Ordering::Equal => s.seconds() - s.seconds_until(step),
             std::cmp::Ordering::Greater => s.seconds(),
         };
         self.stages.iter().map(left).sum::<f64>() + self.finishing
@@ -221,14 +237,15 @@ impl Forecast {
 
     /// Progress units of the run: milliseconds.
     pub fn units(&self) -> u64 {
-        let stages = self.stages.iter().map(|s| self.units_per_step(s.stage) * s.steps as u64);
+        let stages = self.stages.iter().map(|s| self.units_until(s.stage, s.steps));
         stages.sum::<u64>() + self.finishing_units()
     }
 
-    /// Progress units of one optimiser step, its share of measurements and checkpoints included.
-    pub fn units_per_step(&self, stage: StageName) -> u64 {
+    /// Progress units of a stage until optimiser step `step`, a share of its measurements and checkpoints
+    /// included.
+    pub fn units_until(&self, stage: StageName, step: usize) -> u64 {
         let found = self.stages.iter().find(|s| s.stage == stage);
-        found.map_or(1, |s| (1000.0 * s.seconds() / s.steps.max(1) as f64).ceil() as u64)
+        found.map_or(0, |s| (1000.0 * s.seconds_until(step)).round() as u64)
     }
 
     /// Progress units of what follows the last step.
@@ -245,6 +262,13 @@ impl Forecast {
                  --time-budget {}m it is done\n",
                 counted(epochs, "epoch", "epochs"),
                 (from / 60.0).ceil()
+            );
+        }
+        if let Some(epochs) = self.alone {
+            text += &format!(
+                "  turned down: no pre-training, {} of fine-tuning in this time (docs/recipes.md says where which \
+                 was ahead)\n",
+                counted(epochs, "epoch", "epochs")
             );
         }
         for s in &self.stages {

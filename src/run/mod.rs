@@ -6,6 +6,7 @@
 mod best;
 mod environment;
 mod finish;
+mod first_head;
 pub mod folder;
 pub mod forecast;
 pub mod frozen;
@@ -34,7 +35,7 @@ pub use settle::{Stages, inherited, settle};
 pub use stages::{pretraining, weights_of};
 
 use crate::backbone::Spec;
-use crate::config::{AmpDtype, RunConfig};
+use crate::config::{AmpDtype, HeadFrom, RunConfig};
 use crate::engine::device;
 use crate::engine::{self, Machine, Products, TrainState, collective};
 use crate::error::Result;
@@ -120,7 +121,9 @@ pub fn plan(
     ui: &dyn Ui,
 ) -> Result<Planned> {
     let began = Instant::now();
-    let config = resolved(config)?;
+    let wanted = config;
+    let config = resolved(wanted)?;
+    not_to_be_had(request, wanted, &config).iter().for_each(|note| ui.note(note));
     frozen::check_init(request, &config)?;
     let data = prepare::prepare(request, &config, ui)?;
     if request.finetune {
@@ -221,11 +224,31 @@ fn execute(
         let (stage, step) = (stage.as_str(), state.progress.step);
         ui.note(&format!("going on after step {step} of {stage}: {} left", duration(left)));
     }
-    let trained =
-        stages::train(&context, reached, &|stage| planned.forecast.units_per_step(stage))?;
+    let units = |stage, step| planned.forecast.units_until(stage, step);
+    let trained = stages::train(&context, reached, &units)?;
     let summary = finish::finish(&context, &trained, planned.forecast.finishing_units())?;
     ui.finish();
     Ok(summary)
+}
+
+/// What of `wanted` the model or the method cannot have, in words.
+fn not_to_be_had(request: &Request, wanted: &RunConfig, config: &RunConfig) -> Vec<String> {
+    let mut notes = Vec::new();
+    let finetune = &config.finetune;
+    if request.finetune && finetune.early_share != wanted.finetune.early_share {
+        let (model, size) = (&config.model.name, finetune.img_size);
+        notes.push(format!(
+            "  note: {model} has weights for one image size, so all epochs have crops of {size} px"
+        ));
+    }
+    if request.pretrain && config.pretrain.first_head != wanted.pretrain.first_head {
+        notes.push(
+            "  note: the head begins with random rows: rows from features need a head with a bias \
+             and no projector before it"
+                .to_owned(),
+        );
+    }
+    notes
 }
 
 /// The configuration with everything settled that depends on the machine or the version: threads,
@@ -252,6 +275,15 @@ fn resolved(config: &RunConfig) -> Result<RunConfig> {
         Products::F32 => AmpDtype::F32,
     };
     let spec = Spec::find(&config.model.name)?;
+    let finetune = &mut config.finetune;
+    let shapes = |side| spec.outline(side).parameters;
+    let pretrain = &mut config.pretrain;
+    if pretrain.projector > 0 || !pretrain.classifier_bias {
+        pretrain.first_head.from = HeadFrom::Random;
+    }
+    if finetune.early_share > 0.0 && shapes(finetune.early_img_size) != shapes(finetune.img_size) {
+        finetune.early_share = 0.0;
+    }
     let size = config.pretrain.crops.first().map_or(0, |group| group.img_size);
     for (optim, size) in
         [(&mut config.pretrain.optim, size), (&mut config.finetune.optim, config.finetune.img_size)]

@@ -176,8 +176,8 @@ pub struct RunObserver<'a> {
     chance: String,
     /// Optimiser steps of earlier stages.
     steps_before: usize,
-    /// Progress units of a step.
-    units: u64,
+    /// Progress units until an optimiser step.
+    units: &'a dyn Fn(usize) -> u64,
     /// Seconds that earlier stages took.
     seconds_before: f64,
     log: MetricsLog,
@@ -194,7 +194,7 @@ impl<'a> RunObserver<'a> {
         stage: &Stage,
         steps_before: usize,
         done: usize,
-        units: u64,
+        units: &'a dyn Fn(usize) -> u64,
     ) -> Result<Self> {
         let reached = (steps_before + done) as u64;
         if done == 0 {
@@ -230,7 +230,8 @@ impl Observer for RunObserver<'_> {
         self.events.scalar(&format!("{stage}/crops_per_second"), step, now, rate)?;
         let message =
             format!("{stage} {}/{} loss {:.3}", record.epoch + 1, self.epochs, record.loss);
-        self.context.ui.advance(self.units, &message);
+        let units = (self.units)(record.step + 1) - (self.units)(record.step);
+        self.context.ui.advance(units, &message);
         Ok(())
     }
 

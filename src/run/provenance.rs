@@ -7,7 +7,7 @@ use std::path::Path;
 use sha2::{Digest as _, Sha256};
 
 use super::{Folder, Request, absolute, weights_of};
-use crate::config::RunConfig;
+use crate::config::{HeadFrom, RunConfig};
 use crate::data::digest::hex;
 use crate::data::{Split, split};
 use crate::error::{Error, Result};
@@ -130,6 +130,7 @@ pub fn stages(
             sizes,
             epochs: rows().map(|row| row.epoch).max().unwrap_or(0),
             seconds: end(name) - before,
+            first_head: false,
             chance: None,
         }
     };
@@ -138,12 +139,19 @@ pub fn stages(
         let method = method::entry(&config.pretrain.method)?;
         let mut sizes: Vec<_> = config.pretrain.crops.iter().map(|group| group.img_size).collect();
         sizes.dedup();
-        stages.push(facts(StageName::Pretrain, method.title, method.kind, sizes));
+        let is_read = method::unread(&config.pretrain.method, "pretrain.first_head").is_none();
+        let first_head = is_read && config.pretrain.first_head.from == HeadFrom::Features;
+        let facts = facts(StageName::Pretrain, method.title, method.kind, sizes);
+        stages.push(StageFacts { first_head, ..facts });
     }
     if request.finetune {
         let method = &method::supervised::ENTRY;
-        let sizes = vec![config.finetune.img_size];
-        stages.push(facts(StageName::Finetune, method.title, method.kind, sizes));
+        let finetune = &config.finetune;
+        let mut facts = facts(StageName::Finetune, method.title, method.kind, Vec::new());
+        let early = finetune.early_of(finetune.optim.epochs);
+        facts.sizes.extend((early > 0).then_some(finetune.early_img_size));
+        facts.sizes.extend((facts.epochs > early).then_some(finetune.img_size));
+        stages.push(facts);
     }
     Ok(stages)
 }

@@ -6,7 +6,8 @@ use toml::Value;
 
 use super::Folder;
 use crate::config::{
-    ClassWeights, Layers, LrSchedule, OptimConfig, OptimKind, Resolved, RunConfig, Unread, flatten,
+    ClassWeights, HeadFrom, HeadInit, Layers, LrSchedule, OptimConfig, OptimKind, Resolved,
+    RunConfig, Unread, flatten,
 };
 use crate::error::{Error, Result};
 use crate::eval::infer::EvalView;
@@ -127,6 +128,7 @@ fn unread_by_kind(key: &str, optim: &OptimConfig) -> Option<&'static str> {
 fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
     let (pretrain, finetune) = (&config.pretrain, &config.finetune);
     let t2t = config.model.name.starts_with("t2t_vit");
+    let is_made = |head: &HeadInit| head.from == HeadFrom::Features;
     let blurred = pretrain.crops.iter().any(|c| c.blur.unwrap_or(pretrain.augment.blur) > 0.0);
     let cases = [
         ("pretrain.cutmix_lambda", pretrain.cutmix > 0.0, "CutMix is off"),
@@ -143,6 +145,11 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
             finetune.augment.color_jitter_prob > 0.0,
             "its probability is 0",
         ),
+        ("pretrain.first_head.spread", is_made(&pretrain.first_head), "the head's rows are random"),
+        ("pretrain.first_head.ridge", is_made(&pretrain.first_head), "the head's rows are random"),
+        ("finetune.first_head.spread", is_made(&finetune.first_head), "the head's rows are random"),
+        ("finetune.first_head.ridge", is_made(&finetune.first_head), "the head's rows are random"),
+        ("finetune.early_img_size", finetune.early_share > 0.0, "no epochs have smaller crops"),
         ("finetune.plain_scale", finetune.plain_epochs > 0, "there are no plain epochs"),
         (
             "finetune.class_weights_beta",

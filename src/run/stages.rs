@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::observe::RunObserver;
-use super::{Context, Folder, best, provenance};
+use super::{Context, Folder, best, first_head, provenance};
 use crate::backbone::{NetSpec, Spec};
 use crate::config::{Keep, OptimConfig, PosEmbed, RunConfig, Sampling};
 use crate::data::cache::ImageStore;
@@ -101,8 +101,8 @@ fn seed(config: &RunConfig, stage: StageName) -> u64 {
     config.seed.wrapping_add((stage as u64) << 32)
 }
 
-/// Progress units of one optimiser step of a stage.
-pub type Units<'a> = &'a dyn Fn(StageName) -> u64;
+/// Progress units of a stage until an optimiser step.
+pub type Units<'a> = &'a dyn Fn(StageName, usize) -> u64;
 
 /// Trains what is still to be trained.
 ///
@@ -121,7 +121,14 @@ pub fn train(
     let mut last = None;
     if context.request.pretrain && in_finetuning.is_none() {
         let stage = pretraining(context.config, context.data)?;
-        let start = in_pretraining.map_or_else(|| stage.fresh(stage.source.seed), Ok)?;
+        let start = match in_pretraining {
+            Some(state) => state,
+            None => {
+                let mut state = stage.fresh(stage.source.seed)?;
+                first_head::pretraining(context, &stage, &mut state)?;
+                state
+            }
+        };
         let state = run(context, &stage, start, 0, units)?;
         weights::write(&context.folder.pretrained(), &state.specs, state.representation())?;
         last = Some(Trained { stage: StageName::Pretrain, net: stage.net, state });
@@ -134,8 +141,7 @@ pub fn train(
             false => 0,
         };
         if last.is_none() {
-            let skipped = units(StageName::Pretrain) * before as u64;
-            context.ui.advance(skipped, "resumed");
+            context.ui.advance(units(StageName::Pretrain, before), "resumed");
         }
         let mut state = run(context, &stage, start, before, units)?;
         if context.config.finetune.keep == Keep::Best {
@@ -171,9 +177,11 @@ fn initial(context: &Context, stage: &Stage) -> Result<TrainState> {
         let seen = weights::import_taking(&file, specs, values, Take { head, regenerate })?;
         provenance::record(context.folder, path, seen.taken)?;
         seen.notes.iter().for_each(|note| context.ui.note(&format!("  note: {note}")));
-    } else {
-        return Ok(state);
+        if seen.complete().is_ok() {
+            return Ok(TrainState::new(state.specs, state.values, stage.optim.ema));
+        }
     }
+    first_head::finetuning(context, stage, &mut state)?;
     // The average starts from the weights, wherever they come from.
     Ok(TrainState::new(state.specs, state.values, stage.optim.ema))
 }
@@ -229,19 +237,19 @@ fn run(
         every: Duration::from_secs_f64(config.checkpoint.every_minutes * 60.0),
         interrupted: context.interrupted,
     };
-    let units = units(stage.name);
+    let units = |step| units(stage.name, step);
     let done = start.progress.step;
-    context.ui.stage(stage.name.as_str(), units * stage.total_steps() as u64);
-    context.ui.advance(units * done as u64, "resumed");
-    let mut observer = RunObserver::new(context, stage, steps_before, done, units)?;
+    context.ui.stage(stage.name.as_str(), units(stage.total_steps()));
+    context.ui.advance(units(done), "resumed");
+    let mut observer = RunObserver::new(context, stage, steps_before, done, &units)?;
     // A run that was stopped after its last epoch has nothing left to train.
     let state = match observer.is_over() {
         true => start,
         false => stage.run(start, &checkpoints, &mut observer)?,
     };
-    let left = stage.total_steps() - state.progress.step;
+    let left = units(stage.total_steps()) - units(state.progress.step);
     if left > 0 {
-        context.ui.advance(units * left as u64, "nothing better is to be expected");
+        context.ui.advance(left, "nothing better is to be expected");
     }
     Ok(state)
 }

@@ -27,7 +27,7 @@ const HOPELESS: f64 = 1e3;
 pub struct Stage<'a> {
     /// Pre-training or fine-tuning.
     pub name: StageName,
-    /// The model.
+    /// The model at the size that it ends with.
     pub net: NetSpec,
     /// The loss and its targets.
     pub method: Arc<dyn Method>,
@@ -137,6 +137,7 @@ impl Stage<'_> {
         checkpoints: &Checkpoints,
         observer: &mut dyn Observer,
     ) -> Result<TrainState> {
+        let mut size = self.img_size(state.progress.step);
         let mut engine = self.engine(state)?;
         let (mut saved, mut counted) = (Instant::now(), Instant::now());
         let ranks = &self.machine.ranks;
@@ -152,6 +153,10 @@ impl Stage<'_> {
                 self.end_epoch(&mut *engine, &record, observer)?;
                 if ranks.agree(u64::from(observer.is_over()))? > 0 {
                     break;
+                }
+                if done < self.total_steps() && self.img_size(done) != size {
+                    size = self.img_size(done);
+                    engine = self.engine(engine.into_state()?)?;
                 }
             }
             let interrupted = checkpoints.interrupted.load(Ordering::Relaxed);
@@ -206,7 +211,18 @@ impl Stage<'_> {
     /// # Errors
     /// As [`Machine::engine`].
     pub fn engine(&self, state: TrainState) -> Result<Box<dyn Engine>> {
-        self.machine.engine(&self.net, self.micro_batch, state)
+        self.machine.engine(&self.net_at(state.progress.step), self.micro_batch, state)
+    }
+
+    /// The model at the size of the crops of optimiser step `step`.
+    pub fn net_at(&self, step: usize) -> NetSpec {
+        NetSpec { img_size: self.img_size(step), ..self.net }
+    }
+
+    /// Side of the crops of optimiser step `step` in pixels.
+    fn img_size(&self, step: usize) -> usize {
+        let epoch = step / self.source.steps_per_epoch();
+        self.method.views().img_size(epoch as u32).unwrap_or(self.net.img_size)
     }
 
     /// One optimiser step on one batch.

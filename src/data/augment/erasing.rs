@@ -70,8 +70,6 @@ mod tests {
     use super::*;
     use rand::SeedableRng as _;
 
-    /// Mean and standard deviation of a normal number that is cut off below 0 (where 2% of the values
-    /// would be) and above 255 (1%), from tables: what the noise must have.
     #[test]
     fn the_noise_is_normal_in_the_box_and_nothing_else_changes() {
         let mut image = Rgb8 { width: 220, height: 200, pixels: vec![7; 3 * 220 * 200] };
@@ -126,6 +124,8 @@ mod tests {
         let mean = shares.iter().sum::<f64>() / shares.len() as f64;
         assert!((mean - (0.02 + 1.0 / 3.0) / 2.0).abs() < 0.01, "{mean}: uniform");
         assert!((1800..2200).contains(&tall), "{tall} are taller than wide");
-        assert!(covered.iter().all(|n| *n > 0));
+        let row = |y: usize| covered[y * side..][..side].iter().any(|n| *n > 0);
+        let column = |x: usize| (0..side).any(|y| covered[y * side + x] > 0);
+        assert!((0..side).all(|i| row(i) && column(i)));
     }
 }

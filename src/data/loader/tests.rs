@@ -15,7 +15,7 @@ fn source(images: usize, batch_size: usize, drop_last: bool) -> BatchSource {
     let groups = views.groups.into_iter().map(|group| ViewGroup { count: 1, ..group });
     BatchSource {
         images: Arc::new(ImageStore::of(vec![Rgb8::new(4, 4); images])),
-        views: Arc::new(ViewPlan { groups: groups.collect(), plain: None }),
+        views: Arc::new(ViewPlan { groups: groups.collect(), later: Vec::new() }),
         mix: Arc::new(|_, _, rows, _| Mix::none(rows)),
         seed: 1,
         batch_size,
@@ -73,7 +73,7 @@ fn multi_crop(mix: Arc<DrawMix>) -> BatchSource {
     };
     BatchSource {
         images: Arc::new(ImageStore::of((0..5).map(image).collect())),
-        views: Arc::new(ViewPlan { groups: vec![group(2, 12), group(3, 8)], plain: None }),
+        views: Arc::new(ViewPlan { groups: vec![group(2, 12), group(3, 8)], later: Vec::new() }),
         mix,
         threads: 2,
         ..source(5, 3, false)

@@ -100,6 +100,14 @@ fn labels_in_pre_training_are_said() {
 }
 
 #[test]
+fn a_head_made_of_features_is_said() {
+    let mut data = sample(5, 12);
+    say(&data, &["without labels ("], &["from a head"]);
+    data.stages[0].first_head = true;
+    say(&data, &["without labels, from a head made of the images' features ("], &[]);
+}
+
+#[test]
 fn guessing_is_what_the_method_says_it_is() {
     let mut data = sample(5, 12);
     let page = html::render(&data).unwrap();

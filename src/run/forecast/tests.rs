@@ -6,7 +6,10 @@ use super::*;
 fn costs(every: usize, at_end: bool) -> Costs {
     Costs {
         epoch: 1.0,
+        early_epoch: 1.0,
+        early_share: 0.0,
         steps_per_epoch: 10,
+        first_head: 0.0,
         measurement: 0.5,
         every,
         at_end,
@@ -40,6 +43,7 @@ fn forecast() -> Forecast {
             stage(StageName::Finetune, costs(20, false), 50),
         ],
         left_out: None,
+        alone: None,
         finishing: 3.0,
         disk: 0,
     }
@@ -52,8 +56,10 @@ fn every_part_of_a_run_is_counted() {
     assert_eq!(made.stages[0].seconds(), 100.0 + 10.0 * 0.5 + 2.0 * 0.25);
     assert_eq!(made.stages[1].seconds(), 50.0 + 2.0 * 0.5 + 0.25);
     assert_eq!(made.seconds(), 105.5 + 51.25 + 3.0);
-    // Milliseconds, a step's rounded up: 105.5 s in 1,000 steps and 51.25 s in 500.
-    assert_eq!(made.units(), 1000 * 106 + 500 * 103 + 3000);
+    // Milliseconds.
+    assert_eq!(made.units(), 105_500 + 51_250 + 3000);
+    let looked_at = stage(StageName::Pretrain, Costs { first_head: 2.0, ..costs(10, true) }, 100);
+    assert_eq!(looked_at.seconds(), made.stages[0].seconds() + 2.0);
     let text = made.describe();
     for words in
         ["1 min 46 s (80 crops/s here; 6 s of it", "finish    3 s", "2 min 40 s", "took 7 s"]
@@ -76,36 +82,36 @@ fn measurements_are_those_that_the_run_makes() {
 #[test]
 fn a_budget_holds_all_parts() {
     let mut made = forecast();
-    assert!(made.scale(80.0, |_| true, |_| 800));
+    assert!(made.scale(80.0, |_| true, 800));
     // 49 + 24 epochs: 5 probes, 1 evaluation, 2 checkpoints, 3 seconds at the end. 50 + 25 take 81.5 s.
     assert_eq!(made.stages.iter().map(|s| s.epochs).collect::<Vec<_>>(), [49, 24]);
     assert_eq!(made.seconds(), 49.0 + 2.5 + 24.0 + 0.5 + 0.5 + 3.0);
     assert_eq!(made.stages[0].steps, 490);
     // What somebody chose stays as it is.
     let mut made = forecast();
-    assert!(made.scale(120.0, |s| s.stage == StageName::Pretrain, |_| 800));
+    assert!(made.scale(120.0, |s| s.stage == StageName::Pretrain, 800));
     assert_eq!(made.stages[1].epochs, 50);
     assert_eq!((made.stages[0].epochs, made.seconds()), (61, 65.0 + 51.25 + 3.0));
     // No more than the paper's, and no less than one.
     let mut made = forecast();
-    assert!(made.scale(1e6, |_| true, |_| 300));
+    assert!(made.scale(1e6, |_| true, 300));
     assert_eq!([made.stages[0].epochs, made.stages[1].epochs], [300, 300]);
     let mut made = forecast();
-    assert!(!made.scale(4.0, |_| true, |_| 800));
+    assert!(!made.scale(4.0, |_| true, 800));
     assert_eq!([made.stages[0].epochs, made.stages[1].epochs], [1, 1]);
 }
 
 #[test]
 fn pre_training_of_too_few_epochs_is_left_out_and_said() {
     let mut made = forecast();
-    assert!(made.scale(80.0, |_| true, |_| 800));
+    assert!(made.scale(80.0, |_| true, 800));
     assert!(!made.leave_out(49) && made.left_out.is_none(), "49 epochs fit");
     assert!(made.leave_out(98));
     // Twice 49 and 24: 98 + 5 + 0.5 and 48 + 1 + 0.25 seconds, 3 at the end and 7 at the start, and a twentieth.
     let LeftOut { epochs, least, from } = made.left_out.expect("left out");
     assert_eq!((epochs, least), (49, 98));
     assert!((from - (103.5 + 49.25 + 10.0) / 0.95).abs() < 1e-9, "{from}");
-    assert!(made.scale(80.0, |_| true, |_| 800));
+    assert!(made.scale(80.0, |_| true, 800));
     // All of the budget is fine-tuning's: 75 epochs, 3 evaluations, 2 checkpoints, 3 seconds at the end.
     assert_eq!(made.stages.len(), 1);
     assert_eq!((made.stages[0].epochs, made.seconds()), (75, 75.0 + 1.5 + 0.5 + 3.0));
@@ -122,4 +128,39 @@ fn what_is_left_of_a_resumed_run_leaves_out_what_is_done() {
     assert_eq!(made.seconds_left(StageName::Pretrain, 0), made.seconds());
     assert_eq!(made.seconds_left(StageName::Pretrain, 750), 105.5 / 4.0 + 51.25 + 3.0);
     assert_eq!(made.seconds_left(StageName::Finetune, 500), 3.0);
+}
+
+#[test]
+fn early_epochs_of_small_crops_are_counted_as_what_they_cost() {
+    // Three quarters of 40 epochs take a fifth of a second each, ten a second.
+    let costs = Costs { early_epoch: 0.2, early_share: 0.75, ..costs(0, false) };
+    let mut made = forecast();
+    made.stages = vec![stage(StageName::Finetune, costs, 40)];
+    let seconds = 30.0 * 0.2 + 10.0 + 0.25;
+    assert!((made.seconds() - seconds - 3.0).abs() < 1e-9, "{}", made.seconds());
+    let until = |step| made.stages[0].seconds_until(step) / seconds;
+    for (step, share) in [(0, 0.0), (300, 6.0 / 16.0), (355, 11.5 / 16.0), (400, 1.0)] {
+        assert!((until(step) - share).abs() < 1e-9, "{step}: {}", until(step));
+    }
+    assert_eq!(made.units_until(StageName::Finetune, 300), 6094);
+    assert!(made.scale(20.0, |_| true, 800));
+    assert_eq!(
+        made.stages[0].epochs, 42,
+        "32 early ones: 6.4 + 10 + 3.25; one more takes a second"
+    );
+}
+
+#[test]
+fn what_was_turned_down_is_said_with_its_epochs() {
+    let mut made = forecast();
+    assert!(made.scale(80.0, |_| true, 800));
+    // 75 epochs, 3 evaluations, 2 checkpoints, 3 seconds at the end, as where pre-training is left out.
+    made.alone = made.without_pretraining(80.0, 800);
+    assert_eq!(made.alone, Some(75));
+    let text = made.describe();
+    assert!(text.contains("turned down: no pre-training, 75 epochs of fine-tuning"), "{text}");
+    assert_eq!(made.stages.len(), 2, "the plan stays");
+    made.stages.remove(0);
+    assert_eq!(made.without_pretraining(80.0, 800), None);
+    assert!(!forecast().describe().contains("turned down"));
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::memory::{Memory, bytes_of};
 use super::{Forecast, StageForecast};
-use crate::config::RunConfig;
+use crate::config::{HeadFrom, RunConfig};
 use crate::data::Rgb8;
 use crate::engine::TrainState;
 use crate::error::Result;
@@ -32,10 +32,16 @@ const REPORT: f64 = 1.5;
 /// What the duration of a stage follows from, in seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Costs {
-    /// An epoch's optimiser steps.
+    /// An epoch's optimiser steps, with the crops that the stage ends with.
     pub epoch: f64,
+    /// An epoch's with the crops that it begins with.
+    pub early_epoch: f64,
+    /// Share of the epochs that have these.
+    pub early_share: f64,
     /// Their number.
     pub steps_per_epoch: usize,
+    /// Looking at every image for the head's first rows.
+    pub first_head: f64,
     /// One measurement during training.
     pub measurement: f64,
     /// Epochs from one to the next; 0 = none.
@@ -49,6 +55,13 @@ pub struct Costs {
 }
 
 impl Costs {
+    /// Optimiser steps of the first `done` of `epochs` epochs.
+    pub fn training(&self, done: usize, epochs: usize) -> f64 {
+        let early = (epochs as f64 * self.early_share).round() as usize;
+        let large = done.saturating_sub(early);
+        self.early_epoch * (done - large) as f64 + self.epoch * large as f64
+    }
+
     /// Measurements in a stage of `epochs`.
     pub fn measurements(&self, epochs: usize) -> usize {
         match self.every {
@@ -89,6 +102,7 @@ pub fn measure(
         preparing: (spent + began.elapsed()).as_secs_f64(),
         stages: forecasts,
         left_out: None,
+        alone: None,
         finishing,
         disk,
     })
@@ -105,7 +119,22 @@ impl Trial<'_> {
     fn stage(&self, stage: &Stage, disk: &mut u64) -> Result<(StageForecast, f64)> {
         let (samples, batch) = (stage.source.images.len(), stage.source.batch_size);
         let crops_per_image = stage.method.views().views();
-        let (crops_per_second, an_image, state) = self.steps(stage)?;
+        let early = match stage.name {
+            StageName::Pretrain => 0,
+            StageName::Finetune => self.config.finetune.early_of(stage.optim.epochs),
+        };
+        let (crops_per_second, an_image, state) = self.steps(stage, early)?;
+        let early_per_second = match early {
+            0 => crops_per_second,
+            _ => self.steps(stage, 0)?.0,
+        };
+        let from_features = match stage.name {
+            StageName::Pretrain => &self.config.pretrain.first_head,
+            StageName::Finetune => &self.config.finetune.first_head,
+        }
+        .from
+            == HeadFrom::Features;
+        let crops = (stage.source.images_per_epoch() * crops_per_image) as f64;
         let (state_bytes, params) = (bytes_of(&state), 4 * state.values.len() as u64);
         // The last checkpoint, the one before it and one that is being written; the weights at the
         // stage's end, as exported and as ONNX file.
@@ -122,8 +151,11 @@ impl Trial<'_> {
             false => 0.0,
         };
         let costs = Costs {
-            epoch: (stage.source.images_per_epoch() * crops_per_image) as f64 / crops_per_second,
+            epoch: crops / crops_per_second,
+            early_epoch: crops / early_per_second,
+            early_share: if early > 0 { self.config.finetune.early_share } else { 0.0 },
             steps_per_epoch: stage.source.steps_per_epoch(),
+            first_head: samples as f64 * if from_features { an_image } else { 0.0 },
             measurement: measured as f64 * an_image + compared,
             every,
             at_end: pretrain,
@@ -145,10 +177,11 @@ impl Trial<'_> {
         Ok((forecast.resized(stage.optim.epochs), an_image))
     }
 
-    /// Crops a second of training, seconds an image of inference, and the state that was trained.
-    fn steps(&self, stage: &Stage) -> Result<(f64, f64, TrainState)> {
+    /// Crops a second of training from `epoch` on, seconds an image of inference, and the state that was
+    /// trained.
+    fn steps(&self, stage: &Stage, epoch: usize) -> Result<(f64, f64, TrainState)> {
         let (samples, batch) = (stage.source.images.len(), stage.source.batch_size);
-        let fresh = stage.fresh(stage.source.seed)?;
+        let mut fresh = stage.fresh(stage.source.seed)?;
         // Just enough images for two micro-batches a worker; a card takes all it can.
         let rows = match stage.micro_batch {
             0 => usize::MAX,
@@ -164,9 +197,11 @@ impl Trial<'_> {
             machine: stage.machine.clone(),
             ..*stage
         };
-        let mut engine = stage.engine(fresh)?;
+        let first = epoch * trial.source.steps_per_epoch();
+        fresh.progress.step = first;
+        let mut engine = trial.engine(fresh)?;
         let (mut started, mut crops) = (Instant::now(), 0);
-        for (i, batch) in trial.source.prefetch(0, 1 + timed).enumerate() {
+        for (i, batch) in trial.source.prefetch(first, first + 1 + timed).enumerate() {
             let record = trial.step(&mut *engine, &batch?)?;
             // The first step warms caches and clocks.
             match i {

@@ -207,7 +207,7 @@ fn stage<'a>(
     options: &TraceOptions,
     (optim, data): (&'a OptimConfig, &'a DataConfig),
 ) -> Stage<'a> {
-    let views = ViewPlan { groups: Vec::new(), plain: None };
+    let views = ViewPlan { groups: Vec::new(), later: Vec::new() };
     let num_classes = options.num_classes;
     let method = Labelled { views: views.clone(), targets, num_classes };
     let rows = optim.batch_size;
