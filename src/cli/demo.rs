@@ -5,16 +5,17 @@ use std::path::{Path, PathBuf};
 use super::flags::{Job, RunArgs};
 use super::progress::Progress;
 use crate::config::Layers;
-use crate::data::synth;
+use crate::data::synth::{self, SPECIES};
 use crate::error::{Error, Result};
 use crate::eval::metric::{difference_interval, mcnemar_p};
-use crate::report::words::interval;
+use crate::report::words::{duration, interval};
 use crate::run::{self, Folder, Summary, Ui};
 use crate::study::{Choices, Grid, Place, Study, Worker};
 
-/// Images of each species in each split, and their side in pixels.
-const IMAGES: usize = 24;
-const SIDE: usize = 96;
+/// Images of each species for training and for testing, and their side in pixels.
+const TRAIN: usize = 50;
+const TEST: usize = 25;
+const SIDE: usize = 64;
 
 /// The two runs.
 const STUDY: &str = include_str!("../../recipes/studies/demo.toml");
@@ -26,8 +27,12 @@ pub(super) fn demo(args: &RunArgs) -> Result<()> {
     let folder = Folder::create(args.output.as_deref(), "demo")?;
     let data = run::absolute(&folder.join("flowers"));
     let ui = Progress::new();
-    ui.note(&format!("rendering {} flowers into {}", 24 * IMAGES, data.display()));
-    synth::write(&data, config.seed, SIDE, IMAGES, IMAGES, |_, _| ())?;
+    ui.note(&format!(
+        "rendering {} flowers into {}",
+        SPECIES.len() * (TRAIN + TEST),
+        data.display()
+    ));
+    synth::write(&data, config.seed, SIDE, TRAIN, TEST, |_, _| ())?;
     let study = study(config.seed)?;
     let choices = Choices {
         data: [("flowers".to_owned(), data)].into_iter().collect(),
@@ -46,7 +51,7 @@ pub(super) fn demo(args: &RunArgs) -> Result<()> {
     let [random, idmm] = &results[..] else { return Ok(()) };
     match args.json {
         true => results.iter().try_for_each(super::print_json),
-        false => compare(random, idmm),
+        false => compare(random, idmm, config.data.labels),
     }
 }
 
@@ -69,26 +74,36 @@ fn with_hint(error: Error, grid: &Grid, place: &Place) -> Error {
     }
 }
 
-fn compare(random: &Summary, idmm: &Summary) -> Result<()> {
-    super::print(&comparison(random, idmm))?;
+fn compare(random: &Summary, idmm: &Summary, labels: usize) -> Result<()> {
+    super::print(&comparison(random, idmm, labels))?;
     super::print(&format!("reports: {}/report.html\n         {}/report.html", random.run, idmm.run))
 }
 
 /// The two accuracies and their difference, with what both can and cannot say.
-fn comparison(random: &Summary, idmm: &Summary) -> String {
+fn comparison(random: &Summary, idmm: &Summary, labels: usize) -> String {
     let line = |name: &str, s: &Summary| {
         let (top1, range) =
             (100.0 * s.top1.unwrap_or_default(), s.top1_interval.unwrap_or_default());
-        format!("  {name:<19} {top1:5.1}%  ({})\n", interval(range))
+        let seconds: f64 = s.stages.iter().map(|stage| stage.seconds).sum();
+        format!(
+            "  {name:<19} {top1:5.1}%  ({}; {} of training)\n",
+            interval(range),
+            duration(seconds)
+        )
     };
     let (low, high) = difference_interval(&idmm.correct, &random.correct);
     let p = mcnemar_p(&idmm.correct, &random.correct);
     format!(
-        "top-1 on {} test images, the same fine-tuning:\n{}{}  \
+        "top-1 on {} test images, {} images and {} labels to train on:\n{}{}  \
          these two models differ by {:+.1} to {:+.1} points (95% interval over test images, paired; p = {p:.1e})\n  \
          That compares two trained models, not two methods: other seeds give other models. \
          fewvit demo --seed N trains another pair.",
         idmm.images,
+        SPECIES.len() * TRAIN,
+        match labels {
+            0 => SPECIES.len() * TRAIN,
+            some => some,
+        },
         line("from random weights", random),
         line("from IDMM weights", idmm),
         100.0 * low,
@@ -100,6 +115,7 @@ fn comparison(random: &Summary, idmm: &Summary) -> String {
 mod tests {
     use super::*;
     use crate::report::facts::Provenance;
+    use crate::report::tests::{finetuning, pretraining};
 
     fn summary(correct: &[bool]) -> Summary {
         let right = correct.iter().filter(|&&c| c).count() as f64 / correct.len() as f64;
@@ -121,10 +137,13 @@ mod tests {
     #[test]
     fn a_pair_of_models_is_not_called_the_methods_effect() {
         let [worse, better] = [20, 60].map(|n| (0..100).map(|i| i < n).collect::<Vec<_>>());
-        let text = comparison(&summary(&worse), &summary(&better));
+        let mut better = summary(&better);
+        better.stages = vec![pretraining(), finetuning(12)];
+        let text = comparison(&summary(&worse), &better, 60);
         for words in [
-            "top-1 on 100 test images",
-            "from random weights  20.0%  (95% interval 10.0\u{2013}30.0% over images like these, given these weights)",
+            "top-1 on 100 test images, 600 images and 60 labels to train on:",
+            "6 h 51 min of training)",
+            "from random weights  20.0%  (95% interval 10.0\u{2013}30.0% over images like these, given these weights; 0 s of training)",
             "these two models differ by",
             "not two methods",
         ] {

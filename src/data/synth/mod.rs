@@ -1,12 +1,13 @@
 //! The embedded demonstration set: photographs of flowers that the program renders itself.
 //!
 //! Twelve invented species differ in how they are built (number and outline of petals, rows, centre,
-//! inflorescence) and share their colours, so a network has to see structure. Pose, scale, light,
-//! background and what grows in front are drawn at random from the image's own stream: image
+//! inflorescence) and share their colours, so a network has to see structure. Every picture is of one plant
+//! from near; pose, light and background are drawn at random from the image's own stream: image
 //! `(species, index)` of a seed never depends on which others are rendered.
 //!
-//! With 24 + 24 images a species at 96 pixels (seed 0), the nearest class mean of the colour is right
-//! for 15% of the test images and 5 nearest neighbours of the raw pixels for 20%; chance is 8%.
+//! With 50 + 25 images a species at 64 pixels (seed 0), the nearest class mean of the colour is right
+//! for 21% of the test images, that of the raw pixels for 32% and 5 nearest neighbours of these for 55%;
+//! chance is 8%.
 
 mod blossom;
 mod foliage;

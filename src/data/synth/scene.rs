@@ -1,6 +1,7 @@
-//! One photograph: a background out of focus, a plant, what grows in front of it, light and camera.
+//! One photograph: a background out of focus, a plant that fills the picture, light and camera.
 
 use std::f32::consts::TAU;
+use std::ops::Range;
 
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
@@ -9,32 +10,30 @@ use super::foliage::{Ribbon, leaf, ribbon};
 use super::petal::{Light, Plant};
 use super::plant::{Place, grow};
 use super::raster::{Canvas, Frame, dim, lit, mix, noise, ramp, srgb, unit};
-use super::species::{Inflorescence, SPECIES};
+use super::species::SPECIES;
 use crate::data::Rgb8;
+
+/// What a plant covers of the picture's width.
+const DIAMETER: Range<f32> = 0.9..1.15;
+/// How far its middle is from the picture's, along each side, at most.
+const SLACK: f32 = 0.06;
+/// Radians that it is turned away from the camera at most.
+const TILT: f32 = 0.5;
 
 /// Renders a picture of `size` pixels a side.
 pub(super) fn photograph(species: usize, size: usize, rng: &mut ChaCha8Rng) -> Rgb8 {
     let light = draw_light(rng);
     let mut canvas = Canvas::new(size);
     backdrop(&mut canvas, &light, rng);
-    blurred_blossoms(&mut canvas, &light, rng);
     canvas.blur(rng.random_range(0.006..0.028));
-    greenery(&mut canvas, &light, rng.random_range(0..5), 0.4, rng);
 
     let kind = &SPECIES[species];
-    let single = kind.inflorescence == Inflorescence::Single;
-    let diameter = rng.random_range(if single { 0.38..0.9 } else { 0.55..0.98f32 });
-    let slack = 0.6 * (1.0 - diameter).max(0.1);
-    let at = [0, 1].map(|_| 0.5 + slack * rng.random_range(-1.0..1.0f32));
-    let place = Place::draw(at, 0.5 * diameter, if single { 1.1 } else { 0.9 }, rng);
+    let at = [0, 1].map(|_| 0.5 + SLACK * rng.random_range(-1.0..1.0f32));
+    let place = Place::draw(at, 0.5 * rng.random_range(DIAMETER), TILT, rng);
     cast_shadow(&mut canvas, &light, &place);
     let plant = Plant::draw(kind, rng);
     grow(&mut canvas, &light, &plant, &place, rng);
 
-    if rng.random_bool(0.6) {
-        greenery(&mut canvas, &light, rng.random_range(1..4), 1.0, rng);
-    }
-    dapple(&mut canvas, rng);
     canvas.blur(rng.random_range(0.0..0.008));
     let (exposure, grain) = (rng.random_range(0.7..1.35), rng.random_range(0.004..0.028));
     canvas.develop(exposure, grain, rng)
@@ -81,16 +80,6 @@ fn backdrop(canvas: &mut Canvas, light: &Light, rng: &mut ChaCha8Rng) {
     }
 }
 
-/// Other blossoms of any species, to be blurred with the background.
-fn blurred_blossoms(canvas: &mut Canvas, light: &Light, rng: &mut ChaCha8Rng) {
-    for _ in 0..rng.random_range(0..5) {
-        let plant = Plant::draw(&SPECIES[rng.random_range(0..SPECIES.len())], rng);
-        let at = [rng.random_range(-0.1..1.1), rng.random_range(-0.1..1.1)];
-        let place = Place::draw(at, rng.random_range(0.07..0.22), 1.2, rng);
-        grow(canvas, light, &plant, &place, rng);
-    }
-}
-
 /// Leaves and blades of grass across the picture; `bold` scales their size.
 fn greenery(canvas: &mut Canvas, light: &Light, count: usize, bold: f32, rng: &mut ChaCha8Rng) {
     let grass = rng.random_bool(0.5);
@@ -122,17 +111,5 @@ fn cast_shadow(canvas: &mut Canvas, light: &Light, place: &Place) {
     let frame = Frame::disc([away(0), away(1)], place.radius);
     canvas.patch(&frame, [-1.3, 1.3], [-1.3, 1.3], |u, v| {
         ([0.01, 0.015, 0.01], 0.5 * ramp(1.3, 0.4, u.hypot(v)))
-    });
-}
-
-/// Bands of shade across the whole picture, and darker corners.
-fn dapple(canvas: &mut Canvas, rng: &mut ChaCha8Rng) {
-    let (salt, scale): (u32, f32) = (rng.random(), rng.random_range(1.0..4.0));
-    let depth = rng.random_range(0.0..0.75f32).powi(2);
-    let vignette = rng.random_range(0.0..0.5f32);
-    canvas.repaint(|[x, y], colour| {
-        let shade = depth * ramp(0.45, 0.6, noise([scale * x, scale * y], salt));
-        let corner = (x - 0.5).powi(2) + (y - 0.5).powi(2);
-        dim(colour, (1.0 - shade) * (1.0 - vignette * corner * 1.6))
     });
 }
