@@ -33,7 +33,7 @@ const KERNELS: Kernels = Kernels { fused: FUSED, exact: EXACT };
 const EXACT: &str = concat!(
     include_str!("kernels/common.cu"),
     include_str!("kernels/feed.cu"),
-    include_str!("kernels/augment.cu"),
+    include_str!("kernels/feed_augment.cu"),
 );
 const FUSED: &str = concat!(
     include_str!("kernels/common.cu"),

@@ -2,7 +2,7 @@
 
 use crate::data::augment::{CUTOUT, ExtendedBox, Op, Rotation};
 
-/// Values of an `Op` in `kernels/augment.cu`: two doubles, two floats, a code and seven integers.
+/// Values of an `Op` in `kernels/feed_augment.cu`: two doubles, two floats, a code and seven integers.
 pub const WORDS: usize = 14;
 
 /// What `op` is there, for crops of `side` pixels.
