@@ -197,8 +197,8 @@ pub struct Clouds {
     pub clouds: Vec<Cloud>,
     /// Clouds in a row.
     pub columns: usize,
-    /// Under them.
-    pub caption: String,
+    /// Under them, a line each.
+    pub caption: Vec<String>,
 }
 
 const SIDE: f64 = 260.0;
@@ -208,7 +208,10 @@ const HEAD: f64 = 26.0;
 impl Figure for Clouds {
     fn size(&self) -> (u32, u32) {
         let rows = self.clouds.len().div_ceil(self.columns.max(1)).max(1);
-        ((SIDE * self.columns.max(1) as f64) as u32, ((SIDE + HEAD) * rows as f64 + HEAD) as u32)
+        (
+            (SIDE * self.columns.max(1) as f64) as u32,
+            ((SIDE + HEAD) * rows as f64 + HEAD * self.caption.len() as f64) as u32,
+        )
     }
 
     fn draw<B: DrawingBackend>(&self, canvas: &Canvas<B>) -> Result<()> {
@@ -226,8 +229,11 @@ impl Figure for Clouds {
             }
         }
         let (width, height) = self.size();
-        let under = (f64::from(width) / 2.0, f64::from(height) - HEAD / 2.0);
-        canvas.text(&self.caption, under, 11.0, MUTED, HPos::Center)
+        for (line, from_below) in self.caption.iter().rev().zip(0..) {
+            let y = f64::from(height) - HEAD * (0.5 + f64::from(from_below));
+            canvas.text(line, (f64::from(width) / 2.0, y), 11.0, MUTED, HPos::Center)?;
+        }
+        Ok(())
     }
 }
 
@@ -290,8 +296,8 @@ mod tests {
         let cloud = Cloud { title: "IDMM".to_owned(), points };
         assert_eq!(frame(&cloud), ([0.0, -1.5], 4.0));
         let clouds = vec![cloud.clone(), cloud.clone(), cloud];
-        let clouds = Clouds { clouds, columns: 2, caption: "Flowers".to_owned() };
-        assert_eq!(clouds.size(), (520, 598));
+        let clouds = Clouds { clouds, columns: 2, caption: vec!["Flowers".to_owned(); 2] };
+        assert_eq!(clouds.size(), (520, 624));
         assert_eq!(plots::svg(&clouds).expect("drawn").matches("<circle").count(), 6);
     }
 }

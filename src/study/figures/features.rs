@@ -73,10 +73,9 @@ pub fn features(
     let drawn = [("fig2-tsne", "t-SNE"), ("fig2-pca", "principal components")];
     for ((file, how), clouds) in drawn.into_iter().zip(clouds) {
         let images = clouds.first().map_or(0, |cloud: &Cloud| cloud.points.len());
-        let caption = format!(
-            "{data}: {how} of {images} test images of {CLASSES} classes{}",
-            shortened(grid.scale)
-        );
+        let what = format!("{data}: {how} of {images} test images of {CLASSES} classes");
+        let scaled = shortened(grid.scale).trim_start_matches(", ").to_owned();
+        let caption = [what, scaled].into_iter().filter(|line| !line.is_empty()).collect();
         plots::save(&place.root().join(file), &Clouds { clouds, columns: 2, caption })?;
     }
     let header = ["row", "when", "file", "class", "tsne_x", "tsne_y", "pca_x", "pca_y", "scale"];
