@@ -209,6 +209,7 @@ fn epochs_that_were_asked_for_are_not_scaled_to_the_budget() {
     args.extend(["--pretrain-epochs", "3", "--time-budget", "60", "--dry-run", "--json"]);
     let output = run(args);
     let forecast: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+    assert!(forecast["alone"].is_null(), "nothing was turned down: {forecast}");
     let epochs = |stage: usize| forecast["stages"][stage]["epochs"].as_u64();
     // An hour is enough for as many epochs of the small model as the paper's longest stage has, but no more.
     assert_eq!([epochs(0), epochs(1)], [Some(3), Some(800)], "{}", stderr(&output));

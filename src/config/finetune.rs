@@ -74,13 +74,18 @@ fn whole() -> [f64; 2] {
 impl FinetuneConfig {
     /// Epochs with crops of `early_img_size`, of `epochs`.
     pub fn early_of(&self, epochs: usize) -> usize {
-        (epochs as f64 * self.early_share).round() as usize
+        early_epochs(epochs, self.early_share)
     }
 
     /// The first of the plain epochs, from 0.
     pub fn plain_from(&self) -> usize {
         self.optim.epochs.saturating_sub(self.plain_epochs)
     }
+}
+
+/// The whole number of epochs that comes closest to a `share` of `epochs`.
+pub fn early_epochs(epochs: usize, share: f64) -> usize {
+    (epochs as f64 * share).round() as usize
 }
 
 /// Which of the images with a label an epoch takes.

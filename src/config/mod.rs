@@ -10,7 +10,7 @@ pub mod recipe;
 mod resolved;
 mod validate;
 
-pub use finetune::{ClassWeights, FinetuneConfig, Keep, Sampling};
+pub use finetune::{ClassWeights, FinetuneConfig, Keep, Sampling, early_epochs};
 pub use first_head::{HeadFrom, HeadInit};
 pub(crate) use layers::flatten;
 pub use layers::{Layers, Setting, Source, from_toml, mark_fitted, to_toml};

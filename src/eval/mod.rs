@@ -5,4 +5,4 @@ pub mod infer;
 pub mod knn;
 pub mod metric;
 pub mod probe;
-mod spectrum;
+pub mod spectrum;

@@ -77,7 +77,8 @@ fn tridiagonal(mut a: Vec<f64>, side: usize) -> (Vec<f64>, Vec<f64>) {
     ((0..side).map(|i| a[i * side + i]).collect(), beside)
 }
 
-fn dot(a: &[f64], b: &[f64]) -> f64 {
+/// Inner product.
+pub fn dot(a: &[f64], b: &[f64]) -> f64 {
     a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 

@@ -13,7 +13,7 @@ use crate::data::parallel::map_in_order;
 use crate::engine::TrainState;
 use crate::error::Result;
 use crate::eval::infer::{EvalView, Inference};
-use crate::method;
+use crate::eval::spectrum::dot;
 use crate::train::stage::Stage;
 
 /// Writes the instance classifier that pre-training begins with, if its rows follow from features.
@@ -21,13 +21,8 @@ use crate::train::stage::Stage;
 /// # Errors
 /// As [`imprint`].
 pub fn pretraining(context: &Context, stage: &Stage, state: &mut TrainState) -> Result<()> {
-    let pretrain = &context.config.pretrain;
-    let is_read = method::unread(&pretrain.method, "pretrain.first_head").is_none();
     let targets: Vec<usize> = (0..stage.source.images.len()).collect();
-    match is_read {
-        true => imprint(context, stage, state, &pretrain.first_head, &targets),
-        false => Ok(()),
-    }
+    imprint(context, stage, state, &context.config.pretrain.first_head, &targets)
 }
 
 /// Writes the classifier that fine-tuning begins with, likewise.
@@ -172,10 +167,6 @@ fn solve(l: &[Vec<f64>], y: &[f64]) -> Vec<f64> {
         before.iter_mut().zip(&l[i]).for_each(|(v, l)| *v -= l * at[0]);
     }
     x
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
 #[cfg(test)]

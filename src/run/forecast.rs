@@ -125,7 +125,11 @@ pub fn fit(
             fits = forecast.scale(budget, free, longest);
             config.pretrain.optim.epochs = 0;
         }
-        forecast.alone = forecast.without_pretraining(budget, longest);
+        // Epochs that somebody chose are no choice of ours.
+        forecast.alone = match chosen {
+            [] => forecast.without_pretraining(budget, longest),
+            _ => None,
+        };
         if !fits {
             return Err(Error::Usage(too_short(config.time_budget, &forecast, chosen)));
         }

@@ -35,10 +35,11 @@ pub use settle::{Stages, inherited, settle};
 pub use stages::{pretraining, weights_of};
 
 use crate::backbone::Spec;
-use crate::config::{AmpDtype, HeadFrom, RunConfig};
+use crate::config::{AmpDtype, HeadFrom, PretrainConfig, RunConfig};
 use crate::engine::device;
 use crate::engine::{self, Machine, Products, TrainState, collective};
 use crate::error::Result;
+use crate::method;
 use crate::report::words::duration;
 use crate::train::checkpoint::{self, StageName};
 use folder::Found;
@@ -231,6 +232,11 @@ fn execute(
     Ok(summary)
 }
 
+/// Whether the method has a head whose first rows may follow from features.
+fn has_instance_classifier(pretrain: &PretrainConfig) -> bool {
+    method::unread(&pretrain.method, "pretrain.first_head").is_none()
+}
+
 /// What of `wanted` the model or the method cannot have, in words.
 fn not_to_be_had(request: &Request, wanted: &RunConfig, config: &RunConfig) -> Vec<String> {
     let mut notes = Vec::new();
@@ -241,7 +247,11 @@ fn not_to_be_had(request: &Request, wanted: &RunConfig, config: &RunConfig) -> V
             "  note: {model} has weights for one image size, so all epochs have crops of {size} px"
         ));
     }
-    if request.pretrain && config.pretrain.first_head != wanted.pretrain.first_head {
+    let pretrain = &config.pretrain;
+    if request.pretrain
+        && has_instance_classifier(pretrain)
+        && pretrain.first_head != wanted.pretrain.first_head
+    {
         notes.push(
             "  note: the head begins with random rows: rows from features need a head with a bias \
              and no projector before it"
@@ -278,7 +288,7 @@ fn resolved(config: &RunConfig) -> Result<RunConfig> {
     let finetune = &mut config.finetune;
     let shapes = |side| spec.outline(side).parameters;
     let pretrain = &mut config.pretrain;
-    if pretrain.projector > 0 || !pretrain.classifier_bias {
+    if !has_instance_classifier(pretrain) || pretrain.projector > 0 || !pretrain.classifier_bias {
         pretrain.first_head.from = HeadFrom::Random;
     }
     if finetune.early_share > 0.0 && shapes(finetune.early_img_size) != shapes(finetune.img_size) {

@@ -139,8 +139,7 @@ pub fn stages(
         let method = method::entry(&config.pretrain.method)?;
         let mut sizes: Vec<_> = config.pretrain.crops.iter().map(|group| group.img_size).collect();
         sizes.dedup();
-        let is_read = method::unread(&config.pretrain.method, "pretrain.first_head").is_none();
-        let first_head = is_read && config.pretrain.first_head.from == HeadFrom::Features;
+        let first_head = config.pretrain.first_head.from == HeadFrom::Features;
         let facts = facts(StageName::Pretrain, method.title, method.kind, sizes);
         stages.push(StageFacts { first_head, ..facts });
     }

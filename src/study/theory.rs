@@ -6,6 +6,7 @@
 use rand::Rng as _;
 use serde::Serialize;
 
+use crate::eval::spectrum::dot;
 use crate::rng::{Purpose, stream};
 
 /// Rows of numbers.
@@ -71,10 +72,6 @@ impl Trial {
 /// Agreement that rounding in 64 bits, and that of difference quotients, leaves.
 const EXACT: f64 = 1e-9;
 const QUOTIENT: f64 = 1e-7;
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
-}
 
 /// Natural logarithm of the sum of exponentials.
 fn log_sum(values: impl Iterator<Item = f64> + Clone) -> f64 {

@@ -20,6 +20,9 @@ const SLACK: f32 = 0.06;
 /// Radians that it is turned away from the camera at most.
 const TILT: f32 = 0.5;
 
+/// Scales the size of what grows behind it.
+const BOLD: f32 = 0.9;
+
 /// Renders a picture of `size` pixels a side.
 pub(super) fn photograph(species: usize, size: usize, rng: &mut ChaCha8Rng) -> Rgb8 {
     let light = draw_light(rng);
@@ -69,7 +72,7 @@ fn backdrop(canvas: &mut Canvas, light: &Light, rng: &mut ChaCha8Rng) {
         let fine = noise([x * scale * 3.1, y * scale * 3.1], salt ^ 1);
         mix(dark, bright, 0.65 * coarse + 0.35 * fine + slope * (y - 0.5))
     });
-    greenery(canvas, light, rng.random_range(0..26), 0.9, rng);
+    greenery(canvas, light, rng.random_range(0..26), rng);
     for _ in 0..rng.random_range(0..14) {
         let at = [rng.random_range(0.0..1.0), rng.random_range(0.0..1.0f32)];
         let radius = rng.random_range(0.02..0.1f32);
@@ -80,8 +83,8 @@ fn backdrop(canvas: &mut Canvas, light: &Light, rng: &mut ChaCha8Rng) {
     }
 }
 
-/// Leaves and blades of grass across the picture; `bold` scales their size.
-fn greenery(canvas: &mut Canvas, light: &Light, count: usize, bold: f32, rng: &mut ChaCha8Rng) {
+/// Leaves and blades of grass across the picture.
+fn greenery(canvas: &mut Canvas, light: &Light, count: usize, rng: &mut ChaCha8Rng) {
     let grass = rng.random_bool(0.5);
     for _ in 0..count {
         let tint = mix(srgb([44, 78, 30]), srgb([150, 176, 78]), rng.random_range(0.0..1.0));
@@ -92,13 +95,13 @@ fn greenery(canvas: &mut Canvas, light: &Light, count: usize, bold: f32, rng: &m
         let soft = rng.random_range(0.1..0.9f32);
         if grass {
             let (from, to) = ([x, 1.1], [x + 0.7 * lean, rng.random_range(-0.2..0.7)]);
-            let half_width = bold * rng.random_range(0.008..0.022);
+            let half_width = BOLD * rng.random_range(0.008..0.022);
             let bend = rng.random_range(-0.12..0.12);
             ribbon(canvas, &Ribbon { from, to, half_width, bend, taper: 0.9, soft }, colour);
         } else {
             let from = [x, rng.random_range(-0.1..1.1f32)];
             let angle = rng.random_range(0.0..TAU);
-            let length = rng.random_range(0.2..0.45) * (0.5 + 0.5 * bold);
+            let length = rng.random_range(0.2..0.45) * (0.5 + 0.5 * BOLD);
             let to = [from[0] + length * angle.cos(), from[1] + length * angle.sin()];
             leaf(canvas, from, to, length * rng.random_range(0.12..0.26), 0.3 * soft, colour);
         }

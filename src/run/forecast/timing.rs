@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::memory::{Memory, bytes_of};
 use super::{Forecast, StageForecast};
-use crate::config::{HeadFrom, RunConfig};
+use crate::config::{HeadFrom, RunConfig, early_epochs};
 use crate::data::Rgb8;
 use crate::engine::TrainState;
 use crate::error::Result;
@@ -57,8 +57,7 @@ pub struct Costs {
 impl Costs {
     /// Optimiser steps of the first `done` of `epochs` epochs.
     pub fn training(&self, done: usize, epochs: usize) -> f64 {
-        let early = (epochs as f64 * self.early_share).round() as usize;
-        let large = done.saturating_sub(early);
+        let large = done.saturating_sub(early_epochs(epochs, self.early_share));
         self.early_epoch * (done - large) as f64 + self.epoch * large as f64
     }
 

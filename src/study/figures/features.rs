@@ -74,8 +74,7 @@ pub fn features(
     for ((file, how), clouds) in drawn.into_iter().zip(clouds) {
         let images = clouds.first().map_or(0, |cloud: &Cloud| cloud.points.len());
         let what = format!("{data}: {how} of {images} test images of {CLASSES} classes");
-        let scaled = shortened(grid.scale).trim_start_matches(", ").to_owned();
-        let caption = [what, scaled].into_iter().filter(|line| !line.is_empty()).collect();
+        let caption = [Some(what), shortened(grid.scale)].into_iter().flatten().collect();
         plots::save(&place.root().join(file), &Clouds { clouds, columns: 2, caption })?;
     }
     let header = ["row", "when", "file", "class", "tsne_x", "tsne_y", "pca_x", "pca_y", "scale"];

@@ -149,13 +149,11 @@ pub fn epochs(study: &Study, grid: &Grid, place: &Place) -> Result<()> {
 /// What a figure shows, on which data, with which share of the epochs.
 fn title(what: &str, results: &Results, grid: &Grid) -> String {
     let data = results.rows.first().map_or("", |entry| &entry.column_title);
-    format!("{data}: {what}{}", shortened(grid.scale))
+    let parts = [Some(format!("{data}: {what}")), shortened(grid.scale)];
+    parts.into_iter().flatten().collect::<Vec<_>>().join(", ")
 }
 
 /// That the schedules are not the whole ones.
-fn shortened(scale: f64) -> String {
-    match scale < 1.0 {
-        true => format!(", schedules shortened to {}%", 100.0 * scale),
-        false => String::new(),
-    }
+fn shortened(scale: f64) -> Option<String> {
+    (scale < 1.0).then(|| format!("schedules shortened to {}%", 100.0 * scale))
 }

@@ -1,5 +1,7 @@
 //! The first two principal components of points.
 
+use crate::eval::spectrum::dot;
+
 /// Rounds of orthogonal iteration, at most.
 const ROUNDS: usize = 1000;
 /// Change of any entry of a direction below which it is found.
@@ -28,10 +30,6 @@ pub fn pca(points: &[Vec<f64>]) -> Vec<[f64; 2]> {
     }
     directions.iter_mut().for_each(|direction| point_up(direction));
     centred.iter().map(|point| [dot(point, &directions[0]), dot(point, &directions[1])]).collect()
-}
-
-fn dot(a: &[f64], b: &[f64]) -> f64 {
-    a.iter().zip(b).map(|(a, b)| a * b).sum()
 }
 
 /// The covariance matrix, but for a factor, times the direction.
