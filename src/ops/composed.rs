@@ -5,7 +5,8 @@ use burn::tensor::activation::softmax;
 use burn::tensor::{Tensor, TensorData};
 
 /// See [`super::linear`].
-pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+pub fn linear<const D: usize>(x: Tensor<2>, weight: Tensor<D>, bias: Tensor<1>) -> Tensor<2> {
+    let weight = weight.reshape([bias.dims()[0], x.dims()[1]]);
     x.matmul(weight.transpose()) + bias.unsqueeze()
 }
 

@@ -54,7 +54,7 @@ pub trait FusedOps: Backend {
 }
 
 /// See [`super::linear`].
-pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+pub fn linear<const D: usize>(x: Tensor<2>, weight: Tensor<D>, bias: Tensor<1>) -> Tensor<2> {
     Tensor::from_dispatch(Dispatch::linear(
         x.into_dispatch(),
         weight.into_dispatch(),

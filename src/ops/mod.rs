@@ -50,8 +50,10 @@ pub type Norm = (Tensor<1>, Tensor<1>, f64);
 
 /// `x W^T + b`.
 ///
-/// `x`: `[rows, in]`, `weight`: `[out, in]`, `bias`: `[out]`; returns `[rows, out]`.
-pub fn linear(x: Tensor<2>, weight: Tensor<2>, bias: Tensor<1>) -> Tensor<2> {
+/// `x`: `[rows, in]`, `weight`: `[out, in]`, `bias`: `[out]`; returns `[rows, out]`. The kernels of a
+/// convolution, `[out, channels, height, width]`, are taken as they are: reshaped, they would be no
+/// parameter any more, and their gradient would pass through autodiff's own memory.
+pub fn linear<const D: usize>(x: Tensor<2>, weight: Tensor<D>, bias: Tensor<1>) -> Tensor<2> {
     match on_cpu(&x.device()) {
         true => fused::linear(x, weight, bias),
         false => composed::linear(x, weight, bias),

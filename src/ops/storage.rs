@@ -12,10 +12,10 @@ pub(super) fn contiguous(tensor: FlexTensor) -> FlexTensor {
     if tensor.as_slice::<f32>().is_some() { tensor } else { tensor.to_contiguous() }
 }
 
-/// The sides of a matrix.
+/// The sides of a matrix; a convolution's kernels are one with a row for each output channel.
 pub(super) fn dims2(tensor: &FlexTensor) -> [usize; 2] {
     let shape = tensor.layout().shape();
-    [shape[0], shape[1]]
+    [shape[0], shape[1..].iter().product()]
 }
 
 /// The first and the second parts of pairs.

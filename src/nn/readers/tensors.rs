@@ -251,20 +251,20 @@ impl Reader for Tensors<'_> {
     fn patches(&mut self, conv: &Conv2d<Parameter>) -> Tensor<2> {
         let images = self.images().clone();
         let ([batch, channels, side, _], p) = (images.dims(), conv.windows.kernel);
-        let (grid, d) = (side / p, conv.output);
+        let grid = side / p;
         let patches = images
             .reshape([batch, channels, grid, p, grid, p])
             .permute([0, 2, 4, 1, 3, 5])
             .reshape([batch * grid * grid, channels * p * p]);
         let (weight, bias) = conv.kernels();
-        ops::linear(patches, weight.reshape([d, channels * p * p]), bias)
+        ops::linear(patches, weight, bias)
     }
 
     fn conv(&mut self, map: Tensor<2>, conv: &Conv2d<Parameter>) -> Tensor<2> {
         let (weight, bias) = conv.kernels();
         let size = conv.input * conv.windows.kernel.pow(2);
         let seen = if size == conv.input { map } else { self.unfold(map, conv.windows) };
-        ops::linear(seen, weight.reshape([conv.output, size]), bias)
+        ops::linear(seen, weight, bias)
     }
 
     fn unfold(&mut self, map: Tensor<2>, windows: Windows) -> Tensor<2> {
