@@ -372,14 +372,6 @@ pub fn to_toml(config: &RunConfig) -> Result<String> {
     toml::to_string(config).map_err(|e| Error::Failed(format!("cannot write config.toml: {e}")))
 }
 
-/// What [`to_toml`] wrote.
-///
-/// # Errors
-/// It did not.
-pub fn from_toml(text: &str) -> Result<RunConfig> {
-    toml::from_str(text).map_err(|e| Error::Failed(format!("cannot read the settings: {e}")))
-}
-
 /// A value as TOML, or else as a number like `.5`, or else as a text.
 fn parse(text: &str) -> Value {
     let number = || text.parse().map(Value::Float).ok();

@@ -13,7 +13,7 @@ mod validate;
 pub use finetune::{ClassWeights, FinetuneConfig, Keep, Sampling, early_epochs};
 pub use first_head::{HeadFrom, HeadInit};
 pub(crate) use layers::flatten;
-pub use layers::{Layers, Setting, Source, from_toml, mark_fitted, to_toml};
+pub use layers::{Layers, Setting, Source, mark_fitted, to_toml};
 pub use resolved::{Resolved, Unread};
 pub use validate::validate;
 
@@ -86,6 +86,12 @@ pub struct About {
 pub struct ModelConfig {
     /// timm's name, for example `deit_tiny_patch16_224`.
     pub name: String,
+    /// The model instead of `name` where a time budget is too short for that one; empty = none.
+    #[serde(default)] // absent in runs of earlier versions
+    pub small: String,
+    /// A time budget is too short for `name` if it has time for fewer optimiser steps than this.
+    #[serde(default)] // absent in runs of earlier versions
+    pub small_below: usize,
     /// Sinusoidal position tables (T2T-ViT) when weights go on at another img-size.
     #[serde(default)] // absent in runs of earlier versions
     pub pos_embed: PosEmbed,
@@ -394,9 +400,9 @@ pub struct PretrainConfig {
     pub first_head: HeadInit,
     /// Epochs between two k-NN probes, 0 = none.
     pub probe_every: usize,
-    /// A time budget that leaves pre-training fewer epochs does without it.
+    /// A time budget that leaves pre-training fewer optimiser steps does without it.
     #[serde(default)] // absent in runs of earlier versions
-    pub least_epochs: usize,
+    pub least_steps: usize,
 }
 
 /// The encoder that k-NN, probe, export and fine-tuning take.

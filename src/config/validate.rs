@@ -104,6 +104,10 @@ impl Checks {
             Ok(spec) => spec,
             Err(error) => return self.refuse("model.name", &error),
         };
+        let small = &config.model.small;
+        if let (false, Err(error)) = (small.is_empty(), Spec::find(small)) {
+            self.refuse("model.small", &error);
+        }
         let crops = config.pretrain.crops.iter().map(|group| ("pretrain.crops", group.img_size));
         let finetune = &config.finetune;
         let early = (finetune.early_share > 0.0)

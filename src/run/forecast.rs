@@ -4,12 +4,8 @@
 mod memory;
 mod timing;
 
-use std::time::Duration;
+use serde::{Deserialize, Serialize};
 
-use serde::Serialize;
-
-use super::Request;
-use super::prepare::Prepared;
 use crate::config::{Layers, OptimConfig, RunConfig};
 use crate::error::{Error, Result};
 use crate::report::words::{counted, duration};
@@ -75,6 +71,8 @@ impl StageForecast {
 pub struct Forecast {
     /// Seconds that reading the images and timing took; they are over.
     pub preparing: f64,
+    /// The model that is trained instead of the recipe's.
+    pub smaller: Option<Smaller>,
     /// Its stages.
     pub stages: Vec<StageForecast>,
     /// Pre-training that the time budget has no room for.
@@ -87,12 +85,12 @@ pub struct Forecast {
     pub disk: u64,
 }
 
-/// Pre-training that is left out because too few epochs of it fit into the time budget.
+/// Pre-training that is left out because too few steps of it fit into the time budget.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize)]
 pub struct LeftOut {
     /// Epochs that would fit.
     pub epochs: usize,
-    /// Epochs from which on it is done.
+    /// Epochs from which on it is done: those of the least number of steps.
     pub least: usize,
     /// Time budget in seconds from which on so many fit.
     pub from: f64,
@@ -101,47 +99,32 @@ pub struct LeftOut {
 /// Share of the time budget that is kept back because no forecast is exact.
 const RESERVE: f64 = 0.05;
 
-/// Scales the epochs to the time budget, if there is one, and forecasts. Stages whose epochs somebody
-/// has `chosen` keep them; the others get the time that those leave. `spent` of the budget is over.
-///
-/// # Errors
-/// A setting that cannot be used, or a budget too short for one epoch a stage.
-pub fn fit(
-    request: &Request,
-    config: &RunConfig,
-    chosen: &[StageName],
-    data: &Prepared,
-    spent: Duration,
-) -> Result<(RunConfig, Forecast)> {
-    let mut config = config.clone();
-    let mut forecast = measure(request, &config, data, spent)?;
-    let budget = config.time_budget * 60.0 * (1.0 - RESERVE) - forecast.preparing;
-    let free = |stage: &StageForecast| !chosen.contains(&stage.stage);
-    if config.time_budget > 0.0 && forecast.stages.iter().any(free) {
-        // A budget shortens or lengthens the recipe's schedule; no stage is longer than the paper's longest.
-        let longest = Layers::new("paper")?.build()?.config.pretrain.optim.epochs;
-        let mut fits = forecast.scale(budget, free, longest);
-        if chosen.is_empty() && forecast.leave_out(config.pretrain.least_epochs) {
-            fits = forecast.scale(budget, free, longest);
-            config.pretrain.optim.epochs = 0;
-        }
-        // Epochs that somebody chose are no choice of ours.
-        forecast.alone = match chosen {
-            [] => forecast.without_pretraining(budget, longest),
-            _ => None,
-        };
-        if !fits {
-            return Err(Error::Usage(too_short(config.time_budget, &forecast, chosen)));
-        }
-        for stage in &forecast.stages {
-            let optim = optim_of(&mut config, stage.stage);
-            optim.warmup_epochs *= stage.epochs as f64 / optim.epochs as f64;
-            optim.epochs = stage.epochs;
-        }
+/// A smaller model instead of the one that the recipe names.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Smaller {
+    /// Its name.
+    pub name: String,
+    /// The recipe's.
+    pub instead_of: String,
+    /// Optimiser steps of the last stage that the recipe's model has time for.
+    pub steps: usize,
+    /// Steps from which on the recipe's is trained.
+    pub least: usize,
+}
+
+impl Smaller {
+    /// The settings with this model.
+    pub fn applied(&self, config: &RunConfig) -> RunConfig {
+        let mut config = config.clone();
+        config.model.name.clone_from(&self.name);
+        config.model.small.clear();
+        config
     }
-    // The epochs are part of the run from here on: they must not be fitted again on resume.
-    config.time_budget = 0.0;
-    Ok((config, forecast))
+}
+
+/// The longest schedule that a budget is scaled to: the paper's longest.
+fn longest() -> Result<usize> {
+    Ok(Layers::new("paper")?.build()?.config.pretrain.optim.epochs)
 }
 
 fn too_short(minutes: f64, forecast: &Forecast, chosen: &[StageName]) -> String {
@@ -164,6 +147,63 @@ fn optim_of(config: &mut RunConfig, stage: StageName) -> &mut OptimConfig {
 }
 
 impl Forecast {
+    /// The smaller model of the settings, if there is one and the time budget is too short for the other.
+    /// Where somebody has `chosen` a stage's epochs, the model stays.
+    pub fn smaller(&self, config: &RunConfig, chosen: &[StageName]) -> Option<Smaller> {
+        let model = &config.model;
+        if config.time_budget == 0.0 || model.small.is_empty() || !chosen.is_empty() {
+            return None;
+        }
+        // Counted by time alone: a set of few labels has few steps, however long the budget is.
+        let last = self.stages.last()?;
+        let steps = (self.budget(config) / last.training * last.steps as f64) as usize;
+        (steps < model.small_below).then(|| Smaller {
+            name: model.small.clone(),
+            instead_of: model.name.clone(),
+            steps,
+            least: model.small_below,
+        })
+    }
+
+    /// Seconds of the time budget for what is still to be done.
+    fn budget(&self, config: &RunConfig) -> f64 {
+        config.time_budget * 60.0 * (1.0 - RESERVE) - self.preparing
+    }
+
+    /// Scales the epochs to the time budget, if there is one. Stages whose epochs somebody has `chosen`
+    /// keep them; the others get the time that those leave. Returns the settings with these epochs.
+    ///
+    /// # Errors
+    /// A budget too short for one epoch a stage.
+    pub fn fit(&mut self, config: &RunConfig, chosen: &[StageName]) -> Result<RunConfig> {
+        let (mut config, budget) = (config.clone(), self.budget(config));
+        let free = |stage: &StageForecast| !chosen.contains(&stage.stage);
+        if config.time_budget > 0.0 && self.stages.iter().any(free) {
+            let longest = longest()?;
+            let mut fits = self.scale(budget, free, longest);
+            if chosen.is_empty() && self.leave_out(config.pretrain.least_steps, longest) {
+                fits = self.scale(budget, free, longest);
+                config.pretrain.optim.epochs = 0;
+            }
+            // Epochs that somebody chose are no choice of ours.
+            self.alone = match chosen {
+                [] => self.without_pretraining(budget, longest),
+                _ => None,
+            };
+            if !fits {
+                return Err(Error::Usage(too_short(config.time_budget, self, chosen)));
+            }
+            for stage in &self.stages {
+                let optim = optim_of(&mut config, stage.stage);
+                optim.warmup_epochs *= stage.epochs as f64 / optim.epochs as f64;
+                optim.epochs = stage.epochs;
+            }
+        }
+        // The epochs are part of the run from here on: they must not be fitted again on resume.
+        config.time_budget = 0.0;
+        Ok(config)
+    }
+
     /// Scales the `free` stages alike, to between 1 and `longest` epochs each, so that all of the run
     /// fits into `budget` seconds. Says whether it does; if not, they have one epoch each.
     fn scale(
@@ -204,9 +244,11 @@ impl Forecast {
         alone.scale(budget, |_| true, longest).then(|| alone.stages[0].epochs)
     }
 
-    /// Takes out a pre-training before fine-tuning of fewer epochs than the `least`. Says whether it has.
-    fn leave_out(&mut self, least: usize) -> bool {
+    /// Takes out a pre-training before fine-tuning of fewer than `least_steps`, unless it has the `longest`
+    /// schedule. Says whether it has taken it out.
+    fn leave_out(&mut self, least_steps: usize, longest: usize) -> bool {
         let [pretrain, finetune] = &self.stages[..] else { return false };
+        let least = least_steps.div_ceil(pretrain.costs.steps_per_epoch).min(longest);
         if pretrain.epochs >= least {
             return false;
         }
@@ -260,6 +302,12 @@ impl Forecast {
     /// The forecast in words, with the flag that would make the run shorter.
     pub fn describe(&self) -> String {
         let mut text = String::from("forecast:\n");
+        if let Some(Smaller { name, instead_of, steps, least }) = &self.smaller {
+            text += &format!(
+                "  model     {name}: {instead_of} has time for {steps} optimiser steps, and is not taken for \
+                 fewer than {least} (docs/recipes.md)\n"
+            );
+        }
         if let Some(LeftOut { epochs, least, from }) = self.left_out {
             text += &format!(
                 "  pre-training is left out: {} of it would fit, and fewer than {least} do not pay; with \

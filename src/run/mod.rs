@@ -131,8 +131,15 @@ pub fn plan(
         best::check(&config.finetune, &data)?;
     }
     ranks::check(&config, &data)?;
-    let (config, forecast) = forecast::fit(request, &config, chosen, &data, began.elapsed())?;
-    Ok(Planned { config: ranks::first(config)?, data, forecast })
+    let mut forecast = forecast::measure(request, &config, &data, began.elapsed())?;
+    let mut config = config;
+    if let Some(smaller) = ranks::first(forecast.smaller(&config, chosen))? {
+        config = resolved(&smaller.applied(wanted))?;
+        forecast = forecast::measure(request, &config, &data, began.elapsed())?;
+        forecast.smaller = Some(smaller);
+    }
+    let config = ranks::first(forecast.fit(&config, chosen)?)?;
+    Ok(Planned { config, data, forecast })
 }
 
 /// What a run on `data` that is prepared already will take, whatever it starts from.

@@ -5,7 +5,10 @@ use std::time::SystemTime;
 
 use super::environment::Environment;
 use super::prepare::Prepared;
-use crate::config::{RunConfig, flatten, from_toml, to_toml};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use crate::config::{RunConfig, flatten, to_toml};
 use crate::data::pass::Share;
 use crate::engine::collective::{self, Collective};
 use crate::error::{Error, Result};
@@ -90,18 +93,19 @@ fn same(ranks: &dyn Collective, what: &str, own: &[u8]) -> Result<()> {
     )))
 }
 
-/// The configuration of the first process: its epochs follow from the speed that it measured.
+/// What the first process has decided: it follows from the speed that it measured.
 ///
 /// # Errors
 /// It cannot be handed on.
-pub fn first(config: RunConfig) -> Result<RunConfig> {
+pub fn first<T: Serialize + DeserializeOwned>(decided: T) -> Result<T> {
     let ranks = collective::ranks();
     if ranks.size() == 1 {
-        return Ok(config);
+        return Ok(decided);
     }
-    let mut bytes = to_toml(&config)?.into_bytes();
+    let failed = |e: serde_json::Error| Error::Failed(format!("cannot be handed on: {e}"));
+    let mut bytes = serde_json::to_vec(&decided).map_err(failed)?;
     ranks.broadcast(&mut bytes)?;
-    from_toml(&String::from_utf8_lossy(&bytes))
+    serde_json::from_slice(&bytes).map_err(failed)
 }
 
 /// Worker threads of each of today's processes for a run that began in `before`: as many workers in

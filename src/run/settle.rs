@@ -29,7 +29,11 @@ pub struct Stages {
 /// # Errors
 /// [`crate::error::Error::Usage`], naming who set what.
 pub fn settle(mut layers: Layers, stages: Stages) -> Result<Resolved> {
-    let resolved = layers.clone().build()?;
+    let mut resolved = layers.clone().build()?;
+    if resolved.chosen("model.name") && !resolved.chosen("model.small") {
+        // Whoever names a model wants that one.
+        resolved.config.model.small.clear();
+    }
     let config = &resolved.config;
     if stages.pretrain && config.pretrain.optim.epochs > 0 {
         method::check_settings(config)?;
@@ -131,6 +135,7 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
     let is_made = |head: &HeadInit| head.from == HeadFrom::Features;
     let blurred = pretrain.crops.iter().any(|c| c.blur.unwrap_or(pretrain.augment.blur) > 0.0);
     let cases = [
+        ("model.small_below", !config.model.small.is_empty(), "there is no smaller model"),
         ("pretrain.cutmix_lambda", pretrain.cutmix > 0.0, "CutMix is off"),
         ("finetune.mix_lambda", finetune.cutmix > 0.0 || finetune.mixup > 0.0, "nothing is mixed"),
         ("pretrain.augment.blur_sigma", blurred, "the blur is off"),

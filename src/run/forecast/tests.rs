@@ -38,6 +38,7 @@ fn stage(name: StageName, costs: Costs, epochs: usize) -> StageForecast {
 fn forecast() -> Forecast {
     Forecast {
         preparing: 7.0,
+        smaller: None,
         stages: vec![
             stage(StageName::Pretrain, costs(10, true), 100),
             stage(StageName::Finetune, costs(20, false), 50),
@@ -102,11 +103,12 @@ fn a_budget_holds_all_parts() {
 }
 
 #[test]
-fn pre_training_of_too_few_epochs_is_left_out_and_said() {
+fn pre_training_of_too_few_steps_is_left_out_and_said() {
     let mut made = forecast();
     assert!(made.scale(80.0, |_| true, 800));
-    assert!(!made.leave_out(49) && made.left_out.is_none(), "49 epochs fit");
-    assert!(made.leave_out(98));
+    assert!(!made.leave_out(490, 800) && made.left_out.is_none(), "49 epochs of 10 steps fit");
+    assert!(!made.leave_out(980, 49), "no schedule is longer");
+    assert!(made.leave_out(971, 800));
     // Twice 49 and 24: 98 + 5 + 0.5 and 48 + 1 + 0.25 seconds, 3 at the end and 7 at the start, and a twentieth.
     let LeftOut { epochs, least, from } = made.left_out.expect("left out");
     assert_eq!((epochs, least), (49, 98));
@@ -163,4 +165,32 @@ fn what_was_turned_down_is_said_with_its_epochs() {
     made.stages.remove(0);
     assert_eq!(made.without_pretraining(80.0, 800), None);
     assert!(!forecast().describe().contains("turned down"));
+}
+
+#[test]
+fn a_short_budget_has_the_smaller_model_and_says_why() {
+    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
+    let model = ["pvt_v2_b0", "pvt_v2_b0_small"].map(str::to_owned);
+    [config.model.name, config.model.small] = model.clone();
+    // Ten steps take a second; seven seconds of 87.01 have passed.
+    (config.time_budget, config.model.small_below) = (87.01 / 0.95 / 60.0, 801);
+    let of = |config: &RunConfig, chosen: &[StageName]| forecast().smaller(config, chosen);
+    let [instead_of, name] = model;
+    let smaller = Smaller { name, instead_of, steps: 800, least: 801 };
+    assert_eq!(of(&config, &[]).as_ref(), Some(&smaller));
+    let applied = smaller.applied(&config);
+    assert_eq!([&applied.model.name, &applied.model.small], ["pvt_v2_b0_small", ""]);
+    let said = Forecast { smaller: Some(smaller), ..forecast() }.describe();
+    let words = "pvt_v2_b0_small: pvt_v2_b0 has time for 800 optimiser steps, and is not taken for fewer than 801";
+    assert!(said.contains(words), "{said}");
+    assert!(!forecast().describe().contains("model"));
+    let with = |change: fn(&mut RunConfig)| {
+        let mut config = config.clone();
+        change(&mut config);
+        of(&config, &[])
+    };
+    assert_eq!(with(|config| config.model.small_below = 800), None, "enough steps");
+    assert_eq!(with(|config| config.time_budget = 0.0), None, "no budget");
+    assert_eq!(with(|config| config.model.small.clear()), None, "no smaller model");
+    assert_eq!(of(&config, &[StageName::Finetune]), None, "epochs that somebody chose");
 }

@@ -99,6 +99,7 @@ pub fn measure(
     }
     Ok(Forecast {
         preparing: (spent + began.elapsed()).as_secs_f64(),
+        smaller: None,
         stages: forecasts,
         left_out: None,
         alone: None,
