@@ -216,6 +216,24 @@ fn epochs_that_were_asked_for_are_not_scaled_to_the_budget() {
 }
 
 #[test]
+fn a_short_budget_trains_the_smaller_model_unless_one_was_named() {
+    let folder = temporary();
+    let data = flowers(folder.path(), 1).display().to_string();
+    let smaller = |more: &[&str]| {
+        let args =
+            ["train", &data, "--recipe", "quick", "--time-budget", "1m", "--dry-run", "--json"];
+        let output = run(args.iter().chain(more));
+        let forecast: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
+        let said = stderr(&output).contains("pvt_v2_b0_small: pvt_v2_b0 has time for");
+        assert_eq!(said, !forecast["smaller"].is_null(), "{}", stderr(&output));
+        forecast["smaller"]["name"].as_str().map(str::to_owned)
+    };
+    assert_eq!(smaller(&[]).as_deref(), Some("pvt_v2_b0_small"));
+    assert_eq!(smaller(&["--model", "pvt_v2_b0"]), None, "it was named");
+    assert_eq!(smaller(&["--set", "model.small_below=1"]), None, "there is time for a step");
+}
+
+#[test]
 fn a_budget_that_nothing_can_follow_is_refused() {
     let folder = temporary();
     let data = flowers(folder.path(), 1);

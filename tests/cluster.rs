@@ -161,6 +161,20 @@ fn a_lost_process_ends_the_job_and_its_run_goes_on_in_one() {
     assert!(state.progress.step > 0);
 }
 
+/// Each process measures its own speed, and all must train what the first one's says.
+#[test]
+fn a_short_budget_gives_all_processes_the_smaller_model() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let data = flowers(folder.path(), 1);
+    let mut args = vec!["train", text(&data), "--recipe", "quick", "--time-budget", "2m"];
+    args.extend(["--threads", "1", "--dry-run", "--json", "--model", "pvt_v2_b0_small"]);
+    args.extend(["--set", "model.small=deit_micro_patch8_96", "--set", "model.small_below=100000"]);
+    let Some(output) = mpirun(&args, |_| false) else { return };
+    assert!(output.status.success(), "{}", stderr(&output));
+    let forecast = String::from_utf8_lossy(&output.stdout);
+    assert!(forecast.contains(r#""smaller":{"name":"deit_micro_patch8_96""#), "{forecast}");
+}
+
 #[test]
 fn processes_that_see_other_settings_do_not_begin() {
     let folder = tempfile::tempdir().expect("a folder");
