@@ -87,6 +87,7 @@ const OPTIONS: &str = "pretrain.options.";
 
 const METHOD: &str = "pretrain.method";
 const MODEL: &str = "model.name";
+const SMALL: &str = "model.small";
 
 impl Layers {
     /// The default recipe with the recipe `name` over it.
@@ -146,6 +147,11 @@ impl Layers {
             if family.is_none_or(|family| model.starts_with(family)) {
                 settings.entry(key.to_owned()).or_default().push(setting.clone());
             }
+        }
+        // Whoever names a model wants that one and no smaller one.
+        if let (Some(named), None) = (self.last(MODEL), self.last(SMALL)) {
+            let none = Setting { value: String::new().into(), source: named.source.clone() };
+            settings.entry(SMALL.to_owned()).or_default().push(none);
         }
         Ok(settings)
     }

@@ -123,8 +123,7 @@ pub fn plan(
 ) -> Result<Planned> {
     let began = Instant::now();
     let wanted = config;
-    let config = resolved(wanted)?;
-    not_to_be_had(request, wanted, &config).iter().for_each(|note| ui.note(note));
+    let mut config = resolved(wanted)?;
     frozen::check_init(request, &config)?;
     let data = prepare::prepare(request, &config, ui)?;
     if request.finetune {
@@ -132,12 +131,13 @@ pub fn plan(
     }
     ranks::check(&config, &data)?;
     let mut forecast = forecast::measure(request, &config, &data, began.elapsed())?;
-    let mut config = config;
     if let Some(smaller) = ranks::first(forecast.smaller(&config, chosen))? {
         config = resolved(&smaller.applied(wanted))?;
         forecast = forecast::measure(request, &config, &data, began.elapsed())?;
         forecast.smaller = Some(smaller);
     }
+    // Of the model that is trained.
+    not_to_be_had(request, wanted, &config).iter().for_each(|note| ui.note(note));
     let config = ranks::first(forecast.fit(&config, chosen)?)?;
     Ok(Planned { config, data, forecast })
 }

@@ -3,11 +3,11 @@
 use std::collections::BTreeMap;
 use std::time::SystemTime;
 
-use super::environment::Environment;
-use super::prepare::Prepared;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::environment::Environment;
+use super::prepare::Prepared;
 use crate::config::{RunConfig, flatten, to_toml};
 use crate::data::pass::Share;
 use crate::engine::collective::{self, Collective};

@@ -29,11 +29,7 @@ pub struct Stages {
 /// # Errors
 /// [`crate::error::Error::Usage`], naming who set what.
 pub fn settle(mut layers: Layers, stages: Stages) -> Result<Resolved> {
-    let mut resolved = layers.clone().build()?;
-    if resolved.chosen("model.name") && !resolved.chosen("model.small") {
-        // Whoever names a model wants that one.
-        resolved.config.model.small.clear();
-    }
+    let resolved = layers.clone().build()?;
     let config = &resolved.config;
     if stages.pretrain && config.pretrain.optim.epochs > 0 {
         method::check_settings(config)?;

@@ -218,6 +218,19 @@ fn the_recipe_of_a_method_lies_below_whichever_layer_chose_it() {
     }
 }
 
+#[test]
+fn whoever_names_a_model_has_set_that_there_is_no_smaller_one() {
+    let small = |assignments: &[&str]| {
+        let resolved = built("quick", assignments);
+        let source = resolved.origin("model.small").expect("a known key").to_string();
+        (resolved.config.model.small, source)
+    };
+    let own = |name: &str| (name.to_owned(), "--set".to_owned());
+    assert_eq!(small(&[]), ("pvt_v2_b0_small".to_owned(), "recipe `quick`".to_owned()));
+    assert_eq!(small(&["model.name=pvt_v2_b1"]), own(""));
+    assert_eq!(small(&["model.name=pvt_v2_b1", "model.small=pvt_v2_b0"]), own("pvt_v2_b0"));
+}
+
 /// Recipe section 3.2.
 #[test]
 fn families_have_the_values_of_their_run_scripts() {
