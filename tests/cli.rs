@@ -218,7 +218,7 @@ fn epochs_that_were_asked_for_are_not_scaled_to_the_budget() {
 #[test]
 fn a_short_budget_trains_the_smaller_model_unless_one_was_named() {
     let folder = temporary();
-    let data = flowers(folder.path(), 1).display().to_string();
+    let data = flowers(folder.path(), 8).display().to_string();
     let smaller = |more: &[&str]| {
         let args =
             ["train", &data, "--recipe", "quick", "--time-budget", "1m", "--dry-run", "--json"];

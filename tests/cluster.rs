@@ -165,7 +165,7 @@ fn a_lost_process_ends_the_job_and_its_run_goes_on_in_one() {
 #[test]
 fn a_short_budget_gives_all_processes_the_smaller_model() {
     let folder = tempfile::tempdir().expect("a folder");
-    let data = flowers(folder.path(), 1);
+    let data = flowers(folder.path(), 8);
     let mut args = vec!["train", text(&data), "--recipe", "quick", "--time-budget", "2m"];
     args.extend(["--threads", "1", "--dry-run", "--json", "--model", "pvt_v2_b0_small"]);
     args.extend(["--set", "model.small=deit_micro_patch8_96", "--set", "model.small_below=100000"]);

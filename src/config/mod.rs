@@ -89,7 +89,8 @@ pub struct ModelConfig {
     /// The model instead of `name` where a time budget is too short for that one; empty = none.
     #[serde(default)] // absent in runs of earlier versions
     pub small: String,
-    /// A time budget is too short for `name` if it has time for fewer optimiser steps than this.
+    /// A time budget is too short for `name` if it has time for fewer optimiser steps than this and not for
+    /// the longest schedule.
     #[serde(default)] // absent in runs of earlier versions
     pub small_below: usize,
     /// Sinusoidal position tables (T2T-ViT) when weights go on at another img-size.
@@ -400,7 +401,8 @@ pub struct PretrainConfig {
     pub first_head: HeadInit,
     /// Epochs between two k-NN probes, 0 = none.
     pub probe_every: usize,
-    /// A time budget that leaves pre-training fewer optimiser steps does without it.
+    /// A time budget that leaves pre-training fewer optimiser steps does without it, unless half of the
+    /// images have no label.
     #[serde(default)] // absent in runs of earlier versions
     pub least_steps: usize,
 }

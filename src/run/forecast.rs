@@ -99,6 +99,9 @@ pub struct LeftOut {
 /// Share of the time budget that is kept back because no forecast is exact.
 const RESERVE: f64 = 0.05;
 
+/// Fine-tuning that nothing comes before may have the epochs of both stages' longest schedules.
+const ALONE: usize = 2;
+
 /// A smaller model instead of the one that the recipe names.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Smaller {
@@ -147,8 +150,9 @@ fn optim_of(config: &mut RunConfig, stage: StageName) -> &mut OptimConfig {
 }
 
 impl Forecast {
-    /// The smaller model of the settings, if there is one and the time budget is too short for the other.
-    /// Where somebody has `chosen` a stage's epochs, the model stays.
+    /// The smaller model of the settings, if there is one and the time budget is too short for the other:
+    /// for its steps, and for its longest schedule, which a few images have sooner. Where somebody has
+    /// `chosen` a stage's epochs, the model stays.
     pub fn smaller(&self, config: &RunConfig, chosen: &[StageName]) -> Option<Smaller> {
         let model = &config.model;
         if config.time_budget == 0.0 || model.small.is_empty() || !chosen.is_empty() {
@@ -157,12 +161,20 @@ impl Forecast {
         // Counted by time alone: a set of few labels has few steps, however long the budget is.
         let last = self.stages.last()?;
         let steps = (self.budget(config) / last.training * last.steps as f64) as usize;
-        (steps < model.small_below).then(|| Smaller {
+        (steps < model.small_below && !self.holds_all(config)).then(|| Smaller {
             name: model.small.clone(),
             instead_of: model.name.clone(),
             steps,
             least: model.small_below,
         })
+    }
+
+    /// Whether the time budget holds the longest schedule of every stage: more time would change nothing.
+    fn holds_all(&self, config: &RunConfig) -> bool {
+        let mut fitted = self.clone();
+        let longest = longest().unwrap_or(usize::MAX);
+        let fits = fitted.fit(config, &[]).is_ok();
+        fits && fitted.left_out.is_none() && fitted.stages.iter().all(|s| s.epochs == longest)
     }
 
     /// Seconds of the time budget for what is still to be done.
@@ -181,13 +193,14 @@ impl Forecast {
         if config.time_budget > 0.0 && self.stages.iter().any(free) {
             let longest = longest()?;
             let mut fits = self.scale(budget, free, longest);
-            if chosen.is_empty() && self.leave_out(config.pretrain.least_steps, longest) {
-                fits = self.scale(budget, free, longest);
+            let may = chosen.is_empty() && !self.few_labels(&config);
+            if may && self.leave_out(config.pretrain.least_steps, longest) {
+                fits = self.scale(budget, free, ALONE * longest);
                 config.pretrain.optim.epochs = 0;
             }
             // Epochs that somebody chose are no choice of ours.
             self.alone = match chosen {
-                [] => self.without_pretraining(budget, longest),
+                [] => self.without_pretraining(budget, ALONE * longest),
                 _ => None,
             };
             if !fits {
@@ -242,6 +255,16 @@ impl Forecast {
         let [_, finetune] = &self.stages[..] else { return None };
         let mut alone = Self { stages: vec![finetune.clone()], ..self.clone() };
         alone.scale(budget, |_| true, longest).then(|| alone.stages[0].epochs)
+    }
+
+    /// Whether at least every other image of pre-training has no label. Without it they would be of no use.
+    fn few_labels(&self, config: &RunConfig) -> bool {
+        let [pretrain, finetune] = &self.stages[..] else { return false };
+        let images = |stage: &StageForecast, optim: &OptimConfig| {
+            stage.costs.steps_per_epoch * optim.batch_size
+        };
+        let labelled = images(finetune, &config.finetune.optim);
+        images(pretrain, &config.pretrain.optim) >= 2 * labelled
     }
 
     /// Takes out a pre-training before fine-tuning of fewer than `least_steps`, unless it has the `longest`
@@ -304,8 +327,8 @@ impl Forecast {
         let mut text = String::from("forecast:\n");
         if let Some(Smaller { name, instead_of, steps, least }) = &self.smaller {
             text += &format!(
-                "  model     {name}: {instead_of} has time for {steps} optimiser steps, and is not taken for \
-                 fewer than {least} (docs/recipes.md)\n"
+                "  model     {name}: {instead_of} has time for {steps} optimiser steps, and is taken for {least} \
+                 or its longest schedule (docs/recipes.md)\n"
             );
         }
         if let Some(LeftOut { epochs, least, from }) = self.left_out {

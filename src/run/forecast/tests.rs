@@ -125,6 +125,34 @@ fn pre_training_of_too_few_steps_is_left_out_and_said() {
 }
 
 #[test]
+fn images_without_labels_are_pre_trained_on_for_any_time() {
+    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
+    config.time_budget = 80.0 / 0.95 / 60.0;
+    let fitted = |labelled: usize| {
+        let mut made = forecast();
+        made.stages[1].costs.steps_per_epoch = labelled;
+        made.fit(&config, &[]).expect("fits").pretrain.optim.epochs
+    };
+    assert_eq!(fitted(10), 0, "fewer steps than quick's least");
+    assert_eq!(fitted(6), 0, "most images have a label");
+    assert!(fitted(5) > 0, "every other image has none");
+    let long = RunConfig { time_budget: 10_000.0 / 60.0, ..config.clone() };
+    let mut made = forecast();
+    let slow = Costs { epoch: 100.0, early_epoch: 100.0, ..costs(10, true) };
+    made.stages[0] = stage(StageName::Pretrain, slow, 100); // 94 epochs would fit
+    assert_eq!(
+        made.fit(&long, &[]).expect("fits").finetune.optim.epochs,
+        1600,
+        "twice the longest"
+    );
+    let mut more = config.clone();
+    more.finetune.optim.batch_size *= 2;
+    assert!(!{ forecast() }.few_labels(&more));
+    more.pretrain.optim.batch_size *= 4;
+    assert!({ forecast() }.few_labels(&more), "images are counted, and not steps");
+}
+
+#[test]
 fn what_is_left_of_a_resumed_run_leaves_out_what_is_done() {
     let made = forecast();
     assert_eq!(made.seconds_left(StageName::Pretrain, 0), made.seconds());
@@ -181,7 +209,7 @@ fn a_short_budget_has_the_smaller_model_and_says_why() {
     let applied = smaller.applied(&config);
     assert_eq!([&applied.model.name, &applied.model.small], ["pvt_v2_b0_small", ""]);
     let said = Forecast { smaller: Some(smaller), ..forecast() }.describe();
-    let words = "pvt_v2_b0_small: pvt_v2_b0 has time for 800 optimiser steps, and is not taken for fewer than 801";
+    let words = "pvt_v2_b0_small: pvt_v2_b0 has time for 800 optimiser steps, and is taken for 801";
     assert!(said.contains(words), "{said}");
     assert!(!forecast().describe().contains("model"));
     let with = |change: fn(&mut RunConfig)| {
@@ -193,4 +221,10 @@ fn a_short_budget_has_the_smaller_model_and_says_why() {
     assert_eq!(with(|config| config.time_budget = 0.0), None, "no budget");
     assert_eq!(with(|config| config.model.small.clear()), None, "no smaller model");
     assert_eq!(of(&config, &[StageName::Finetune]), None, "epochs that somebody chose");
+    // 800 epochs of both stages: 240 and 640 seconds, and those between and after them.
+    config.model.small_below = usize::MAX;
+    config.time_budget = 60.0;
+    assert_eq!(of(&config, &[]), None, "its longest schedule, though of few steps");
+    config.time_budget = 10.0;
+    assert!(of(&config, &[]).is_some(), "a part of it");
 }
