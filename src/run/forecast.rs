@@ -193,14 +193,15 @@ impl Forecast {
         if config.time_budget > 0.0 && self.stages.iter().any(free) {
             let longest = longest()?;
             let mut fits = self.scale(budget, free, longest);
-            let may = chosen.is_empty() && !self.few_labels(&config);
+            let alone = ALONE * longest;
+            let may = chosen.is_empty() && !self.few_labels();
             if may && self.leave_out(config.pretrain.least_steps, longest) {
-                fits = self.scale(budget, free, ALONE * longest);
+                fits = self.scale(budget, free, alone);
                 config.pretrain.optim.epochs = 0;
             }
             // Epochs that somebody chose are no choice of ours.
             self.alone = match chosen {
-                [] => self.without_pretraining(budget, ALONE * longest),
+                [] => self.without_pretraining(budget, alone),
                 _ => None,
             };
             if !fits {
@@ -258,13 +259,9 @@ impl Forecast {
     }
 
     /// Whether at least every other image of pre-training has no label. Without it they would be of no use.
-    fn few_labels(&self, config: &RunConfig) -> bool {
+    fn few_labels(&self) -> bool {
         let [pretrain, finetune] = &self.stages[..] else { return false };
-        let images = |stage: &StageForecast, optim: &OptimConfig| {
-            stage.costs.steps_per_epoch * optim.batch_size
-        };
-        let labelled = images(finetune, &config.finetune.optim);
-        images(pretrain, &config.pretrain.optim) >= 2 * labelled
+        pretrain.costs.images >= 2 * finetune.costs.images
     }
 
     /// Takes out a pre-training before fine-tuning of fewer than `least_steps`, unless it has the `longest`

@@ -5,6 +5,7 @@ use super::*;
 /// A second an epoch of ten steps, half a second a measurement, a quarter a checkpoint.
 fn costs(every: usize, at_end: bool) -> Costs {
     Costs {
+        images: 40,
         epoch: 1.0,
         early_epoch: 1.0,
         early_share: 0.0,
@@ -128,28 +129,28 @@ fn pre_training_of_too_few_steps_is_left_out_and_said() {
 fn images_without_labels_are_pre_trained_on_for_any_time() {
     let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
     config.time_budget = 80.0 / 0.95 / 60.0;
-    let fitted = |labelled: usize| {
+    let fitted = |labelled: usize, steps_per_epoch: usize| {
         let mut made = forecast();
-        made.stages[1].costs.steps_per_epoch = labelled;
+        (made.stages[1].costs.images, made.stages[1].costs.steps_per_epoch) =
+            (labelled, steps_per_epoch);
         made.fit(&config, &[]).expect("fits").pretrain.optim.epochs
     };
-    assert_eq!(fitted(10), 0, "fewer steps than quick's least");
-    assert_eq!(fitted(6), 0, "most images have a label");
-    assert!(fitted(5) > 0, "every other image has none");
-    let long = RunConfig { time_budget: 10_000.0 / 60.0, ..config.clone() };
+    assert_eq!(fitted(40, 10), 0, "fewer steps than quick's least");
+    assert_eq!(fitted(21, 6), 0, "most images have a label");
+    assert!(fitted(20, 5) > 0, "every other image has none");
+    assert_eq!(fitted(40, 5), 0, "larger batches, all images with a label");
+    assert!(fitted(20, 10) > 0, "images are counted, and not steps");
+}
+
+#[test]
+fn fine_tuning_alone_may_have_the_epochs_of_both_stages() {
+    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
+    config.time_budget = 10_000.0 / 60.0;
     let mut made = forecast();
     let slow = Costs { epoch: 100.0, early_epoch: 100.0, ..costs(10, true) };
     made.stages[0] = stage(StageName::Pretrain, slow, 100); // 94 epochs would fit
-    assert_eq!(
-        made.fit(&long, &[]).expect("fits").finetune.optim.epochs,
-        1600,
-        "twice the longest"
-    );
-    let mut more = config.clone();
-    more.finetune.optim.batch_size *= 2;
-    assert!(!{ forecast() }.few_labels(&more));
-    more.pretrain.optim.batch_size *= 4;
-    assert!({ forecast() }.few_labels(&more), "images are counted, and not steps");
+    let fitted = made.fit(&config, &[]).expect("fits");
+    assert_eq!(fitted.finetune.optim.epochs, 1600, "twice the longest");
 }
 
 #[test]

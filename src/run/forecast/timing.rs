@@ -32,6 +32,8 @@ const REPORT: f64 = 1.5;
 /// What the duration of a stage follows from, in seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Costs {
+    /// Images that the stage trains on.
+    pub images: usize,
     /// An epoch's optimiser steps, with the crops that the stage ends with.
     pub epoch: f64,
     /// An epoch's with the crops that it begins with.
@@ -151,6 +153,7 @@ impl Trial<'_> {
             false => 0.0,
         };
         let costs = Costs {
+            images: samples,
             epoch: crops / crops_per_second,
             early_epoch: crops / early_per_second,
             early_share: if early > 0 { self.config.finetune.early_share } else { 0.0 },
