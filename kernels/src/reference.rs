@@ -61,6 +61,13 @@ pub(crate) fn bf16(x: f32) -> f32 {
     ((f64::from(x) / unit).round_ties_even() * unit) as f32
 }
 
+/// The values of rows of pairs, `columns` in each.
+pub(crate) fn values_of_pairs(cells: &[f32], columns: usize) -> Vec<f32> {
+    let rows = cells.chunks(columns.div_ceil(2).max(1));
+    let numbers = |c: &f32| [c.to_bits() << 16, c.to_bits() & 0xffff_0000].map(f32::from_bits);
+    rows.flat_map(|row| row.iter().flat_map(numbers).take(columns).collect::<Vec<_>>()).collect()
+}
+
 /// C `[m, n]` = A `[m, k]` B `[k, n]`.
 pub(crate) fn matmul(m: usize, k: usize, n: usize, a: &[f32], b: &[f32]) -> Vec<f64> {
     let mut c = vec![0.0; m * n];

@@ -19,6 +19,9 @@ const COPIED: usize = 3 * PANEL;
 /// Columns of one such row after the other have room in so few places of the first two caches that they
 /// push each other out.
 const FEW_SETS: usize = 512;
+/// Up to how many columns of the left factor, rows of the output, a right factor in the precision of the
+/// product is not packed: there are few tiles to read it, or in bf16 to make pairs of its rows.
+const FEW_ROWS: usize = 48;
 /// The same as [`SUM_BLOCK`] for tiles, which are through with a panel so fast that the gradient's way to memory and
 /// back counts for more.
 const TILED_SUM_BLOCK: usize = 1024;
@@ -93,7 +96,9 @@ impl Kernel for WeightGradient<'_> {
             let rows = terms * cells.start..rows.min(terms * cells.end);
             let cells =
                 if self.tiles { cells.len().next_multiple_of(TILE_PAIRS) } else { cells.len() };
-            self.add_column_sums::<S>(rows.clone());
+            if !self.sums_of_pairs() {
+                self.add_column_sums::<S>(rows.clone());
+            }
             match self.precision {
                 Precision::F32 => self.add::<S, false>(rows, cells, &mut panels),
                 Precision::Bf16 => self.add::<S, true>(rows, cells, &mut panels),
@@ -146,6 +151,29 @@ fn add<S: Simd>(x: &[f32], sums: &mut [f32]) {
     }
 }
 
+/// Adds both numbers of all pairs in each column of `x` to `sums`, one for each column.
+#[inline(always)]
+fn add_pairs_of_rows<S: Simd>(x: &[f32], sums: &mut [f32]) {
+    const VECTORS: usize = 4;
+    let ones = S::splat(f32::from_bits(ONES));
+    let (stride, width) = (sums.len(), VECTORS * S::LANES);
+    for (i, sums) in sums.chunks_mut(width).enumerate() {
+        let mut totals = [S::splat(0.0); VECTORS];
+        for row in x.chunks_exact(stride) {
+            let row = &row[i * width..][..sums.len()];
+            for (total, piece) in totals.iter_mut().zip(S::pieces(row.len())) {
+                *total = total.add_products(S::load(&row[piece]), ones);
+            }
+        }
+        for (total, piece) in totals.into_iter().zip(S::pieces(sums.len())) {
+            (S::load(&sums[piece.clone()]) + total).store(&mut sums[piece]);
+        }
+    }
+}
+
+/// The bits of a pair of ones.
+const ONES: u32 = 0x3f80_3f80;
+
 /// [`add`] for pairs of neighbours.
 #[inline(always)]
 fn add_pairs<S: Simd>(x: &[f32], sums: &mut [f32]) {
@@ -160,6 +188,13 @@ fn add_pairs<S: Simd>(x: &[f32], sums: &mut [f32]) {
 }
 
 impl WeightGradient<'_> {
+    /// Whether the column sums are those of the left factor's pairs of rows, which lie at hand and are
+    /// added up two at a time. A left factor in f32 is not rounded for its sums.
+    #[inline(always)]
+    fn sums_of_pairs(&self) -> bool {
+        self.a.precision == Precision::Bf16 && !self.tiles
+    }
+
     /// Adds these `rows` of `a` to the column sums.
     #[inline(always)]
     fn add_column_sums<S: Simd>(&mut self, rows: Range<usize>) {
@@ -186,10 +221,51 @@ impl WeightGradient<'_> {
         let group = if self.tiles { tiled_columns(n, cells) } else { PANEL };
         let panels = block(panels, cells * group / PANEL);
         let left = self.left::<S, PAIRS>(rows.clone(), cells);
+        if self.is_loose() {
+            return self.add_loose::<S, PAIRS>(left, rows);
+        }
         for start in (0..n).step_by(group) {
             let columns = start..n.min(start + group);
             self.pack::<S, PAIRS>(rows.clone(), columns.clone(), cells, panels);
             self.add_panels::<S, PAIRS>(left, columns, panels, cells);
+        }
+    }
+
+    /// Whether the right factor is multiplied where it lies.
+    #[inline(always)]
+    fn is_loose(&self) -> bool {
+        let [rows, m, _] = self.sides;
+        // The last of an odd number of rows would have no partner.
+        let whole = rows.is_multiple_of(self.precision.terms());
+        m <= FEW_ROWS && whole && !self.tiles && self.b.precision == self.precision
+    }
+
+    /// Adds the products of these `rows` with a right factor as it lies in memory.
+    #[inline(always)]
+    fn add_loose<S: Simd, const PAIRS: bool>(
+        &mut self,
+        (a, a_stride): (*const f32, usize),
+        rows: Range<usize>,
+    ) {
+        let [_, m, n] = self.sides;
+        let b_stride = self.precision.cells(n);
+        for first in (0..n).step_by(PANEL) {
+            let strip = Strip {
+                k: rows.len() / self.precision.terms(),
+                a,
+                a_stride,
+                b: self.b.cells[rows.start * b_stride + self.precision.cells(first)..].as_ptr(),
+                b_stride,
+                c: self.c[first..].as_mut_ptr(),
+                c_stride: n,
+                columns: PANEL.min(n - first),
+                bias: std::ptr::null(),
+                combine: Combine::Add,
+                fetch: std::ptr::null(),
+            };
+            // SAFETY: the left factor has `m` rows, as many as the output, and these rows have as many
+            // columns as the output and, one or two together, as many terms as the left factor.
+            unsafe { strip.run::<S, true, PAIRS, true>(m) }
         }
     }
 
@@ -253,13 +329,13 @@ impl WeightGradient<'_> {
         unsafe {
             if !self.tiles {
                 if stride == m {
-                    panels.strip((left, stride), 0, columns).run::<S, true, PAIRS>(m);
+                    panels.strip((left, stride), 0, columns).run::<S, true, PAIRS, false>(m);
                     return;
                 }
                 for start in (0..m).step_by(stride) {
                     let left = left.wrapping_add(start * cells);
                     let strip = panels.strip((left, stride), start, columns.clone());
-                    strip.run::<S, true, PAIRS>(stride.min(m - start));
+                    strip.run::<S, true, PAIRS, false>(stride.min(m - start));
                 }
                 return;
             }
@@ -280,7 +356,7 @@ impl WeightGradient<'_> {
         rows: Range<usize>,
         cells: usize,
     ) -> (*const f32, usize) {
-        let (a, m) = (self.a, self.sides[1]);
+        let (a, m, sums_of_pairs) = (self.a, self.sides[1], self.sums_of_pairs());
         let stride = a.precision.cells(m);
         if !PAIRS {
             return match self.sides[2] >= COPIED && m.is_multiple_of(FEW_SETS) {
@@ -295,6 +371,10 @@ impl WeightGradient<'_> {
         }
         for (i, to) in to.chunks_exact_mut(m).enumerate() {
             pair_rows::<S>(a, stride, rows.start + 2 * i..rows.end, to);
+        }
+        let to = &*to;
+        if let Some(sums) = self.column_sums.as_mut().filter(|_| sums_of_pairs) {
+            add_pairs_of_rows::<S>(to, sums);
         }
         (to.as_ptr(), m)
     }
@@ -323,6 +403,7 @@ impl Tiled for Panels<'_> {
             a,
             a_stride,
             b: self.panels[panel * self.cells..].as_ptr().cast(),
+            b_stride: PANEL,
             c: self.c[row * self.n + columns.start..].as_mut_ptr(),
             c_stride: self.n,
             columns: columns.len(),

@@ -69,11 +69,11 @@ pub(super) fn pair_rows<S: Simd>(
             continue;
         }
         // Each pair of neighbours is two columns.
-        let (even, odd) = (even.neighbours(), odd.neighbours());
+        let (first, second) = S::pairs_of_rows(even, odd);
         let to = &mut to[2 * piece.start..];
-        S::pairs(even.0, odd.0).store(to);
+        first.store(to);
         if let Some(rest) = to.get_mut(S::LANES..) {
-            S::pairs(even.1, odd.1).store(rest);
+            second.store(rest);
         }
     }
 }

@@ -104,10 +104,10 @@ impl Product<'_> {
             // from the method of that name with as many rows and terms, `c` is borrowed exclusively.
             unsafe {
                 match (self.a.transposed, self.b.precision()) {
-                    (false, Precision::F32) => strip.run::<S, false, false>(rows.len()),
-                    (false, Precision::Bf16) => strip.run::<S, false, true>(rows.len()),
-                    (true, Precision::F32) => strip.run::<S, true, false>(rows.len()),
-                    (true, Precision::Bf16) => strip.run::<S, true, true>(rows.len()),
+                    (false, Precision::F32) => strip.run::<S, false, false, false>(rows.len()),
+                    (false, Precision::Bf16) => strip.run::<S, false, true, false>(rows.len()),
+                    (true, Precision::F32) => strip.run::<S, true, false, false>(rows.len()),
+                    (true, Precision::Bf16) => strip.run::<S, true, true, false>(rows.len()),
                 }
             }
             self.complete::<S>(rows.clone(), columns);
@@ -259,6 +259,7 @@ impl Tiled for Product<'_> {
             a,
             a_stride,
             b: self.b.panel(first / PANEL),
+            b_stride: PANEL,
             c: if aside {
                 self.work.strip.as_mut_ptr()
             } else {

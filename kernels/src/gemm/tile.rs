@@ -11,8 +11,10 @@ pub(super) struct Strip {
     /// Left factor: rows at distance `a_stride`, or columns if transposed.
     pub a: *const f32,
     pub a_stride: usize,
-    /// Right factor: `k` rows of one panel.
+    /// Right factor: `k` rows of one panel, or rows of a matrix as they lie in memory.
     pub b: *const f32,
+    /// Between rows of the right factor.
+    pub b_stride: usize,
     /// Output rows at distance `c_stride`, of which `columns` are written.
     pub c: *mut f32,
     pub c_stride: usize,
@@ -78,13 +80,17 @@ fn moved(p: *const f32, by: usize) -> *const f32 {
 impl Strip {
     /// Computes `rows` rows of the strip. `TRANSPOSED` means that element `(i, k)` of the left
     /// factor lies at `a[k * a_stride + i]`, otherwise at `a[i * a_stride + k]`; `PAIRS`, that both
-    /// factors are pairs of bf16.
+    /// factors are pairs of bf16; `LOOSE`, that the right one has not been packed: of pairs of neighbours two
+    /// rows make one of a panel.
     ///
     /// # Safety
     /// All pointers must be valid for these rows, `k` and `columns`, and nothing that is read may
     /// overlap `c`.
     #[inline(always)]
-    pub unsafe fn run<S: Simd, const TRANSPOSED: bool, const PAIRS: bool>(self, rows: usize) {
+    pub unsafe fn run<S: Simd, const TRANSPOSED: bool, const PAIRS: bool, const LOOSE: bool>(
+        self,
+        rows: usize,
+    ) {
         // Tiles of nearly equal height rather than full ones and a small rest.
         let tiles = rows.div_ceil(S::TILE_ROWS);
         for tile in 0..tiles {
@@ -92,18 +98,18 @@ impl Strip {
             // SAFETY: start < rows.
             let strip = unsafe { self.below::<TRANSPOSED>(start) };
             match end - start {
-                1 => S::call(Tile::<1, TRANSPOSED, PAIRS>(strip)),
-                2 => S::call(Tile::<2, TRANSPOSED, PAIRS>(strip)),
-                3 => S::call(Tile::<3, TRANSPOSED, PAIRS>(strip)),
-                4 => S::call(Tile::<4, TRANSPOSED, PAIRS>(strip)),
-                5 => S::call(Tile::<5, TRANSPOSED, PAIRS>(strip)),
-                6 => S::call(Tile::<6, TRANSPOSED, PAIRS>(strip)),
-                7 => S::call(Tile::<7, TRANSPOSED, PAIRS>(strip)),
-                8 => S::call(Tile::<8, TRANSPOSED, PAIRS>(strip)),
-                9 => S::call(Tile::<9, TRANSPOSED, PAIRS>(strip)),
-                10 => S::call(Tile::<10, TRANSPOSED, PAIRS>(strip)),
-                11 => S::call(Tile::<11, TRANSPOSED, PAIRS>(strip)),
-                12 => S::call(Tile::<12, TRANSPOSED, PAIRS>(strip)),
+                1 => S::call(Tile::<1, TRANSPOSED, PAIRS, LOOSE>(strip)),
+                2 => S::call(Tile::<2, TRANSPOSED, PAIRS, LOOSE>(strip)),
+                3 => S::call(Tile::<3, TRANSPOSED, PAIRS, LOOSE>(strip)),
+                4 => S::call(Tile::<4, TRANSPOSED, PAIRS, LOOSE>(strip)),
+                5 => S::call(Tile::<5, TRANSPOSED, PAIRS, LOOSE>(strip)),
+                6 => S::call(Tile::<6, TRANSPOSED, PAIRS, LOOSE>(strip)),
+                7 => S::call(Tile::<7, TRANSPOSED, PAIRS, LOOSE>(strip)),
+                8 => S::call(Tile::<8, TRANSPOSED, PAIRS, LOOSE>(strip)),
+                9 => S::call(Tile::<9, TRANSPOSED, PAIRS, LOOSE>(strip)),
+                10 => S::call(Tile::<10, TRANSPOSED, PAIRS, LOOSE>(strip)),
+                11 => S::call(Tile::<11, TRANSPOSED, PAIRS, LOOSE>(strip)),
+                12 => S::call(Tile::<12, TRANSPOSED, PAIRS, LOOSE>(strip)),
                 rows => unreachable!("a tile of {rows} rows"),
             }
         }
@@ -128,10 +134,10 @@ impl Strip {
 }
 
 /// The first `ROWS` rows of a strip.
-struct Tile<const ROWS: usize, const TRANSPOSED: bool, const PAIRS: bool>(Strip);
+struct Tile<const ROWS: usize, const TRANSPOSED: bool, const PAIRS: bool, const LOOSE: bool>(Strip);
 
-impl<const ROWS: usize, const TRANSPOSED: bool, const PAIRS: bool> Kernel
-    for Tile<ROWS, TRANSPOSED, PAIRS>
+impl<const ROWS: usize, const TRANSPOSED: bool, const PAIRS: bool, const LOOSE: bool> Kernel
+    for Tile<ROWS, TRANSPOSED, PAIRS, LOOSE>
 {
     type Output = ();
 
@@ -147,9 +153,15 @@ impl<const ROWS: usize, const TRANSPOSED: bool, const PAIRS: bool> Kernel
             // SAFETY: tiles are made by `Strip::run` only, whose caller vouches for the pointers;
             // a panel is PANEL wide whatever `columns` says.
             unsafe {
-                let part = strip.right_of(start);
+                let part = strip.right_of::<PAIRS, LOOSE>(start);
                 prefetch_output::<S>(&part, ROWS);
-                let product = accumulate::<S, ROWS, TRANSPOSED, PAIRS>(&part);
+                let product = if part.columns > S::LANES {
+                    accumulate::<S, ROWS, 2, TRANSPOSED, PAIRS, LOOSE>(&part)
+                } else {
+                    // The second vector would multiply the zeros that fill the panel.
+                    let product = accumulate::<S, ROWS, 1, TRANSPOSED, PAIRS, LOOSE>(&part);
+                    product.map(|[first]| [first, S::splat(0.0)])
+                };
                 if part.columns >= 2 * S::LANES {
                     finish::<S, ROWS, true>(&part, product);
                 } else {
@@ -164,12 +176,12 @@ impl<const ROWS: usize, const TRANSPOSED: bool, const PAIRS: bool> Kernel
 impl Strip {
     /// The strip without its first `columns` columns.
     #[inline(always)]
-    unsafe fn right_of(self, columns: usize) -> Self {
+    unsafe fn right_of<const PAIRS: bool, const LOOSE: bool>(self, columns: usize) -> Self {
         // SAFETY: the caller has more than `columns` columns.
         unsafe {
             Self {
                 // As in `below`.
-                b: self.b.wrapping_add(columns),
+                b: self.b.wrapping_add(if LOOSE && PAIRS { columns / 2 } else { columns }),
                 c: self.c.add(self.combine.cells(columns)),
                 fetch: moved(self.fetch, self.combine.cells(columns)),
                 columns: self.columns - columns,
@@ -196,12 +208,19 @@ pub(super) fn prefetch_output<S: Simd>(strip: &Strip, rows: usize) {
     }
 }
 
-/// The product of `ROWS` rows and two vectors of columns.
+/// The product of `ROWS` rows and one or two `VECTORS` of columns.
 #[inline(always)]
-unsafe fn accumulate<S: Simd, const ROWS: usize, const TRANSPOSED: bool, const PAIRS: bool>(
+unsafe fn accumulate<
+    S: Simd,
+    const ROWS: usize,
+    const VECTORS: usize,
+    const TRANSPOSED: bool,
+    const PAIRS: bool,
+    const LOOSE: bool,
+>(
     strip: &Strip,
-) -> [[S; 2]; ROWS] {
-    let mut sums = [[S::splat(0.0); 2]; ROWS];
+) -> [[S; VECTORS]; ROWS] {
+    let mut sums = [[S::splat(0.0); VECTORS]; ROWS];
     let stride = strip.a_stride;
     // A base pointer for every third row: x86 addresses base, base + stride and base + 2 stride
     // directly, and one pointer a row would not fit the registers.
@@ -216,8 +235,25 @@ unsafe fn accumulate<S: Simd, const ROWS: usize, const TRANSPOSED: bool, const P
         // SAFETY: the caller vouches for k rows of the panel and k x ROWS elements of the left
         // factor; bases past the last row are never read.
         unsafe {
-            let b0 = S::load_full(b);
-            let b1 = S::load_full(b.add(S::LANES));
+            let mut vectors = [S::splat(0.0); VECTORS];
+            if LOOSE && !PAIRS {
+                for (i, vector) in vectors.iter_mut().enumerate() {
+                    let from = i * S::LANES;
+                    *vector = load_up_to::<S>(b.wrapping_add(from), strip.columns - from);
+                }
+            } else if LOOSE {
+                let cells = strip.columns.div_ceil(2);
+                let even = load_up_to::<S>(b, cells);
+                let odd = load_up_to::<S>(b.add(strip.b_stride), cells);
+                let pairs = S::pairs_of_rows(even, odd);
+                for (vector, pairs) in vectors.iter_mut().zip([pairs.0, pairs.1]) {
+                    *vector = pairs;
+                }
+            } else {
+                for (i, vector) in vectors.iter_mut().enumerate() {
+                    *vector = S::load_full(b.add(i * S::LANES));
+                }
+            }
             for (row, sum) in sums.iter_mut().enumerate() {
                 let a = if TRANSPOSED {
                     bases[0].add(row)
@@ -225,12 +261,16 @@ unsafe fn accumulate<S: Simd, const ROWS: usize, const TRANSPOSED: bool, const P
                     bases[row / 3].add(row % 3 * stride)
                 };
                 let a = S::splat(*a);
-                for (sum, b) in sum.iter_mut().zip([b0, b1]) {
+                for (sum, b) in sum.iter_mut().zip(vectors) {
                     *sum = if PAIRS { sum.add_products(a, b) } else { a.mul_add(b, *sum) };
                 }
             }
         }
-        b = b.wrapping_add(PANEL);
+        let terms = if LOOSE && PAIRS { 2 } else { 1 };
+        for row in 0..if LOOSE { terms } else { 0 } {
+            S::prefetch(b.wrapping_add((16 + row) * strip.b_stride));
+        }
+        b = b.wrapping_add(if LOOSE { terms * strip.b_stride } else { PANEL });
         if TRANSPOSED {
             S::prefetch(bases[0].wrapping_add(16 * stride));
             bases[0] = bases[0].wrapping_add(stride);
@@ -334,6 +374,13 @@ unsafe fn store_pairs<S: Simd, const ROWS: usize, const FULL: bool>(
             }
         }
     }
+}
+
+/// A vector, or its first `n` lanes where there are no more.
+#[inline(always)]
+unsafe fn load_up_to<S: Simd>(p: *const f32, n: usize) -> S {
+    // SAFETY: the caller vouches for n floats.
+    unsafe { if n >= S::LANES { S::load_full(p) } else { S::load_first(p, n) } }
 }
 
 #[inline(always)]

@@ -35,6 +35,18 @@ static IN_TURN: [u16; 32] = {
     order
 };
 
+/// Of 32 bf16 numbers and 32 others behind them, one of each in turn: of the first 16 columns, and of the
+/// others.
+static ROWS_IN_TURN: [[u16; 32]; 2] = {
+    let mut orders = [[0; 32]; 2];
+    let mut i = 0;
+    while i < 64 {
+        orders[i / 32][i % 32] = (i / 2 + i % 2 * 32) as u16;
+        i += 1;
+    }
+    orders
+};
+
 /// The first `n` of 16 lanes.
 #[inline(always)]
 fn mask(n: usize) -> __mmask16 {
@@ -169,6 +181,19 @@ impl<const BF16: bool> Simd for Avx512<BF16> {
             };
             let upper = _mm512_extracti64x4_epi64::<1>(pairs);
             (widened(_mm512_castsi512_si256(pairs)), widened(upper))
+        }
+    }
+
+    #[inline(always)]
+    fn pairs_of_rows(even: Self, odd: Self) -> (Self, Self) {
+        // SAFETY: a value of this type proves AVX-512; both types are 64 bytes of bits.
+        unsafe {
+            let [even, odd] = [even, odd].map(|row| _mm512_castps_si512(row.0));
+            let columns = |order: &[u16; 32]| {
+                let order = _mm512_loadu_si512(order.as_ptr().cast());
+                Self(_mm512_castsi512_ps(_mm512_permutex2var_epi16(even, order, odd)))
+            };
+            (columns(&ROWS_IN_TURN[0]), columns(&ROWS_IN_TURN[1]))
         }
     }
 

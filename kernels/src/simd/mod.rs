@@ -234,6 +234,14 @@ pub(crate) trait Simd:
         bf16::neighbours(self)
     }
 
+    /// Two vectors of neighbours, `even` of one row and `odd` of another, as [`Self::pairs`] of one number
+    /// of each row: those of the first half of the columns, then of the second.
+    #[inline(always)]
+    fn pairs_of_rows(even: Self, odd: Self) -> (Self, Self) {
+        let (even, odd) = (even.neighbours(), odd.neighbours());
+        (Self::pairs(even.0, odd.0), Self::pairs(even.1, odd.1))
+    }
+
     /// `self` plus the products of both halves of the pairs `a` and `b`, summed in f32.
     #[inline(always)]
     fn add_products(self, a: Self, b: Self) -> Self {

@@ -133,19 +133,21 @@ fn transposes_blocks_at_every_level() {
     }
 }
 
-/// Pairs of two vectors both ways, their products with each other, and the latter taken apart.
+/// Pairs of two vectors both ways, their products with each other, the latter taken apart, and both as
+/// rows whose numbers pair.
 struct Pairs<'a>([&'a [f32]; 2]);
 
 impl Kernel for Pairs<'_> {
-    type Output = [Vec<f32>; 5];
+    type Output = [Vec<f32>; 7];
 
     #[inline(always)]
-    fn run<S: Simd>(self) -> [Vec<f32>; 5] {
+    fn run<S: Simd>(self) -> [Vec<f32>; 7] {
         let [a, b] = self.0.map(S::load);
         let (pairs, neighbours) = (S::pairs(a, b), S::pairs_of_neighbours(a, b));
         let (first, second) = neighbours.neighbours();
         let products = S::splat(2.0).add_products(pairs, neighbours);
-        [pairs, neighbours, products, first, second].map(|x| {
+        let rows = S::pairs_of_rows(pairs, neighbours);
+        [pairs, neighbours, products, first, second, rows.0, rows.1].map(|x| {
             let mut lanes = vec![0.0; S::LANES];
             x.store(&mut lanes);
             lanes
@@ -160,11 +162,17 @@ fn pairs_are_rounded_placed_and_multiplied_at_every_level() {
         let (mut a, b) = (random.normal(16), random.normal(16));
         // Halfway between two numbers, once towards the even one below and once above.
         (a[0], a[1]) = (1.0 + 2f32.powi(-8), 1.0 + 3.0 * 2f32.powi(-8));
-        let [pairs, neighbours, products, first, second] = level.run(Pairs([&a, &b]));
+        let [pairs, neighbours, products, first, second, rows @ ..] = level.run(Pairs([&a, &b]));
         let lanes = pairs.len();
         let halves = |x: f32| [x.to_bits() << 16, x.to_bits() & 0xffff_0000].map(f32::from_bits);
         let both = [&a[..lanes], &b[..lanes]].concat();
         let rounded: Vec<f32> = both.iter().copied().map(reference::bf16).collect();
+        // A column of both rows after the other.
+        let columns = pairs.iter().zip(&neighbours).flat_map(|(&even, &odd)| {
+            let (even, odd) = (halves(even), halves(odd));
+            [[even[0], odd[0]], [even[1], odd[1]]]
+        });
+        assert!(rows.concat().into_iter().map(halves).eq(columns), "{level:?}");
         assert_eq!([first, second].concat(), rounded, "{level:?}");
         for i in 0..lanes {
             let (x, y) = (halves(pairs[i]), halves(neighbours[i]));
