@@ -6,11 +6,12 @@
 //! in a small `Rows`, and what the backward needs of the forward it computes again. Maps may be bf16,
 //! as products leave and read them; the arithmetic is f32.
 
+mod pairs;
 mod rows;
 
 use self::rows::{Block, Row, Rows};
 use crate::check::check_len;
-use crate::gelu::gelu_in;
+use crate::gelu::gelu;
 use crate::matrix::{Matrix, Precision};
 use crate::simd::{Kernel, Level, PANEL, Simd};
 use std::ops::Range;
@@ -37,7 +38,7 @@ impl MapShape {
     }
 
     /// f32 or pairs of a map.
-    fn cells(&self, precision: Precision) -> usize {
+    pub(crate) fn cells(&self, precision: Precision) -> usize {
         self.batch * self.height * self.width * precision.cells(self.channels)
     }
 
@@ -57,10 +58,11 @@ impl MapShape {
 }
 
 /// `out = GELU(conv(x) + bias)`, overwritten. `x`, `out`: `[batch, height, width, channels]`, each
-/// token a row of a [`Matrix`] that may be bf16; `weight`: `[channels, 3, 3]`, `bias`: `[channels]`.
+/// token a row of a [`Matrix`], both in f32 or both in bf16; `weight`: `[channels, 3, 3]`, `bias`:
+/// `[channels]`. In bf16 the weight is rounded, too.
 ///
 /// # Panics
-/// If a slice has not the length that `shape` implies.
+/// If a slice has not the length that `shape` implies, or the maps differ in precision.
 pub fn depthwise_gelu_forward<'a>(
     shape: &MapShape,
     x: impl Into<Matrix<&'a [f32]>>,
@@ -82,14 +84,16 @@ fn forward_at(
     check_len("the weight", weight, TAPS * shape.channels);
     check_len("the bias", bias, shape.channels);
     check_len("the output", out.cells, shape.cells(out.precision));
+    assert_eq!(x.precision, out.precision, "maps of different precision");
     level.run(Forward { shape, x, taps: &taps_of(weight, bias), out });
 }
 
 /// `dx` (overwritten) from `dout`, the gradient of what [`depthwise_gelu_forward`] returned for `x`;
-/// the gradients of weight and bias are added to `dweight` and `dbias`. Shapes as there.
+/// the gradients of weight and bias are added to `dweight` and `dbias`. Shapes and precisions as there;
+/// in bf16 the gradient before GELU is rounded, too.
 ///
 /// # Panics
-/// If a slice has not the length that `shape` implies.
+/// If a slice has not the length that `shape` implies, or the maps differ in precision.
 pub fn depthwise_gelu_backward<'a>(
     shape: &MapShape,
     [dout, x]: [Matrix<&'a [f32]>; 2],
@@ -117,8 +121,12 @@ fn backward_at(
     check_len("dx", dx.cells, shape.cells(dx.precision));
     check_len("dweight", dweight, weight.len());
     check_len("dbias", dbias, shape.channels);
+    assert!(
+        dout.precision == x.precision && dx.precision == x.precision,
+        "maps of different precision"
+    );
     let taps = taps_of(weight, bias);
-    let mut dtaps = vec![[[0.0; PANEL]; TAPS + 1]; taps.len()];
+    let mut dtaps = vec![[Block::ZEROS; TAPS + 1]; taps.len()];
     level.run(Backward { shape, dout, x, taps: &taps, dx, dtaps: &mut dtaps });
     for (channel, dtap) in dweight.iter_mut().enumerate() {
         let (channel, tap) = (channel / TAPS, channel % TAPS);
@@ -134,7 +142,7 @@ type Taps = [Block; TAPS + 1];
 
 /// `weight` `[channels, 9]` and `bias` by blocks, zeros for the channels that the last one lacks.
 fn taps_of(weight: &[f32], bias: &[f32]) -> Vec<Taps> {
-    let mut taps = vec![[[0.0; PANEL]; TAPS + 1]; bias.len().div_ceil(PANEL)];
+    let mut taps = vec![[Block::ZEROS; TAPS + 1]; bias.len().div_ceil(PANEL)];
     for (channel, (weight, &bias)) in weight.chunks_exact(TAPS).zip(bias).enumerate() {
         let taps = &mut taps[channel / PANEL];
         for (tap, &value) in taps.iter_mut().zip(weight.iter().chain([&bias])) {
@@ -176,32 +184,18 @@ fn load_taps<S: Simd>(taps: &Taps, lanes: &Range<usize>) -> [S; TAPS] {
     loaded
 }
 
-/// Room for a vector of each token of a row, and for each token one that [`Row`] keeps.
-struct Work<S> {
-    values: Vec<S>,
-    kept: Vec<S>,
-}
-
-impl<S: Simd> Work<S> {
-    #[inline(always)]
-    fn new(shape: &MapShape) -> Self {
-        let zeros = vec![S::splat(0.0); shape.width];
-        Self { values: zeros.clone(), kept: zeros }
-    }
-
-    /// Before GELU, the given lanes of a block of the row around which `rows` are.
-    #[inline(always)]
-    fn convolve(
-        &mut self,
-        (rows, y): (&Rows, usize),
-        taps: &[Taps],
-        block: usize,
-        lanes: &Range<usize>,
-    ) {
-        let bias = S::load(&taps[block][TAPS][lanes.clone()]);
-        let taps = load_taps::<S>(&taps[block], lanes);
-        convolve(rows.around(y, block), lanes, &taps, bias, &mut self.values);
-    }
+/// Before GELU, the given lanes of a block of the row around which `rows` are.
+#[inline(always)]
+fn convolve_row<S: Simd>(
+    (rows, y): (&Rows, usize),
+    taps: &[Taps],
+    block: usize,
+    lanes: &Range<usize>,
+    values: &mut [S],
+) {
+    let bias = S::load(&taps[block][TAPS][lanes.clone()]);
+    let taps = load_taps::<S>(&taps[block], lanes);
+    convolve(rows.around(y, block), lanes, &taps, bias, values);
 }
 
 struct Forward<'a> {
@@ -216,23 +210,25 @@ impl Kernel for Forward<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self { shape, x, taps, mut out } = self;
+        let Self { shape, x, taps, out } = self;
         if x.cells.is_empty() {
             return;
         }
-        let precision = out.precision;
-        let (mut rows, mut work) = (Rows::new(shape), Work::<S>::new(shape));
+        if x.precision == Precision::Bf16 {
+            return pairs::forward::<S>(shape, x.cells, taps, out.cells);
+        }
+        let (x, out) = (x.cells, out.cells);
+        let (mut rows, mut values) = (Rows::new(shape), vec![S::splat(0.0); shape.width]);
         for map in 0..shape.batch {
             let first = map * shape.height;
-            rows.start::<S>(shape, x, first);
+            rows.start(shape, x, first);
             for y in 0..shape.height {
-                rows.advance::<S>(shape, x, [first, y]);
-                let mut out = Row::of_mut(&mut out, shape, first + y);
+                rows.advance(shape, x, [first, y]);
+                let mut out = Row::of_mut(out, shape, first + y);
                 for (block, lanes, channel) in shape.vectors::<S>() {
-                    work.convolve((&rows, y), taps, block, &lanes);
-                    let Work { values, kept } = &mut work;
-                    for (x, (&value, kept)) in values.iter().zip(kept).enumerate() {
-                        out.store(x, channel, gelu_in(precision, value).0, kept);
+                    convolve_row((&rows, y), taps, block, &lanes, &mut values);
+                    for (token, &value) in values.iter().enumerate() {
+                        out.store(token, channel, gelu(value).0);
                     }
                 }
             }
@@ -255,32 +251,36 @@ impl Kernel for Backward<'_> {
 
     #[inline(always)]
     fn run<S: Simd>(self) {
-        let Self { shape, dout, x, taps, mut dx, dtaps } = self;
+        let Self { shape, dout, x, taps, dx, dtaps } = self;
         if x.cells.is_empty() {
             return;
         }
+        if x.precision == Precision::Bf16 {
+            return pairs::backward::<S>(shape, [dout.cells, x.cells], taps, dx.cells, dtaps);
+        }
+        let (dout, x, dx) = (dout.cells, x.cells, dx.cells);
         // The gradient before GELU in the second.
         let (mut rows, mut slopes) = (Rows::new(shape), Rows::new(shape));
-        let mut work = Work::<S>::new(shape);
+        let mut values = vec![S::splat(0.0); shape.width];
         for map in 0..shape.batch {
             let first = map * shape.height;
-            rows.start::<S>(shape, x, first);
+            rows.start(shape, x, first);
             slopes.clear(0);
             for y in 0..shape.height {
-                rows.advance::<S>(shape, x, [first, y]);
+                rows.advance(shape, x, [first, y]);
                 let dout = Row::of(dout, shape, first + y);
                 let around = (&rows, y);
-                slopes_of_row(shape, around, dout, (taps, dtaps), &mut slopes, &mut work);
+                slopes_of_row(shape, around, dout, (taps, dtaps), &mut slopes, &mut values);
                 // The row above has all its neighbours now.
                 if let Some(above) = y.checked_sub(1) {
-                    let dx = Row::of_mut(&mut dx, shape, first + above);
-                    input_gradient(shape, (&slopes, above), taps, dx, &mut work);
+                    let dx = Row::of_mut(dx, shape, first + above);
+                    input_gradient(shape, (&slopes, above), taps, dx, &mut values);
                 }
             }
             let last = shape.height - 1;
             slopes.clear(last + 2);
-            let dx = Row::of_mut(&mut dx, shape, first + last);
-            input_gradient(shape, (&slopes, last), taps, dx, &mut work);
+            let dx = Row::of_mut(dx, shape, first + last);
+            input_gradient(shape, (&slopes, last), taps, dx, &mut values);
         }
     }
 }
@@ -293,20 +293,18 @@ fn slopes_of_row<S: Simd>(
     dout: Row<&[f32]>,
     (taps, dtaps): (&[Taps], &mut [Taps]),
     slopes: &mut Rows,
-    work: &mut Work<S>,
+    values: &mut [S],
 ) {
-    let precision = dout.precision();
     for (block, lanes, channel) in shape.vectors::<S>() {
-        work.convolve((rows, y), taps, block, &lanes);
-        let Work { values, kept } = &mut *work;
+        convolve_row((rows, y), taps, block, &lanes, values);
         for value in values.iter_mut() {
-            (_, *value) = gelu_in(precision, *value);
+            (_, *value) = gelu(*value);
         }
         // In registers over the whole row.
         let mut sums = [S::splat(0.0); TAPS + 1];
-        let tokens = slopes.inner(y + 1, block).iter_mut().zip(kept).zip(values).enumerate();
-        for (around, (x, ((to, kept), derivative))) in rows.around(y, block).zip(tokens) {
-            let slope = dout.load(x, channel, kept) * *derivative;
+        let tokens = slopes.inner(y + 1, block).iter_mut().zip(&*values).enumerate();
+        for (around, (token, (to, derivative))) in rows.around(y, block).zip(tokens) {
+            let slope = dout.load::<S>(token, channel) * *derivative;
             slope.store(&mut to[lanes.clone()]);
             for (tap, sum) in sums[..TAPS].iter_mut().enumerate() {
                 *sum = S::load(&around[tap / 3][tap % 3][lanes.clone()]).mul_add(slope, *sum);
@@ -327,15 +325,14 @@ fn input_gradient<S: Simd>(
     (slopes, y): (&Rows, usize),
     taps: &[Taps],
     mut dx: Row<&mut [f32]>,
-    work: &mut Work<S>,
+    values: &mut [S],
 ) {
-    let Work { values, kept } = work;
     for (block, lanes, channel) in shape.vectors::<S>() {
         let mut taps = load_taps::<S>(&taps[block], &lanes);
         taps.reverse();
         convolve(slopes.around(y, block), &lanes, &taps, S::splat(0.0), values);
-        for (x, (value, kept)) in values.iter().zip(&mut *kept).enumerate() {
-            dx.store(x, channel, *value, kept);
+        for (token, value) in values.iter().enumerate() {
+            dx.store(token, channel, *value);
         }
     }
 }
@@ -365,14 +362,21 @@ mod tests {
             let exact = reference::depthwise_gelu(&shape, &x, &weight, &bias, &dout);
             let (rounded_x, x_pairs) = pairs(&x, channels);
             let (rounded_dout, dout_pairs) = pairs(&dout, channels);
-            let rounded =
-                reference::depthwise_gelu(&shape, &rounded_x, &weight, &bias, &rounded_dout);
+            let rounded_weight: Vec<f32> = weight.iter().map(|&w| reference::bf16(w)).collect();
+            let rounded = reference::depthwise_gelu(
+                &shape,
+                &rounded_x,
+                &rounded_weight,
+                &bias,
+                &rounded_dout,
+            );
             let f32_maps = [Matrix::from(&x[..]), Matrix::from(&dout[..])];
             let bf16_maps = [&x_pairs[..], &dout_pairs].map(bf16);
             for level in Level::available() {
+                // In bf16 the gradient before GELU is rounded on its way into dx and the sums.
                 for (maps, exact, [of_out, of_dx, of_sums]) in [
                     (f32_maps, &exact, [2e-6, 1e-5, 2e-5]),
-                    (bf16_maps, &rounded, [4e-3, 1e-2, 5e-3]),
+                    (bf16_maps, &rounded, [4e-3, 2e-2, 3e-2]),
                 ] {
                     let (out, dx, sums) = run(level, &shape, maps, [&weight, &bias]);
                     // The sums are added to what is there.
@@ -422,14 +426,10 @@ mod tests {
 
     /// The values of tokens of `channels`.
     fn values(cells: &[f32], precision: Precision, channels: usize) -> Vec<f32> {
-        if precision == Precision::F32 {
-            return cells.to_vec();
+        match precision {
+            Precision::F32 => cells.to_vec(),
+            Precision::Bf16 => reference::values_of_pairs(cells, channels),
         }
-        let halves = |cell: &f32| [cell.to_bits() << 16, cell.to_bits() & 0xffff_0000];
-        let tokens = cells.chunks(precision.cells(channels));
-        let token =
-            |token: &[f32]| token.iter().flat_map(halves).take(channels).collect::<Vec<_>>();
-        tokens.flat_map(token).map(f32::from_bits).collect()
     }
 
     #[test]

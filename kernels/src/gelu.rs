@@ -2,7 +2,6 @@
 //! Gimpel, 2016), and its derivative Phi(x) + x phi(x).
 
 use crate::check::check_len;
-use crate::matrix::Precision;
 use crate::simd::{Kernel, Level, Simd};
 
 /// `y = GELU(x)` and `derivative = GELU'(x)`, both overwritten, absolute error below 5e-7 for |x| <
@@ -147,15 +146,6 @@ fn polynomial_in_fours<S: Simd, const N: usize>(coefficients: &[f32; N], x: S) -
         sum = Some(add(sum, fourth, four));
     }
     sum.unwrap_or(S::splat(0.0))
-}
-
-/// One or the other, as the results are kept.
-#[inline(always)]
-pub(crate) fn gelu_in<S: Simd>(precision: Precision, x: S) -> (S, S) {
-    match precision {
-        Precision::F32 => gelu(x),
-        Precision::Bf16 => gelu_for_bf16(x),
-    }
 }
 
 #[cfg(test)]
