@@ -97,7 +97,7 @@ fn maps(table: &Table) {
     let (small, unfolded) = (12 * 28 * 28 * 64, 12 * 14 * 14 * 64 * 9);
     let (x, mut out) = (values(small), values(unfolded));
     table.row("unfold 3 x 3 by 2, 12 x 28 x 28 x 64", small + unfolded, || {
-        unfold(&shape, &windows, &x, &mut out);
+        unfold(&shape, &windows, &x[..], &mut out[..]);
     });
     let mut dx = x.clone();
     table.row("  fold, its gradient", small + unfolded, || fold(&shape, &windows, &out, &mut dx));

@@ -7,7 +7,8 @@
 //! | [`performer`] | attention by random features | [`performer_forward`] | [`performer_backward`] |
 //! | [`norm`] | layer normalisation | [`layer_norm_forward`] | [`layer_norm_backward`] |
 //! | [`depthwise`] | 3 x 3 convolutions of single channels, with GELU | [`depthwise_gelu_forward`] | [`depthwise_gelu_backward`] |
-//! | [`unfold`](mod@unfold) | windows of maps as rows of a matrix | [`unfold()`] | [`fold`] |
+//! | [`unfold`](mod@unfold) | windows of maps as rows of a matrix | [`unfold()`], [`unfold_planes`] | [`fold`] |
+//! | [`scale`] | rows times their factors | [`scale_rows`] | [`scale_rows`] |
 //! | [`cross_entropy`](mod@cross_entropy) | of softmax with smoothed, mixed targets | [`cross_entropy()`] | its `slopes` |
 //! | [`gelu`] | exact GELU and its derivative | [`gelu_forward`] | [`Epilogue::Multiply`] |
 //! | [`adamw`] | one pass of AdamW | [`adamw_step`] | |
@@ -40,6 +41,7 @@ pub mod norm;
 pub mod performer;
 #[cfg(test)]
 mod reference;
+pub mod scale;
 pub mod sgd;
 mod simd;
 pub mod total;
@@ -56,9 +58,10 @@ pub use limits::{memory_bandwidth, multiply_add_limit};
 pub use matrix::{Matrix, Precision};
 pub use norm::{layer_norm_backward, layer_norm_forward};
 pub use performer::{PerformerShape, performer_backward, performer_forward};
+pub use scale::scale_rows;
 pub use sgd::{Sgd, sgd_step};
 pub use total::total_of;
-pub use unfold::{Windows, fold, unfold};
+pub use unfold::{Windows, fold, unfold, unfold_planes};
 
 /// Whether the instruction set in use multiplies bf16; elsewhere [`Precision::Bf16`] is very slow.
 pub fn has_bf16() -> bool {

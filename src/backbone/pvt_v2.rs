@@ -2,7 +2,7 @@
 //! section 5.2). Keys are timm's.
 
 use super::{Family, ImgSizes, Spec, Tell};
-use crate::nn::{Branch, Conv2d, ConvMlp, LayerNorm, Linear, Reader};
+use crate::nn::{Branch, Conv2d, ConvMlp, LayerNorm, Linear, Reader, ReducedAttention};
 use crate::ops::Windows;
 
 const STAGES: usize = 4;
@@ -116,12 +116,11 @@ impl Tell for PvtV2Spec {
     /// The mean token after the last norm.
     fn tell<R: Reader>(&self, r: &mut R, _: usize) -> R::Value {
         let (depth, mut first) = (self.depths.iter().sum(), 0);
-        let pixels = r.pixels();
-        let mut x = patch_embed(r, pixels, "patch_embed", &self.stage(0));
+        let mut x = patch_embed(r, None, "patch_embed", &self.stage(0));
         for index in 0..STAGES {
             let (spec, key) = (self.stage(index), format!("stages.{index}"));
             if index > 0 {
-                x = patch_embed(r, x, &format!("{key}.downsample"), &spec);
+                x = patch_embed(r, Some(x), &format!("{key}.downsample"), &spec);
             }
             for i in 0..spec.depth {
                 let branches = Branch::of_block(first + i, depth);
@@ -136,13 +135,17 @@ impl Tell for PvtV2Spec {
     }
 }
 
-/// A map to one token a window.
-fn patch_embed<R: Reader>(r: &mut R, map: R::Value, key: &str, spec: &StageSpec) -> R::Value {
+/// A map, or else the images, to one token a window.
+fn patch_embed<R: Reader>(
+    r: &mut R,
+    map: Option<R::Value>,
+    key: &str,
+    spec: &StageSpec,
+) -> R::Value {
     let sizes = [spec.input, spec.dim];
     let proj = Conv2d::new(r, &format!("{key}.proj"), sizes, spec.windows, 1);
     let norm = LayerNorm::new(r, &format!("{key}.norm"), spec.dim, CONV_NORM_EPS);
-    let x = r.conv(map, &proj);
-    r.layer_norm(x, &norm)
+    r.patch_embed(map, &proj, &norm)
 }
 
 /// `x + drop_path(attn(norm1(x)))`, then the same with the MLP.
@@ -180,7 +183,7 @@ fn attention<R: Reader>(
     spec: &StageSpec,
     branch: Option<Branch>,
 ) -> R::Value {
-    let (d, heads) = (spec.dim, spec.num_heads);
+    let d = spec.dim;
     let key = |name: &str| format!("{key}.{name}");
     let norm1 = LayerNorm::new(r, &key("norm1"), d, NORM_EPS);
     let q = Linear::new(r, &key("attn.q"), [d, d]);
@@ -193,23 +196,29 @@ fn attention<R: Reader>(
         let sr = Conv2d::new(r, &key("attn.sr"), [d; 2], windows, 1);
         (sr, LayerNorm::new(r, &key("attn.norm"), d, CONV_NORM_EPS))
     });
+    let num_heads = spec.num_heads;
+    let half = ReducedAttention { norm1, q, kv, proj, reduction, num_heads };
+    match &half.reduction {
+        Some(reduction) if spec.linear => linear_attention(r, x, &half, reduction, branch),
+        _ => r.reduced_attention_half(x, &half, branch),
+    }
+}
 
-    let normed = r.layer_norm(x.clone(), &norm1);
-    let q = r.queries(normed.clone(), &q, heads);
-    let keys = match &reduction {
-        None => normed,
-        Some((sr, norm)) if spec.linear => {
-            let pooled = r.pool(normed, POOL);
-            let keys = r.conv(pooled, sr);
-            let keys = r.layer_norm(keys, norm);
-            r.gelu(keys)
-        }
-        Some((sr, norm)) => {
-            let keys = r.conv(normed, sr);
-            r.layer_norm(keys, norm)
-        }
-    };
-    let kv = r.linear(keys, &kv);
-    let attended = r.cross_attention(q, kv, heads);
-    r.linear_residual(attended, &proj, x, branch)
+/// The same with keys and values of a map that is pooled to a fixed side.
+fn linear_attention<R: Reader>(
+    r: &mut R,
+    x: R::Value,
+    half: &ReducedAttention<R::Weight>,
+    (sr, norm): &(Conv2d<R::Weight>, LayerNorm<R::Weight>),
+    branch: Option<Branch>,
+) -> R::Value {
+    let normed = r.layer_norm(x.clone(), &half.norm1);
+    let q = r.queries(normed.clone(), &half.q, half.num_heads);
+    let pooled = r.pool(normed, POOL);
+    let keys = r.conv(pooled, sr);
+    let keys = r.layer_norm(keys, norm);
+    let keys = r.gelu(keys);
+    let kv = r.linear(keys, &half.kv);
+    let attended = r.cross_attention(q, kv, half.num_heads);
+    r.linear_residual(attended, &half.proj, x, branch)
 }

@@ -226,6 +226,24 @@ impl<W> Block<W> {
     }
 }
 
+/// The first half of a PVTv2 block (Wang et al. 2022): attention whose keys and values are fewer than its
+/// queries where the map is large.
+#[derive(Clone, Debug)]
+pub struct ReducedAttention<W> {
+    /// Before all else.
+    pub norm1: LayerNorm<W>,
+    /// Queries.
+    pub q: Linear<W>,
+    /// Keys and values.
+    pub kv: Linear<W>,
+    /// After the attention.
+    pub proj: Linear<W>,
+    /// What makes the map smaller for keys and values, and the norm behind it.
+    pub reduction: Option<(Conv2d<W>, LayerNorm<W>)>,
+    /// Attention heads.
+    pub num_heads: usize,
+}
+
 /// An MLP with a convolution of each channel by itself between its layers.
 #[derive(Clone, Debug)]
 pub struct ConvMlp<W> {

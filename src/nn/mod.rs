@@ -10,7 +10,9 @@ pub mod readers;
 
 pub use drop_path::DropPath;
 pub use init::Start;
-pub use layers::{Block, BlockSpec, Conv2d, ConvMlp, LayerNorm, Linear, LinearStart};
+pub use layers::{
+    Block, BlockSpec, Conv2d, ConvMlp, LayerNorm, Linear, LinearStart, ReducedAttention,
+};
 pub use mlp::{Activation, BatchNorms, Mlp, MlpSpec};
 pub use params::ParamSpec;
 pub use reader::{Branch, Dropout, Reader};

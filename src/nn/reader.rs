@@ -12,7 +12,7 @@
 use std::fmt;
 
 use super::init::Start;
-use super::layers::{Block, Conv2d, ConvMlp, LayerNorm, Linear};
+use super::layers::{Block, Conv2d, ConvMlp, LayerNorm, Linear, ReducedAttention};
 use crate::ops::Windows;
 
 /// Somebody who is told a model.
@@ -146,6 +146,28 @@ pub trait Reader {
         self.linear_residual(hidden, fc2, x, branch)
     }
 
+    /// The norm of a convolution of a map, or of the images.
+    fn patch_embed(
+        &mut self,
+        map: Option<Self::Value>,
+        conv: &Conv2d<Self::Weight>,
+        norm: &LayerNorm<Self::Weight>,
+    ) -> Self::Value {
+        let map = map.unwrap_or_else(|| self.pixels());
+        let x = self.conv(map, conv);
+        self.layer_norm(x, norm)
+    }
+
+    /// `x + factor proj(attention(q(norm1(x)), kv(keys)))`, the first half of a block on a map.
+    fn reduced_attention_half(
+        &mut self,
+        x: Self::Value,
+        attention: &ReducedAttention<Self::Weight>,
+        branch: Option<Branch>,
+    ) -> Self::Value {
+        reduced_attention_by_layers(self, x, attention, branch)
+    }
+
     /// `x + factor fc2(gelu(dwconv(fc1(norm(x)))))`, the second half of a block on a map.
     fn conv_mlp_half(
         &mut self,
@@ -185,6 +207,28 @@ pub(super) fn attention_by_layers<R: Reader + ?Sized>(
     let qkv = r.linear(normed, &block.qkv);
     let attended = r.attention(qkv, block.num_heads, block.head_dim());
     r.linear_residual(attended, &block.proj, x, branch)
+}
+
+/// [`Reader::reduced_attention_half`] layer by layer.
+pub(super) fn reduced_attention_by_layers<R: Reader + ?Sized>(
+    r: &mut R,
+    x: R::Value,
+    attention: &ReducedAttention<R::Weight>,
+    branch: Option<Branch>,
+) -> R::Value {
+    let ReducedAttention { norm1, q, kv, proj, reduction, num_heads } = attention;
+    let normed = r.layer_norm(x.clone(), norm1);
+    let q = r.queries(normed.clone(), q, *num_heads);
+    let keys = match reduction {
+        None => normed,
+        Some((conv, norm)) => {
+            let keys = r.conv(normed, conv);
+            r.layer_norm(keys, norm)
+        }
+    };
+    let kv = r.linear(keys, kv);
+    let attended = r.cross_attention(q, kv, *num_heads);
+    r.linear_residual(attended, proj, x, branch)
 }
 
 /// A residual branch, for stochastic depth.

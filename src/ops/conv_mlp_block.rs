@@ -18,11 +18,11 @@ use burn::tensor::Tensor;
 use burn_flex::FlexTensor;
 use fewvit_kernels::{
     Epilogue, MapShape, Matrix, Precision, depthwise_gelu_backward, depthwise_gelu_forward,
+    scale_rows,
 };
 
 use super::buffers::Buffer;
 use super::flat::{Parent, add_gradients_anyway, parents};
-use super::fused_nodes::scale;
 use super::kept::{Kept, Run};
 use super::pre_norm::PreNorm;
 use super::projection::Projection;
@@ -246,20 +246,17 @@ impl Inputs {
         add_gradients_anyway(parameters, parents, grads, |[nw, nb, w1, b1, k, kb, w2, b2]| {
             let rows = self.at_once() * self.tokens();
             let [mut slopes, mut du] = [(); 2].map(|()| self.buffer(rows, self.fc1.out()));
-            let [mut branch, mut d_normed] = [(); 2].map(|()| Buffer::stale(rows * dim));
+            let (mut branch, mut d_normed) = (self.buffer(rows, dim), Buffer::stale(rows * dim));
             for part in kept.parts(self.at_once()) {
                 let rows = kept.rows(&part);
                 let span = |columns| self.span(&rows, columns);
                 for Run { kept: to, all } in kept.runs(&part) {
-                    let to = (to.start - rows.start) * dim..(to.end - rows.start) * dim;
-                    scale(
-                        dim,
-                        &dy[all.start * dim..all.end * dim],
-                        kept.factors(&all),
-                        &mut branch[to],
-                    );
+                    let to = self.span(&(to.start - rows.start..to.end - rows.start), dim);
+                    let (to, dy) =
+                        (self.matrix(&mut branch[to]), &dy[all.start * dim..all.end * dim]);
+                    scale_rows(dim, dy, kept.factors(&all), to);
                 }
-                let branch = &branch[..rows.len() * dim];
+                let branch = self.matrix(&branch[..self.precision.cells(dim) * rows.len()]);
                 let hidden = ..self.precision.cells(self.fc1.out()) * rows.len();
                 let activated = self.matrix(&slice(&saved.activated)[span(self.fc1.out())]);
                 self.fc2.sum_gradients(rows.len(), branch, activated, [w2, b2]);
@@ -282,7 +279,7 @@ impl Inputs {
                     let moments = &slice(&saved.moments)[2 * from.start..2 * from.end];
                     let from = (from.start - rows.start) * dim..(from.end - rows.start) * dim;
                     let all = all.start * dim..all.end * dim;
-                    let (dy, dx) = (&dy[all.clone()], &mut dx[all.clone()]);
+                    let (dy, dx) = (Some(&dy[all.clone()]), &mut dx[all.clone()]);
                     self.norm.backward_rows(all, moments, &d_normed[from], dy, dx, [nw, nb]);
                 }
             }

@@ -7,6 +7,7 @@ use burn::backend::{Autodiff, Flex, tensor::FloatTensor};
 use burn_flex::FlexTensor;
 use fewvit_kernels::{
     AttentionShape, Epilogue, Precision, Qkv, attention_backward, matmul, matmul_transposed_a,
+    scale_rows,
 };
 
 use super::buffers::Buffer;
@@ -107,17 +108,8 @@ impl Backward<Flex, 4> for LinearResidual {
 /// The rows of `x` times their factors.
 pub(super) fn scaled(x: &FlexTensor, factors: &[f32]) -> Buffer {
     let mut out = Buffer::stale(slice(x).len());
-    scale(dims2(x)[1], slice(x), Some(factors), &mut out);
+    scale_rows(dims2(x)[1], slice(x), Some(factors), &mut out[..]);
     out
-}
-
-/// `out` = the rows of `x`, `columns` values each, times their factors; none = 1.
-pub(super) fn scale(columns: usize, x: &[f32], factors: Option<&[f32]>, out: &mut [f32]) {
-    let Some(factors) = factors else { return out.copy_from_slice(x) };
-    let rows = out.chunks_exact_mut(columns).zip(x.chunks_exact(columns));
-    for ((to, from), factor) in rows.zip(factors) {
-        to.iter_mut().zip(from).for_each(|(to, from)| *to = factor * from);
-    }
 }
 
 #[derive(Debug)]

@@ -33,6 +33,11 @@ impl Kept {
         Self { tokens, batch, samples, factors }
     }
 
+    /// Samples that are kept.
+    pub(super) fn count(&self) -> usize {
+        self.samples.len()
+    }
+
     /// The factors of some rows of the batch.
     pub(super) fn factors(&self, all: &Range<usize>) -> Option<&[f32]> {
         Some(&self.factors.as_ref()?[all.clone()])
@@ -51,7 +56,7 @@ impl Kept {
     }
 
     /// A part in runs.
-    pub(super) fn runs(&self, part: &Range<usize>) -> impl Iterator<Item = Run> {
+    pub(super) fn runs<'a>(&'a self, part: &Range<usize>) -> impl Iterator<Item = Run> + use<'a> {
         let neighbours = self.samples[part.clone()].chunk_by(|a, b| a + 1 == *b);
         neighbours.scan(part.start, |first, run| {
             let kept = self.rows(&(*first..*first + run.len()));

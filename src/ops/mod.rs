@@ -21,10 +21,12 @@ mod fused_nodes;
 mod kept;
 pub mod mlp_block;
 mod packed;
+pub mod patch_embed;
 pub mod performer;
 mod pre_norm;
 mod precision;
 mod projection;
+pub mod reduced_attention_block;
 mod storage;
 pub mod unfold;
 
@@ -38,6 +40,7 @@ pub use fewvit_kernels::{MixedTarget, SoftTargets, Windows};
 pub use flat::FlatMemory;
 pub use packed::PackedWeights;
 pub use precision::autocast;
+pub use reduced_attention_block::Reduction;
 
 /// Weight `[out, in]` and bias `[out]` of a linear layer.
 pub type Layer = (Tensor<2>, Tensor<1>);
@@ -148,6 +151,27 @@ pub fn conv_mlp_block(
     }
 }
 
+/// `x + factor proj(attention(q(norm(x)), kv(keys)))`, the first half of a PVTv2 block; the keys are
+/// `norm(x)`, with a reduction `reduction_norm(conv(norm(x)))` of windows that lie side by side.
+///
+/// `x`: `[batch * side * side, dim]`, the maps' tokens; weights and biases: `q` `[dim, dim]`, `kv`
+/// `[2 * dim, dim]`, `proj` `[dim, dim]`, the convolution `[dim, dim, kernel, kernel]`; `factors` as in
+/// [`linear_residual`].
+pub fn reduced_attention_block(
+    x: Tensor<2>,
+    norm: Norm,
+    layers: [Layer; 3],
+    reduction: Option<Reduction>,
+    sizes: [usize; 3],
+    factors: Option<Vec<f32>>,
+) -> Tensor<2> {
+    use reduced_attention_block::{composed, fused};
+    match on_cpu(&x.device()) {
+        true => fused(x, norm, layers, reduction, sizes, factors),
+        false => composed(x, norm, layers, reduction, sizes, factors),
+    }
+}
+
 /// `residual + factors x`, each value of `x` with a factor of its own; none = 1.
 ///
 /// `x`: `[rows, dim]`, `residual`: `[rows, width]`, of which the last `dim` columns are meant,
@@ -212,6 +236,25 @@ pub fn depthwise_conv3x3_gelu(x: Tensor<4>, weight: Tensor<4>, bias: Tensor<1>) 
     match on_cpu(&x.device()) {
         true => depthwise::fused(x, weight, bias),
         false => depthwise::composed(x, weight, bias),
+    }
+}
+
+/// The layer norm of a convolution of maps.
+///
+/// `map`: `[batch, height, width, channels]`, `conv`: weight `[dim, channels, kernel, kernel]` and bias;
+/// returns `[batch * rows * columns, dim]` with one row a window.
+pub fn patch_embed(map: Tensor<4>, conv: Kernels, norm: Norm, windows: Windows) -> Tensor<2> {
+    match on_cpu(&map.device()) {
+        true => patch_embed::fused(map, conv, norm, windows),
+        false => patch_embed::composed(map, conv, norm, windows),
+    }
+}
+
+/// [`patch_embed`] of images `[batch, channels, height, width]`.
+pub fn image_embed(images: Tensor<4>, conv: Kernels, norm: Norm, windows: Windows) -> Tensor<2> {
+    match on_cpu(&images.device()) {
+        true => patch_embed::fused_of_images(images, conv, norm, windows),
+        false => patch_embed::composed(images.permute([0, 2, 3, 1]), conv, norm, windows),
     }
 }
 

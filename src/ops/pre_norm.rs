@@ -37,6 +37,11 @@ impl Normed {
         Matrix { cells: slice(&self.y), precision: self.precision }
     }
 
+    /// What the backward needs.
+    pub(super) fn moments(&self) -> &[f32] {
+        slice(&self.moments)
+    }
+
     /// The output and what the backward needs.
     pub(super) fn into_parts(self) -> (FlexTensor, FlexTensor) {
         (self.y, self.moments)
@@ -66,19 +71,19 @@ impl PreNorm {
     }
 
     /// The gradient `dx` of some rows, those `values` of `x`: what comes back through the norm, from the
-    /// gradient `dy` of its output, and what has come around the branch, `residual`. The gradients of the
-    /// parameters are added.
+    /// gradient `dy` of its output, and what has come around the branch, `residual`, if anything has. The
+    /// gradients of the parameters are added.
     pub(super) fn backward_rows(
         &self,
         values: Range<usize>,
         moments: &[f32],
         dy: &[f32],
-        residual: &[f32],
+        residual: Option<&[f32]>,
         dx: &mut [f32],
         [dw, db]: [&mut [f32]; 2],
     ) {
         let (x, weight) = (&slice(&self.x)[values], slice(&self.weight));
-        layer_norm_backward(dy, x, moments, weight, Some(residual), dx, dw, db);
+        layer_norm_backward(dy, x, moments, weight, residual, dx, dw, db);
     }
 
     /// Adds the gradients of the parameters and registers that of `x`: what comes back through the

@@ -6,7 +6,7 @@ use rand::RngExt as _;
 
 use super::{
     FlatMemory, MixedTarget, SoftTargets, Windows, autocast, composed, cross_entropy, depthwise,
-    dropout, fused, performer, unfold,
+    dropout, fused, patch_embed, performer, unfold,
 };
 use crate::rng::{Purpose, stream};
 
@@ -28,10 +28,15 @@ fn values<const D: usize>(tensor: Tensor<D>) -> Vec<f32> {
 
 /// Largest difference relative to the largest reference value.
 fn assert_close(a: &[f32], b: &[f32], what: &str) {
+    assert_within(1e-5, a, b, what);
+}
+
+/// [`assert_close`] for results that have lost more to rounding.
+fn assert_within(tolerance: f32, a: &[f32], b: &[f32], what: &str) {
     assert_eq!(a.len(), b.len(), "{what}");
     let largest = b.iter().fold(1e-6f32, |m, v| m.max(v.abs()));
     let difference = a.iter().zip(b).fold(0f32, |m, (x, y)| m.max((x - y).abs()));
-    assert!(difference <= 1e-5 * largest, "{what}: {difference} of {largest}");
+    assert!(difference <= tolerance * largest, "{what}: {difference} of {largest}");
 }
 
 /// A gradient that differs in every element, so that mixed-up indices show.
@@ -258,6 +263,51 @@ fn dropouts_with_a_residual() {
         let (a, b) = (run(dropout::fused), run(dropout::composed));
         for (i, what) in ["y", "dx", "dr"].iter().enumerate() {
             assert_close(&a[i], &b[i], &format!("dropout_residual {what} {factors:?} {width}"));
+        }
+    }
+}
+
+#[test]
+fn patch_embeddings() {
+    type Embed = fn(Tensor<4>, super::Kernels, super::Norm, Windows) -> Tensor<2>;
+    let of_planes: Embed = |images, conv, norm, windows| {
+        patch_embed::composed(images.permute([0, 2, 3, 1]), conv, norm, windows)
+    };
+    let pairs: [(bool, Embed, Embed); 2] = [
+        (false, patch_embed::fused, patch_embed::composed),
+        (true, patch_embed::fused_of_images, of_planes),
+    ];
+    for (kernel, stride, padding) in [(3, 2, 1), (7, 4, 3), (2, 2, 0)] {
+        let windows = Windows { kernel, stride, padding };
+        for (batch, side, channels, dim) in [(1, 7, 3, 5), (2, 9, 16, 8), (0, 8, 2, 3)] {
+            for (planes, fused, composed) in &pairs {
+                let run = |op: &Embed| {
+                    let shape = match planes {
+                        true => [batch, channels, side, side],
+                        false => [batch, side, side, channels],
+                    };
+                    let (x, b) = (random(shape, 1), random([dim], 3));
+                    let w = random([dim, channels, kernel, kernel], 2);
+                    let (nw, nb) = (random([dim], 4), random([dim], 5));
+                    let norm = (nw.clone(), nb.clone(), 1e-5);
+                    let y = op(x.clone(), (w.clone(), b.clone()), norm, windows);
+                    let grads = weighted_sum(y.clone()).backward();
+                    let mut results = vec![values(y), values(x.grad(&grads).expect("dx"))];
+                    results.push(values(w.grad(&grads).expect("dw")));
+                    let vectors = [b, nw, nb].map(|t| values(t.grad(&grads).expect("a gradient")));
+                    results.extend(vectors);
+                    results
+                };
+                for (i, (a, b)) in run(fused).iter().zip(&run(composed)).enumerate() {
+                    assert_close(a, b, &format!("{i} of {windows:?}, {channels} planes {planes}"));
+                }
+                let bf16 = autocast(Precision::Bf16, || run(fused));
+                if batch > 0 {
+                    for (i, (a, b)) in bf16.iter().zip(&run(composed)).enumerate().take(4) {
+                        assert_bf16(a, b, &format!("{i} of {windows:?} in bf16"));
+                    }
+                }
+            }
         }
     }
 }

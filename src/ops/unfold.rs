@@ -71,7 +71,7 @@ fn forward(x: &FlexTensor, windows: &Windows) -> FlexTensor {
     let [rows, columns] = [shape.height, shape.width].map(|side| windows.count(side));
     let width = shape.channels * windows.kernel.pow(2);
     let mut out = Buffer::stale(shape.batch * rows * columns * width);
-    fewvit_kernels::unfold(&shape, windows, slice(x), &mut out);
+    fewvit_kernels::unfold(&shape, windows, slice(x), &mut out[..]);
     out.into_tensor([shape.batch, rows, columns, width])
 }
 
@@ -90,7 +90,7 @@ impl Backward<Flex, 1> for Unfold {
         let dy = contiguous(grads.consume::<Flex>(&ops.node));
         let (shape, windows) = ops.state;
         if let [Some(node)] = ops.parents {
-            let mut dx = Buffer::stale(shape.num_elements());
+            let mut dx = Buffer::zeros(shape.num_elements());
             fewvit_kernels::fold(&shape_of(&shape), &windows, slice(&dy), &mut dx);
             grads.register::<Flex>(node.id, dx.into_tensor(shape));
         }

@@ -9,8 +9,10 @@ use burn::tensor::{Gradients, Tensor};
 
 use crate::nn::drop_path::DropPath;
 use crate::nn::init::Start;
-use crate::nn::layers::{Block, Conv2d, ConvMlp, LayerNorm, Linear};
-use crate::nn::reader::{Branch, Dropout, Reader, attention_by_layers, side_of};
+use crate::nn::layers::{Block, Conv2d, ConvMlp, LayerNorm, Linear, ReducedAttention};
+use crate::nn::reader::{
+    Branch, Dropout, Reader, attention_by_layers, reduced_attention_by_layers, side_of,
+};
 use crate::ops::{self, Windows};
 
 /// A parameter as a tensor of its own number of dimensions.
@@ -267,6 +269,19 @@ impl Reader for Tensors<'_> {
         ops::linear(seen, weight, bias)
     }
 
+    fn patch_embed(
+        &mut self,
+        map: Option<Tensor<2>>,
+        conv: &Conv2d<Parameter>,
+        norm: &LayerNorm<Parameter>,
+    ) -> Tensor<2> {
+        let (kernels, norm, windows) = (conv.kernels(), norm.norm(), conv.windows);
+        match map {
+            None => ops::image_embed(self.images().clone(), kernels, norm, windows),
+            Some(map) => ops::patch_embed(self.map(map), kernels, norm, windows),
+        }
+    }
+
     fn unfold(&mut self, map: Tensor<2>, windows: Windows) -> Tensor<2> {
         rows(ops::unfold(self.map(map), windows))
     }
@@ -399,6 +414,24 @@ impl Reader for Tensors<'_> {
     ) -> Tensor<2> {
         let factors = self.factors(x.dims()[0], branch);
         ops::mlp_block(x, norm.norm(), fc1.layer(), fc2.layer(), factors)
+    }
+
+    fn reduced_attention_half(
+        &mut self,
+        x: Tensor<2>,
+        attention: &ReducedAttention<Parameter>,
+        branch: Option<Branch>,
+    ) -> Tensor<2> {
+        if self.taps.is_some() {
+            return reduced_attention_by_layers(self, x, attention, branch);
+        }
+        let ReducedAttention { norm1, q, kv, proj, reduction, num_heads } = attention;
+        let (rows, batch) = (x.dims()[0], self.batch());
+        let factors = self.factors(rows, branch);
+        let sizes = [batch, side_of(rows / batch), *num_heads];
+        let reduction = reduction.as_ref().map(|(conv, norm)| (conv.kernels(), norm.norm()));
+        let layers = [q, kv, proj].map(Linear::layer);
+        ops::reduced_attention_block(x, norm1.norm(), layers, reduction, sizes, factors)
     }
 
     fn conv_mlp_half(

@@ -5,8 +5,11 @@ use std::cell::Cell;
 use burn::tensor::{Gradients, Tensor};
 use fewvit_kernels::Precision;
 
-use super::{assert_bf16, assert_close, random, values, weighted_sum};
-use crate::ops::{Layer, Norm, attention_block, autocast, conv_mlp_block, mlp_block};
+use super::{assert_bf16, assert_close, assert_within, random, values, weighted_sum};
+use crate::ops::{
+    Layer, Norm, Reduction, attention_block, autocast, conv_mlp_block, mlp_block,
+    reduced_attention_block,
+};
 
 /// Value and gradients of half a block.
 fn run_half(
@@ -144,6 +147,76 @@ fn conv_mlp_halves_of_blocks() {
         let f32 = run(sides, &None, false);
         for (i, what) in names().filter(|(_, what)| **what != "db2") {
             assert_bf16(&bf16[i], &f32[i], &format!("conv_mlp_block {what} {sides:?}"));
+        }
+    }
+}
+
+/// Batch, side, heads, width of a head, and the side of the reduction's windows, 0 for none.
+type Reduced = [usize; 5];
+
+/// Value and gradients of half a block with fewer keys, those of the tensors that other halves lack at
+/// the end.
+fn run_reduced(
+    [batch, side, heads, head_dim, kernel]: Reduced,
+    factors: &Option<Vec<f32>>,
+    fused: bool,
+) -> Vec<Vec<f32>> {
+    let dim = heads * head_dim;
+    let half =
+        if fused { reduced_attention_block::fused } else { reduced_attention_block::composed };
+    // Scores around 1, see `attention_halves_of_blocks`.
+    let scaled = |w: Tensor<2>| (w * 0.2).detach().require_grad();
+    let kv = (scaled(random([2 * dim, dim], 8)), random([2 * dim], 9));
+    let reduction: Option<Reduction> = (kernel > 0).then(|| {
+        let conv = (random([dim, dim, kernel, kernel], 10), random([dim], 11));
+        (conv, (random([dim], 12), random([dim], 13), 1e-5))
+    });
+    let passed = Cell::new(Some((kv.clone(), reduction.clone())));
+    let half = |x, norm, (w, b): Layer, proj| {
+        let (kv, reduction) = passed.take().expect("called once");
+        half(x, norm, [(w * 0.2, b), kv, proj], reduction, [batch, side, heads], factors.clone())
+    };
+    let shapes = Half { rows: batch * side * side, dim, inner: dim, outer: dim };
+    let (mut results, grads) = run_half_with(half, &shapes);
+    let gradient = "a gradient";
+    results.push(values(kv.0.grad(&grads).expect(gradient)));
+    results.push(values(kv.1.grad(&grads).expect(gradient)));
+    if let Some(((weight, bias), (norm_weight, norm_bias, _))) = reduction {
+        results.push(values(weight.grad(&grads).expect(gradient)));
+        let vectors = [bias, norm_weight, norm_bias];
+        results.extend(vectors.map(|t| values(t.grad(&grads).expect(gradient))));
+    }
+    results
+}
+
+#[test]
+fn attention_halves_with_fewer_keys() {
+    let others = ["dkv", "dkv_bias", "dsr", "dsr_bias", "dsr_norm", "dsr_norm_bias"];
+    let names = || GRADIENTS.iter().chain(&others);
+    for sides in
+        [[1, 1, 1, 3, 0], [2, 4, 2, 5, 0], [2, 6, 2, 4, 2], [3, 7, 1, 8, 3], [5, 8, 1, 16, 4]]
+    {
+        let [batch, side, ..] = sides;
+        let (rows, tokens) = (batch * side * side, side * side);
+        let by_row = (0..rows).map(|i| (i % 3) as f32).collect();
+        // Whole maps are dropped, the first and some on their own.
+        let by_map = (0..rows).map(|i| (i / tokens % 3) as f32).collect();
+        for factors in [None, Some(by_row), Some(by_map), Some(vec![0.0; rows])] {
+            let [a, b] = [true, false].map(|fused| run_reduced(sides, &factors, fused));
+            for ((a, b), what) in a.iter().zip(&b).zip(names()) {
+                // Normed keys make large scores, and the gradients of their softmax cancel.
+                assert_within(5e-5, a, b, &format!("reduced_attention_block {what} {sides:?}"));
+            }
+        }
+    }
+    // An odd width keeps f32 between the projections.
+    for sides in [[2, 8, 2, 16, 4], [2, 6, 2, 17, 2], [2, 5, 2, 16, 0]] {
+        let bf16 = autocast(Precision::Bf16, || run_reduced(sides, &None, true));
+        let f32 = run_reduced(sides, &None, false);
+        for ((bf16, f32), what) in bf16.iter().zip(&f32).zip(names()) {
+            if *what != "db2" {
+                assert_bf16(bf16, f32, &format!("reduced_attention_block {what} {sides:?}"));
+            }
         }
     }
 }
