@@ -250,7 +250,7 @@ pub fn patch_embed(map: Tensor<4>, conv: Kernels, norm: Norm, windows: Windows) 
     }
 }
 
-/// [`patch_embed`] of images `[batch, channels, height, width]`.
+/// [`patch_embed()`] of images `[batch, channels, height, width]`.
 pub fn image_embed(images: Tensor<4>, conv: Kernels, norm: Norm, windows: Windows) -> Tensor<2> {
     match on_cpu(&images.device()) {
         true => patch_embed::fused_of_images(images, conv, norm, windows),

@@ -236,10 +236,9 @@ impl<S: Simd> PairedTaps<S> {
                 let tap = 3 * row + column;
                 *values = of_strip::<S>(taps, strip, if reversed { TAPS - 1 - tap } else { tap });
             }
-            for v in 0..2 {
-                paired.above[column][v] = S::pairs(by_row[0][v], by_row[1][v]);
-                paired.below[column][v] = S::pairs(zero, by_row[2][v]);
-            }
+            let [[first, second], [third, fourth], [last, end]] = by_row;
+            paired.above[column] = [S::pairs(first, third), S::pairs(second, fourth)];
+            paired.below[column] = [S::pairs(zero, last), S::pairs(zero, end)];
         }
         paired
     }
