@@ -4,7 +4,7 @@
 //! A map of a first stage is larger than a core's cache, and each pass over it costs as much as the
 //! arithmetic. So either direction is one pass over rows: the three rows around the current one are
 //! in a small `Rows`, and what the backward needs of the forward it computes again. Maps may be bf16,
-//! as products leave and read them; the arithmetic is f32.
+//! as products leave and read them: `pairs` is the same for those.
 
 mod pairs;
 mod rows;

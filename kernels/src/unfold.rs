@@ -2,6 +2,7 @@
 
 use crate::check::check_len;
 use crate::depthwise::MapShape;
+use crate::gemm::PairColumns;
 use crate::matrix::{Matrix, Precision};
 use crate::simd::{Kernel, Level, PANEL, Simd};
 use std::ops::Range;
@@ -122,19 +123,19 @@ impl Kernel for Unfold<'_> {
         let channels = shape.channels;
         let cells = x.precision.cells(channels);
         let mut turned = Turned::new(channels, windows.size());
-        let width = out.precision.cells(channels * windows.size());
-        let mut rows = out.cells.chunks_exact_mut(width.max(1));
+        let size = channels * windows.size();
+        let mut rows = out.cells.chunks_exact_mut(out.precision.cells(size).max(1));
         visit(shape, windows, |window| {
             if !window.is_whole(windows) {
                 turned.tokens.fill(0.0);
             }
             for (first, places) in window.rows(shape, windows) {
-                let to = turned.tokens[channels * places.start..channels * places.end].iter_mut();
+                let to = &mut turned.tokens[channels * places.start..channels * places.end];
                 let from = &x.cells[cells * first..cells * (first + places.len())];
                 match x.precision {
-                    Precision::F32 => to.zip(from).for_each(|(to, from)| *to = *from),
+                    Precision::F32 => to.copy_from_slice(from),
                     Precision::Bf16 => {
-                        let tokens = to.into_slice().chunks_exact_mut(channels.max(1));
+                        let tokens = to.chunks_exact_mut(channels.max(1));
                         for (to, from) in tokens.zip(from.chunks_exact(cells.max(1))) {
                             widen::<S>(from, to);
                         }
@@ -142,11 +143,8 @@ impl Kernel for Unfold<'_> {
                 }
             }
             turned.by_channel::<S>();
-            let row = rows.next().expect("a row for each window");
-            match out.precision {
-                Precision::F32 => row.copy_from_slice(&turned.channels[..width]),
-                Precision::Bf16 => narrow::<S>(&turned.channels, row),
-            }
+            let cells = rows.next().expect("a row for each window");
+            write::<S>(&turned.channels[..size], Matrix { cells, precision: out.precision });
         });
     }
 }
@@ -188,12 +186,8 @@ impl Kernel for UnfoldPlanes<'_> {
                     }
                 }
             }
-            let row = rows.next().expect("a row for each window");
-            seen[channels * size..].fill(0.0);
-            match out.precision {
-                Precision::F32 => row.copy_from_slice(&seen[..width]),
-                Precision::Bf16 => narrow::<S>(&seen, row),
-            }
+            let cells = rows.next().expect("a row for each window");
+            write::<S>(&seen[..channels * size], Matrix { cells, precision: out.precision });
         });
     }
 }
@@ -234,7 +228,7 @@ const BLOCK: usize = 8;
 struct Turned {
     /// `[size, channels]` with room for a last block.
     tokens: Vec<f32>,
-    /// `[channels, size]` with room behind for the last block of the last channel, and for a vector.
+    /// `[channels, size]` with room behind for the last block of the last channel.
     channels: Vec<f32>,
     sides: [usize; 2],
 }
@@ -242,7 +236,7 @@ struct Turned {
 impl Turned {
     fn new(channels: usize, size: usize) -> Self {
         let tokens = vec![0.0; size.next_multiple_of(BLOCK) * channels];
-        Self { tokens, channels: vec![0.0; channels * size + 4 * BLOCK], sides: [size, channels] }
+        Self { tokens, channels: vec![0.0; channels * size + BLOCK], sides: [size, channels] }
     }
 
     /// Where blocks of places begin, those that reach beyond a channel's last place first: what they
@@ -313,13 +307,15 @@ fn widen<S: Simd>(pairs: &[f32], to: &mut [f32]) {
     }
 }
 
-/// As many pairs of neighbours as fill `to`; behind the last number of `x` are zeros.
+/// A window in the precision of its row.
 #[inline(always)]
-fn narrow<S: Simd>(x: &[f32], to: &mut [f32]) {
-    for piece in S::pieces(to.len()) {
-        let first = S::load(&x[2 * piece.start..]);
-        let second = S::load(&x[(2 * piece.start + S::LANES).min(x.len())..]);
-        S::pairs_of_neighbours(first, second).store(&mut to[piece]);
+fn write<S: Simd>(window: &[f32], row: Matrix<&mut [f32]>) {
+    match row.precision {
+        Precision::F32 => row.cells.copy_from_slice(window),
+        Precision::Bf16 => {
+            let (columns, cells, to) = (window.len(), row.cells.len(), row.cells);
+            PairColumns { from: window.into(), stride: columns, columns, cells, to }.run::<S>();
+        }
     }
 }
 

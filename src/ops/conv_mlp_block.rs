@@ -279,7 +279,7 @@ impl Inputs {
                     let moments = &slice(&saved.moments)[2 * from.start..2 * from.end];
                     let from = (from.start - rows.start) * dim..(from.end - rows.start) * dim;
                     let all = all.start * dim..all.end * dim;
-                    let (dy, dx) = (Some(&dy[all.clone()]), &mut dx[all.clone()]);
+                    let (dy, dx) = (&dy[all.clone()], &mut dx[all.clone()]);
                     self.norm.backward_rows(all, moments, &d_normed[from], dy, dx, [nw, nb]);
                 }
             }

@@ -15,7 +15,7 @@ use burn_flex::FlexTensor;
 use fewvit_kernels::{Epilogue, MapShape, Matrix, Precision, Windows, fold, unfold, unfold_planes};
 
 use super::buffers::Buffer;
-use super::flat::{Parent, add_gradients_anyway, parents};
+use super::flat::{Parent, parents};
 use super::pre_norm::PreNorm;
 use super::projection::Projection;
 use super::storage::{contiguous, slice, unzip};
@@ -36,8 +36,8 @@ pub fn composed(
 
 /// See [`super::patch_embed()`]; one autodiff node over the kernels.
 pub fn fused(map: Tensor<4>, conv: Kernels, norm: Norm, windows: Windows) -> Tensor<2> {
-    let [batch, height, width, channels] = map.dims();
-    dispatch(map, conv, norm, windows, [batch, height, width, channels], false)
+    let sides = map.dims();
+    dispatch(map, conv, norm, windows, sides, false)
 }
 
 /// See [`super::image_embed()`]; one autodiff node over the kernels.
@@ -189,11 +189,8 @@ impl Inputs {
         grads: &mut Gradients,
     ) {
         let (rows, norm) = (self.rows(), &saved.norm);
-        let mut dx = Buffer::stale(rows * self.conv.out());
         let parents = [norm_weight, norm_bias];
-        add_gradients_anyway([&norm.weight, &norm.bias], parents, grads, |sums| {
-            norm.backward_rows(0..dx.len(), slice(&saved.moments), slice(dy), None, &mut dx, sums);
-        });
+        let dx = norm.backward(slice(&saved.moments), slice(dy), None, parents, grads);
         let seen = self.matrix(slice(&saved.seen));
         self.conv.add_gradients(rows, &dx[..], seen, [weight, bias], grads);
         if let Some(parent) = map {

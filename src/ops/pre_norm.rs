@@ -71,23 +71,40 @@ impl PreNorm {
     }
 
     /// The gradient `dx` of some rows, those `values` of `x`: what comes back through the norm, from the
-    /// gradient `dy` of its output, and what has come around the branch, `residual`, if anything has. The
-    /// gradients of the parameters are added.
+    /// gradient `dy` of its output, and what has come around the branch, `residual`. The gradients of the
+    /// parameters are added.
     pub(super) fn backward_rows(
         &self,
         values: Range<usize>,
         moments: &[f32],
         dy: &[f32],
-        residual: Option<&[f32]>,
+        residual: &[f32],
         dx: &mut [f32],
         [dw, db]: [&mut [f32]; 2],
     ) {
         let (x, weight) = (&slice(&self.x)[values], slice(&self.weight));
-        layer_norm_backward(dy, x, moments, weight, residual, dx, dw, db);
+        layer_norm_backward(dy, x, moments, weight, Some(residual), dx, dw, db);
     }
 
-    /// Adds the gradients of the parameters and registers that of `x`: what comes back through the
-    /// norm, from the gradient `dy` of its output, and what has come around the branch, `residual`.
+    /// The gradient of `x`: what comes back through the norm, from the gradient `dy` of its output, and what
+    /// has come around the branch, `residual`. Those of the parameters are added.
+    pub(super) fn backward(
+        &self,
+        moments: &[f32],
+        dy: &[f32],
+        residual: Option<&FlexTensor>,
+        parents: [Option<Parent>; 2],
+        grads: &mut Gradients,
+    ) -> Buffer {
+        let mut dx = Buffer::stale(dy.len());
+        add_gradients_anyway([&self.weight, &self.bias], parents, grads, |[dw, db]| {
+            let (x, weight, residual) = (slice(&self.x), slice(&self.weight), residual.map(slice));
+            layer_norm_backward(dy, x, moments, weight, residual, &mut dx, dw, db);
+        });
+        dx
+    }
+
+    /// [`Self::backward`], and registers the gradient of `x`.
     pub(super) fn register(
         &self,
         moments: &FlexTensor,
@@ -96,13 +113,7 @@ impl PreNorm {
         [x, weight, bias]: [Option<Parent>; 3],
         grads: &mut Gradients,
     ) {
-        let mut dx = Buffer::stale(dy.len());
-        let parameters = [&self.weight, &self.bias];
-        add_gradients_anyway(parameters, [weight, bias], grads, |[dw, db]| {
-            let (moments, weight) = (slice(moments), slice(&self.weight));
-            let residual = residual.map(slice);
-            layer_norm_backward(dy, slice(&self.x), moments, weight, residual, &mut dx, dw, db);
-        });
+        let dx = self.backward(slice(moments), dy, residual, [weight, bias], grads);
         if let Some(parent) = x {
             grads.register::<Flex>(parent.id, dx.into_tensor(dims2(&self.x)));
         }

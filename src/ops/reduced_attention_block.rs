@@ -349,7 +349,7 @@ impl Inputs {
             for Run { kept, all } in self.runs() {
                 let moments = &slice(&saved.moments)[2 * kept.start..2 * kept.end];
                 let [kept, all] = [kept, all].map(|rows| self.span(&rows, Precision::F32));
-                let (dy, dx) = (Some(&dy[all.clone()]), &mut dx[all.clone()]);
+                let (dy, dx) = (&dy[all.clone()], &mut dx[all.clone()]);
                 self.norm.backward_rows(all, moments, &d_normed[kept], dy, dx, [nw, nb]);
             }
         });
@@ -395,11 +395,9 @@ impl Inputs {
         grads: &mut Gradients,
     ) {
         let (rows, dim) = (self.keys().rows, self.map.channels);
-        let [mut d_keys, mut dx] = [(); 2].map(|()| Buffer::stale(rows * dim));
+        let mut d_keys = Buffer::stale(rows * dim);
         self.kv.backward(rows, dkv, &mut d_keys[..], Epilogue::Store);
-        add_gradients_anyway([&norm.weight, &norm.bias], [snw, snb], grads, |sums| {
-            norm.backward_rows(0..rows * dim, keys.moments(), &d_keys, None, &mut dx, sums);
-        });
+        let dx = norm.backward(keys.moments(), &d_keys, None, [snw, snb], grads);
         let (seen, conv) = (self.matrix(slice(seen)), &reduced.conv);
         conv.add_gradients(rows, &dx[..], seen, [srw, srb], grads);
         let mut d_seen = Buffer::stale(rows * dim * reduced.windows.kernel.pow(2));

@@ -1,4 +1,4 @@
-//! The same for maps in bf16, whose products are added up two at a time: each number pairs with that of
+//! The convolution of maps in bf16, whose products are added up two at a time: each number pairs with that of
 //! the row below, so that three rows of taps are two products. Taps and the gradient before GELU are rounded
 //! to bf16, too.
 

@@ -4,8 +4,7 @@ use super::MapShape;
 use crate::simd::{PANEL, Simd};
 use std::ops::{Deref, DerefMut};
 
-/// Some channels of one token, or one tap's of them.
-/// Vectors of it lie in one cache line each.
+/// Some channels of one token, or one tap's of them. Vectors of it lie in one cache line each.
 #[derive(Clone, Copy)]
 #[repr(C, align(64))]
 pub(super) struct Block([f32; PANEL]);

@@ -239,12 +239,13 @@ unsafe fn accumulate<
             if LOOSE && !PAIRS {
                 for (i, vector) in vectors.iter_mut().enumerate() {
                     let from = i * S::LANES;
-                    *vector = load_up_to::<S>(b.wrapping_add(from), strip.columns - from);
+                    let columns = S::LANES.min(strip.columns - from);
+                    *vector = load::<S, false>(b.wrapping_add(from), columns);
                 }
             } else if LOOSE {
-                let cells = strip.columns.div_ceil(2);
-                let even = load_up_to::<S>(b, cells);
-                let odd = load_up_to::<S>(b.add(strip.b_stride), cells);
+                let cells = S::LANES.min(strip.columns.div_ceil(2));
+                let even = load::<S, false>(b, cells);
+                let odd = load::<S, false>(b.add(strip.b_stride), cells);
                 let pairs = S::pairs_of_rows(even, odd);
                 for (vector, pairs) in vectors.iter_mut().zip([pairs.0, pairs.1]) {
                     *vector = pairs;
@@ -266,11 +267,15 @@ unsafe fn accumulate<
                 }
             }
         }
-        let terms = if LOOSE && PAIRS { 2 } else { 1 };
-        for row in 0..if LOOSE { terms } else { 0 } {
-            S::prefetch(b.wrapping_add((16 + row) * strip.b_stride));
+        if LOOSE {
+            let rows = if PAIRS { 2 } else { 1 };
+            for row in 0..rows {
+                S::prefetch(b.wrapping_add((16 + row) * strip.b_stride));
+            }
+            b = b.wrapping_add(rows * strip.b_stride);
+        } else {
+            b = b.wrapping_add(PANEL);
         }
-        b = b.wrapping_add(if LOOSE { terms * strip.b_stride } else { PANEL });
         if TRANSPOSED {
             S::prefetch(bases[0].wrapping_add(16 * stride));
             bases[0] = bases[0].wrapping_add(stride);
@@ -374,13 +379,6 @@ unsafe fn store_pairs<S: Simd, const ROWS: usize, const FULL: bool>(
             }
         }
     }
-}
-
-/// A vector, or its first `n` lanes where there are no more.
-#[inline(always)]
-unsafe fn load_up_to<S: Simd>(p: *const f32, n: usize) -> S {
-    // SAFETY: the caller vouches for n floats.
-    unsafe { if n >= S::LANES { S::load_full(p) } else { S::load_first(p, n) } }
 }
 
 #[inline(always)]
