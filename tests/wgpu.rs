@@ -4,7 +4,6 @@
 #![cfg(feature = "wgpu")]
 
 use std::io::Write as _;
-use std::time::Instant;
 
 use burn::tensor::wgpu::{WgpuSetup, wgpu};
 use burn::tensor::{Device, Tensor, TensorData};
@@ -216,10 +215,7 @@ fn crops_cross_as_bytes() {
 fn a_device_that_is_right_passes_the_self_check() {
     let Some(device) = device() else { return };
     device::self_check(&device).expect("the software device is right");
-    let began = Instant::now();
     device::self_check(&device).expect("and stays so");
-    let seconds = began.elapsed().as_secs_f64();
-    assert!(seconds < 5.0, "once compiled, it takes {seconds} s");
 }
 
 #[test]
