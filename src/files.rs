@@ -79,7 +79,7 @@ pub fn refuse_to_replace(path: &Path, ours: impl FnOnce(&[u8]) -> bool) -> Resul
 }
 
 /// The folder of a file; a bare name is in the working directory.
-fn folder_of(path: &Path) -> &Path {
+pub fn folder_of(path: &Path) -> &Path {
     match path.parent() {
         Some(folder) if folder != Path::new("") => folder,
         _ => Path::new("."),

@@ -55,7 +55,7 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "cli",
         &[
             "backbone", "bench", "config", "data", "engine", "error", "eval", "export", "fetch",
-            "report", "run", "study", "train",
+            "files", "report", "run", "study", "train",
         ],
     ),
 ];

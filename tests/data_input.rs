@@ -78,6 +78,7 @@ fn what_fewvit_writes_it_reads() {
     let output = succeeds(root, "train splits.csv -c tiny.toml --from-scratch --output r");
     let said = stderr(&output);
     assert!(said.contains(", table splits.csv, 3 classes, 12 train + 3 test images"), "{said}");
+    assert!(said.contains("for the next run; of all data sets together "), "{said}");
     let classes = fs::read_to_string(root.join("r/classes.txt")).expect("classes");
     assert_eq!(classes, "10\n9\na, b\n");
     succeeds(root, "eval r photos");
@@ -174,6 +175,8 @@ fn a_sample_is_a_table_that_keeps_the_test_images() {
         ("data sample photos --fraction 2 -o new.csv", 2, "must lie above 0"),
         ("data sample photos --total 3 -o two.csv", 2, "left as it is"),
         ("data sample photos --total 3 -o new.txt", 2, ".csv"),
+        ("data sample photos --total 3 -o none/new.csv", 2, "there is no folder none; make it"),
+        ("data split photos -o none/new.csv", 2, "there is no folder none; make it"),
         ("data sample gone --total 3 -o new.csv", 3, "exist"),
     ] {
         let output = run(root, line);
@@ -182,6 +185,45 @@ fn a_sample_is_a_table_that_keeps_the_test_images() {
         assert!(said.contains(part), "{line}: {said}");
     }
     assert!(!root.join("new.csv").exists());
+}
+
+#[test]
+fn images_without_a_label_are_counted_and_in_no_sample_by_class() {
+    let folder = temporary();
+    let root = folder.path();
+    pictures(&root.join("photos"), &["ash", "elm", "oak"]);
+    // Five of ash and of elm with a label, those of oak without; one of each for the test.
+    let row = |class: &str, i: usize| match (class, i) {
+        (_, 0) => format!("photos/{class}/0.png,{class},test\n"),
+        ("oak", _) => format!("photos/oak/{i}.png,,train\n"),
+        _ => format!("photos/{class}/{i}.png,{class},train\n"),
+    };
+    let rows = ["ash", "elm", "oak"].map(|class| (0..5).map(|i| row(class, i)).collect::<String>());
+    fs::write(root.join("few.csv"), format!("file,label,split\n{}", rows.concat()))
+        .expect("written");
+    let rows_of = |table: &str| {
+        let output = succeeds(root, &format!("data stats {table} --allow-empty-class"));
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        let numbers = |line: &str| {
+            let words: Vec<&str> = line.split_whitespace().rev().collect();
+            (words.len() > 5 && words[0] == "test").then(|| format!("{} {}", words[5], words[1]))
+        };
+        let unlabelled = text.lines().find(|line| line.trim_start().starts_with("without a label"));
+        unlabelled.and_then(numbers)
+    };
+    assert_eq!(rows_of("few.csv").as_deref(), Some("4 0"));
+    for (size, sample, without) in [
+        ("--per-class 1", "2 of 12 training", None),
+        ("--fraction 0.5", "6 of 12 training", Some("2 0")),
+        ("--total 12", "12 of 12 training", Some("4 0")),
+    ] {
+        let table = format!("{}.csv", size.trim_start_matches('-').replace(' ', "-"));
+        let said = stderr(&succeeds(root, &format!("data sample few.csv {size} -o {table}")));
+        assert!(said.contains(&format!("sample: {sample}")), "{size}: {said}");
+        let left_out = said.contains("4 training images without a label left out");
+        assert_eq!(left_out, without.is_none(), "{size}: {said}");
+        assert_eq!(rows_of(&table).as_deref(), without, "{size}");
+    }
 }
 
 /// Textures of two classes, whose second published split tests on another image than the first.

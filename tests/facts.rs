@@ -79,6 +79,16 @@ fn few_labels_are_pre_trained_around_and_said() {
     let all = job(&["train", data], &settings, &folder.path().join("all"));
     assert_eq!(all["data"]["labelled_images"], 36);
     says(&card(&folder.path().join("all")), &[], &["labels for"]);
+
+    // Without pre-training nothing is learned from the others.
+    let out = folder.path().join("none");
+    let report = job(&["train", data, "--labels", "20", "--from-scratch"], &settings, &out);
+    assert_eq!(report["stages"][0]["images"], 20);
+    let unused = [
+        "trained from random weights on 20 images; 16 without a label were not used.",
+        "(labels for 20 of the training images; 16 without a label were not used).",
+    ];
+    says(&card(&out), &unused, &["36 images"]);
 }
 
 #[test]

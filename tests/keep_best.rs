@@ -37,11 +37,11 @@ fn the_best_epoch_is_kept_and_patience_ends_training() {
     let output = run(words.iter().chain(&["--patience", "2", "-o", out]));
     assert!(output.status.success(), "{}", stderr(&output));
     let read = |name: &str| fs::read_to_string(Path::new(out).join(name)).expect("written");
-    let rows: Vec<Value> = read("metrics.jsonl")
+    let all: Vec<Value> = read("metrics.jsonl")
         .lines()
         .map(|line| serde_json::from_str(line).expect("JSON"))
         .collect();
-    let rows: Vec<&Value> = rows.iter().filter(|row| row["stage"] == "finetune").collect();
+    let rows: Vec<&Value> = all.iter().filter(|row| row["stage"] == "finetune").collect();
     let top1: Vec<f64> = rows.iter().map(|row| row["top1"].as_f64().expect("measured")).collect();
     let highest = top1.iter().copied().fold(0.0, f64::max);
     let best = top1.iter().position(|&share| share == highest).expect("one");
@@ -59,6 +59,16 @@ fn the_best_epoch_is_kept_and_patience_ends_training() {
         "{card}"
     );
 
+    let since = "since 2 evaluations in a row were no better";
+    let stopped = format!("stopped after epoch {} of the 30 planned, {since}", rows.len());
+    assert!(card.contains(&stopped), "{card}");
+    let told = stderr(&output);
+    assert!(told.contains(&format!("note: fine-tuning {stopped}")), "{told}");
+    // The final measurement is of that epoch's weights.
+    let last = all.iter().find(|row| row["stage"] == "test").expect("a final measurement");
+    assert_eq!([&last["epoch"], &last["step"]], [&rows[best]["epoch"], &rows[best]["step"]]);
+    assert_eq!(last["seconds"], rows[rows.len() - 1]["seconds"]);
+
     // The exported model has the accuracy of that epoch, not that of the last.
     let measured = run(["eval", out, data_name, "--split", "val", "--json"]);
     assert!(measured.status.success(), "{}", stderr(&measured));
@@ -67,6 +77,7 @@ fn the_best_epoch_is_kept_and_patience_ends_training() {
 
     let weights = || fs::read(Path::new(out).join("export/model.safetensors")).expect("exported");
     let before = weights();
+    fs::remove_file(Path::new(out).join("report.html")).expect("there");
     let resumed = run(["resume", out]);
     assert!(resumed.status.success(), "{}", stderr(&resumed));
     assert!(before == weights(), "a run that patience ended goes on no further");

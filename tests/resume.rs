@@ -2,9 +2,10 @@
 
 mod common;
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use common::{fewvit, flowers, run, stderr, tiny_run};
 
@@ -88,6 +89,64 @@ fn asked_to_stop_it_writes_a_checkpoint_and_says_who_asked() {
     }
 }
 
+/// Every file below a folder: what is in it, and when it was written.
+fn files(folder: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
+    let mut found = BTreeMap::new();
+    for entry in std::fs::read_dir(folder).expect("a folder") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            let written = path.metadata().and_then(|file| file.modified()).expect("a time");
+            found.insert(path.clone(), (std::fs::read(&path).expect("a file"), written));
+        }
+    }
+    found
+}
+
+#[test]
+fn a_finished_run_says_so_and_what_somebody_wrote_there_stays() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = flowers(folder.path(), 2);
+    let settings = tiny_run(folder.path());
+    let resume = |out: &Path| {
+        let output = run(["resume", out.to_str().expect("a UTF-8 path")]);
+        assert!(output.status.success(), "{}", stderr(&output));
+        (stderr(&output), output.stdout)
+    };
+    for job in ["train", "pretrain"] {
+        let out = folder.path().join(job);
+        let mut arguments = train(&data, &settings, &out);
+        arguments[0] = job;
+        let output = run(arguments);
+        assert!(output.status.success(), "{}", stderr(&output));
+        let card = out.join("export/README.md");
+        let edit = |text: String| std::fs::write(&card, text + "LICENCE: CC0, my edit\n");
+        std::fs::read_to_string(&card).map_or(Ok(()), edit).expect("written");
+        let before = files(&out);
+        let (said, result) = resume(&out);
+        assert!(said.contains("is finished: nothing is left to do"), "{said}");
+        assert!(!said.contains("going on"), "{said}");
+        assert_eq!(result, output.stdout, "the result as the run itself printed it");
+        assert!(files(&out) == before, "{job}: something was written");
+    }
+    // What was deleted is written again, and nothing is written over the card.
+    let (out, other) = (folder.path().join("train"), folder.path().join("pretrain"));
+    for deleted in ["report.html", "export/model.onnx"] {
+        std::fs::remove_file(out.join(deleted)).expect("there");
+        let (said, _) = resume(&out);
+        assert!(out.join(deleted).is_file() && said.contains("README.md was there"), "{said}");
+        let card = std::fs::read_to_string(out.join("export/README.md")).expect("a card");
+        assert!(card.ends_with("LICENCE: CC0, my edit\n"), "{card}");
+    }
+    std::fs::remove_file(out.join("export/README.md")).expect("there");
+    assert!(!resume(&out).0.contains("is finished"), "the card is the last file of a run");
+    let card = std::fs::read_to_string(out.join("export/README.md")).expect("a card");
+    assert!(card.contains("## Licence") && !card.contains("my edit"), "{card}");
+    std::fs::remove_file(other.join("report.html")).expect("there");
+    assert!(!resume(&other).0.contains("is finished") && other.join("report.html").is_file());
+}
+
 #[test]
 fn an_occupied_folder_is_not_overwritten() {
     let folder = tempfile::tempdir().expect("a temporary folder");
@@ -99,5 +158,6 @@ fn an_occupied_folder_is_not_overwritten() {
     let output = run(train(&data, &settings, &occupied));
     assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
     assert!(stderr(&output).contains("left as it is"), "{}", stderr(&output));
+    assert!(!stderr(&output).contains("fewvit resume"), "it is no run: {}", stderr(&output));
     assert_eq!(std::fs::read_dir(&occupied).expect("there").count(), 1);
 }

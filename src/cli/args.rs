@@ -82,7 +82,7 @@ pub enum Command {
     #[command(after_help = RESUME)]
     Resume(ResumeArgs),
     /// Render a small set of flowers and train on it, in minutes
-    #[command(after_help = DEMO)]
+    #[command(after_help = DEMO, mut_args = hiding(&["time_budget"]))]
     Demo(RunArgs),
     /// Train a grid of settings, data sets and seeds, and compare them in one table
     #[command(after_help = STUDY)]
@@ -301,7 +301,10 @@ pub struct ExportArgs {
     pub json: bool,
 }
 
-const RESUME: &str = "Examples:
+const RESUME: &str = "A run that is finished is shown, and nothing in it is written. If report.html or a file of export/
+was deleted, it is measured and exported again; an export/README.md that is there stays as it is.
+
+Examples:
   fewvit resume runs/photos-1
   fewvit resume runs/photos-1 --data /mnt/photos";
 

@@ -11,7 +11,7 @@ use super::progress::Progress;
 use super::readable::unreadable_image;
 use super::{data_list, data_sample};
 use crate::config::{DataConfig, Layers, RunConfig, Source};
-use crate::data::data_report::DataReport;
+use crate::data::data_report::{DataReport, SplitCounts};
 use crate::data::look::look_at_all;
 use crate::data::manifest::{Manifest, Origin, Split, SplitOrigin};
 use crate::data::source::Opened;
@@ -19,6 +19,7 @@ use crate::data::views::ViewPlan;
 use crate::data::{check, file_name, named, source, split, synth};
 use crate::engine::device;
 use crate::error::{Error, Result};
+use crate::files::folder_of;
 use crate::report::pictures;
 use crate::run::prepare::decode_sample;
 use crate::run::{self, Ui as _};
@@ -90,15 +91,13 @@ fn stats(args: &StatsArgs) -> Result<()> {
         return super::print_json(&report);
     }
     print_report(&report)?;
-    for class in &report.classes {
-        let images = &class.images;
-        let line = format!(
-            "  {:<32} {:>5} train {:>5} val {:>5} test",
-            class.name, images.train, images.val, images.test
-        );
-        super::print(&line)?;
-    }
-    Ok(())
+    let unlabelled = ("without a label", report.unlabelled());
+    let classes = report.classes.iter().map(|class| (class.name.as_str(), class.images));
+    let rest = (unlabelled.1 != SplitCounts::default()).then_some(unlabelled);
+    classes.chain(rest).try_for_each(|(name, images)| {
+        let SplitCounts { train, val, test } = images;
+        super::print(&format!("  {name:<32} {train:>5} train {val:>5} val {test:>5} test"))
+    })
 }
 
 fn print_report(report: &DataReport) -> Result<()> {
@@ -196,21 +195,22 @@ pub(super) fn check_table(output: &Path) -> Result<()> {
     if output.exists() {
         return Err(occupied(output));
     }
-    match output.extension().is_some_and(|extension| extension == "csv") {
-        true => Ok(()),
-        false => Err(Error::Usage(format!(
-            "--output {}: the table is written as CSV; give it a name that ends in .csv",
-            output.display()
-        ))),
-    }
+    let folder = folder_of(output);
+    let why = if output.extension().is_none_or(|extension| extension != "csv") {
+        "the table is written as CSV; give it a name that ends in .csv".to_owned()
+    } else if !folder.is_dir() {
+        format!("there is no folder {}; make it first", folder.display())
+    } else {
+        return Ok(());
+    };
+    Err(Error::Usage(format!("--output {}: {why}", output.display())))
 }
 
 /// The manifest with the images' paths counted from the folder of the table at `output`, as
 /// whoever reads the table will take them; absolute where the two have no folder in common.
 pub(super) fn counted_from(output: &Path, mut manifest: Manifest) -> Result<Manifest> {
-    let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
     let real = |path: &Path| path.canonicalize().map_err(|e| Error::io("read", path, e));
-    let folder = real(folder)?;
+    let folder = real(folder_of(output))?;
     // Links to files stay as they are, so only folders are resolved, each once.
     let mut resolved: HashMap<PathBuf, PathBuf> = HashMap::new();
     for sample in &mut manifest.samples {
@@ -243,7 +243,7 @@ fn relative(path: &Path, folder: &Path) -> PathBuf {
 
 /// Refuses to write a picture into the folder of the images, whose number it would add to.
 fn refuse_inside(output: &Path, data: &Path) -> Result<()> {
-    let folder = output.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    let folder = folder_of(output);
     let inside =
         || folder.canonicalize().ok()?.starts_with(data.canonicalize().ok()?).then_some(());
     match inside() {

@@ -101,7 +101,8 @@ pub struct FetchArgs {
 
 const SAMPLE: &str = "The table lists the sample and all validation and test images, and is given as data like any other.
 With one seed a larger sample contains the smaller. Of images without a split, the split is drawn
-first, the same with every --seed: that of `fewvit data split`.
+first, the same with every --seed: that of `fewvit data split`. Training images without a label are
+of no class: --per-class leaves them out, --fraction takes its share of them, --total draws from all.
 
 Examples:
   fewvit data sample photos/ --fraction 0.25
@@ -246,13 +247,13 @@ pub struct SampleArgs {
 #[derive(Args, Clone, Copy, Debug)]
 #[group(required = true, multiple = false)]
 pub struct SampleSize {
-    /// Training images of each class
+    /// Training images of each class; images without a label are left out
     #[arg(long, value_name = "N")]
     pub per_class: Option<NonZeroUsize>,
-    /// Training images in all, whatever their classes
+    /// Training images in all, whatever their classes, with a label or without
     #[arg(long, value_name = "N")]
     pub total: Option<NonZeroUsize>,
-    /// Share of the training images of each class, at least one of each
+    /// Share of the training images of each class and of those without a label, at least one of each
     #[arg(long, value_name = "SHARE")]
     pub fraction: Option<f64>,
 }

@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 
 use super::flags::{Job, RunArgs};
 use super::progress::Progress;
-use crate::config::Layers;
+use crate::config::{Layers, RunConfig};
 use crate::data::synth::{self, SPECIES};
 use crate::error::{Error, Result};
 use crate::eval::metric::{difference_interval, mcnemar_p};
 use crate::report::words::{duration, interval};
 use crate::run::{self, Folder, Summary, Ui};
-use crate::study::{Choices, Grid, Place, Study, Worker};
+use crate::study::{Base, Choices, Grid, Place, Study, Worker};
 
 /// Images of each species for training and for testing, and their side in pixels.
 const TRAIN: usize = 50;
@@ -24,24 +24,15 @@ pub(super) fn demo(args: &RunArgs) -> Result<()> {
     let base =
         |recipe: &str| -> Result<Layers> { args.layers(recipe, std::env::vars_os().collect()) };
     let config = run::settle(base("demo")?, Job::Train.stages())?.config;
-    let folder = Folder::create(args.output.as_deref(), "demo")?;
-    let data = run::absolute(&folder.join("flowers"));
-    let ui = Progress::new();
-    ui.note(&format!(
-        "rendering {} flowers into {}",
-        SPECIES.len() * (TRAIN + TEST),
-        data.display()
-    ));
-    synth::write(&data, config.seed, SIDE, TRAIN, TEST, |_, _| ())?;
+    refuse_budget(&config)?;
     let study = study(config.seed)?;
-    let choices = Choices {
-        data: [("flowers".to_owned(), data)].into_iter().collect(),
-        ..Choices::default()
-    };
-    let grid = Grid::new(&study, &choices, &base)?;
     if args.dry_run {
-        return super::study::forecast(&grid, None, args.json);
+        let folder = tempfile::tempdir();
+        let folder = folder.map_err(|e| Error::io("write", &std::env::temp_dir(), e))?;
+        return super::study::forecast(&grid(&study, folder.path(), &base)?, None, args.json);
     }
+    let folder = Folder::create(args.output.as_deref(), "demo")?;
+    let grid = grid(&study, folder.root(), &base)?;
     let place = Place::make(folder.root(), &study)?;
     let interrupted = super::interrupted()?;
     let ui = |_: &crate::study::Job| -> Box<dyn Ui> { Box::new(Progress::new()) };
@@ -53,6 +44,31 @@ pub(super) fn demo(args: &RunArgs) -> Result<()> {
         true => results.iter().try_for_each(super::print_json),
         false => compare(random, idmm, config.data.labels),
     }
+}
+
+/// Refuses a time budget: each training would fill its own, and they would no longer see as many crops.
+fn refuse_budget(config: &RunConfig) -> Result<()> {
+    match config.time_budget > 0.0 {
+        false => Ok(()),
+        true => Err(Error::Usage(
+            "the demo takes no time budget: its two trainings see as many crops, so that they can be \
+             compared; --dry-run says how long that takes here\n  leave the budget out, or train on \
+             such flowers for as long as you like:\n  fewvit data synth flowers/\n  fewvit train \
+             flowers/ --time-budget 5m"
+                .to_owned(),
+        )),
+    }
+}
+
+/// Renders the flowers of the study's seed into `folder`; the runs on them.
+fn grid(study: &Study, folder: &Path, base: Base) -> Result<Grid> {
+    let data = run::absolute(&folder.join("flowers"));
+    let images = SPECIES.len() * (TRAIN + TEST);
+    Progress::new().note(&format!("rendering {images} flowers into {}", data.display()));
+    let seed = study.seeds.first().copied().unwrap_or_default();
+    synth::write(&data, seed, SIDE, TRAIN, TEST, |_, _| ())?;
+    let data = [("flowers".to_owned(), data)].into_iter().collect();
+    Grid::new(study, &Choices { data, ..Choices::default() }, base)
 }
 
 /// The study of one seed, a run folder a row.

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 use toml::Value;
 
-use super::values::{parse_crops, parse_minutes};
-use crate::config::{Layers, Source};
+use super::values::parse_crops;
+use crate::config::{Layers, Source, parse_minutes};
 use crate::error::{Error, Result};
 use crate::run::Stages;
 
@@ -116,11 +116,12 @@ pub struct TrainArgs {
     /// Model under timm's name; `fewvit models` shows them
     #[arg(long, value_name = "NAME")]
     pub model: Option<String>,
-    /// Side of the training images in pixels, a multiple of 16; on `train` that of fine-tuning
+    /// Side of the training images in pixels, for DeiT a multiple of 16; on `train` that of
+    /// fine-tuning
     #[arg(long, value_name = "PIXELS")]
     pub img_size: Option<usize>,
     /// Training images that keep their label, each class its share; all others are pre-trained on
-    /// only [default: all]
+    /// only, if there is pre-training; 0 = all [default: all]
     #[arg(long, value_name = "N", help_heading = "Data")]
     pub labels: Option<usize>,
     /// Epochs; on `train` those of fine-tuning
@@ -180,7 +181,7 @@ pub struct TrainArgs {
     /// Epochs of pre-training, 0 = none
     #[arg(long, value_name = "N", help_heading = "Pre-training")]
     pub pretrain_epochs: Option<usize>,
-    /// Side of all crops of pre-training, a multiple of 16
+    /// Side of all crops of pre-training, for DeiT a multiple of 16
     #[arg(long, value_name = "PIXELS", help_heading = "Pre-training")]
     pub pretrain_img_size: Option<usize>,
     /// Label smoothing of pre-training

@@ -35,11 +35,8 @@ fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Resul
     let resolved = run::settle(layers, job.stages())?;
     let chosen: Vec<StageName> = [StageName::Pretrain, StageName::Finetune]
         .into_iter()
-        .filter(|stage| resolved.chosen(&format!("{}.optim.epochs", stage.as_str())))
+        .filter(|stage| resolved.chosen_epochs(stage.as_str()))
         .collect();
-    if args.is_quick_by_default(job) {
-        Progress::new().note(&quick_by_default(resolved.config.time_budget));
-    }
     let stages = job.stages();
     let pretrain = stages.pretrain && resolved.config.pretrain.optim.epochs > 0;
     let finetune = stages.finetune;
@@ -50,15 +47,21 @@ fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Resul
                 .to_owned(),
         ));
     }
-    let budget = resolved.config.time_budget > 0.0 && resolved.chosen("time_budget");
     let is_fixed = |trained: bool, stage| !trained || chosen.contains(&stage);
-    if budget && is_fixed(pretrain, StageName::Pretrain) && is_fixed(finetune, StageName::Finetune)
-    {
+    let fixed = is_fixed(pretrain, StageName::Pretrain) && is_fixed(finetune, StageName::Finetune);
+    let minutes = resolved.config.time_budget;
+    let chosen_budget = resolved.chosen("time_budget");
+    if fixed && chosen_budget && minutes > 0.0 {
         return Err(Error::Usage(
             "the time budget does nothing: the epochs of every stage are given\n  leave one of the \
              two out"
                 .to_owned(),
         ));
+    }
+    if args.is_quick_by_default(job) {
+        Progress::new().note(&quick_by_default(minutes, fixed, chosen_budget));
+    } else if job == Job::Train && args.recipe.is_none() && !resolved.chosen("about.name") {
+        Progress::new().note(PAPER_UNDER_A_FILE);
     }
     let sources = resolved.sources();
     let config = resolved.config;
@@ -74,16 +77,23 @@ fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Resul
     report(&summary, args.run.json)
 }
 
-/// What a run does that was asked for without a recipe.
-fn quick_by_default(minutes: f64) -> String {
-    let within = match minutes {
-        0.0 => "without a time budget".to_owned(),
-        minutes => format!("within {}", duration(60.0 * minutes)),
+/// What a run says whose settings come from a file and whose recipe nobody named.
+const PAPER_UNDER_A_FILE: &str = "recipe `paper`, as -c was given and no --recipe: --recipe quick fits its \
+                                  epochs to a time budget";
+
+/// What a run does that was asked for without a recipe: whether its epochs are `fixed`, and if they are not,
+/// whether somebody has `chosen` the minutes that they fit into.
+fn quick_by_default(minutes: f64, fixed: bool, chosen: bool) -> String {
+    let within = match (fixed, minutes) {
+        (true, _) => "with the epochs asked for".to_owned(),
+        (false, 0.0) => "without a time budget".to_owned(),
+        (false, minutes) => format!("within {}", duration(60.0 * minutes)),
     };
-    format!(
-        "recipe `quick`, {within}: --time-budget 2h gives it more, --recipe paper is the paper's \
-         whole schedule"
-    )
+    let more = match fixed || chosen {
+        true => "",
+        false => "--time-budget 2h gives it more, ",
+    };
+    format!("recipe `quick`, {within}: {more}--recipe paper is the paper's whole schedule")
 }
 
 /// Plans and runs, the epochs of the `chosen` stages as they are; `None` after a dry run.
@@ -181,8 +191,17 @@ mod tests {
 
     #[test]
     fn the_budget_that_counts_is_said() {
-        assert!(quick_by_default(30.0).starts_with("recipe `quick`, within 30 min"));
-        assert!(quick_by_default(120.0).contains("within 2 h"), "{}", quick_by_default(120.0));
-        assert!(quick_by_default(0.0).contains("without a time budget"));
+        let said = [
+            (
+                quick_by_default(30.0, false, false),
+                "within 30 min 00 s: --time-budget 2h gives it more",
+            ),
+            (quick_by_default(120.0, false, true), "within 2 h 00 min: --recipe paper"),
+            (quick_by_default(0.0, false, true), "without a time budget: --recipe paper"),
+            (quick_by_default(30.0, true, false), "with the epochs asked for: --recipe paper"),
+        ];
+        for (text, words) in said {
+            assert!(text.starts_with(&format!("recipe `quick`, {words}")), "{text}");
+        }
     }
 }

@@ -72,9 +72,12 @@ fn whole() -> [f64; 2] {
 }
 
 impl FinetuneConfig {
-    /// Epochs with crops of `early_img_size`, of `epochs`.
+    /// Epochs with crops of `early_img_size`, of `epochs`: none where these would be no smaller.
     pub fn early_of(&self, epochs: usize) -> usize {
-        early_epochs(epochs, self.early_share)
+        match self.early_img_size < self.img_size {
+            true => early_epochs(epochs, self.early_share),
+            false => 0,
+        }
     }
 
     /// The first of the plain epochs, from 0.
@@ -83,9 +86,9 @@ impl FinetuneConfig {
     }
 }
 
-/// The whole number of epochs that comes closest to a `share` of `epochs`.
+/// The whole number of epochs that comes closest to a `share` of `epochs`; the last epoch is never one of them.
 pub fn early_epochs(epochs: usize, share: f64) -> usize {
-    (epochs as f64 * share).round() as usize
+    ((epochs as f64 * share).round() as usize).min(epochs.saturating_sub(1))
 }
 
 /// Which of the images with a label an epoch takes.
@@ -122,4 +125,28 @@ pub enum ClassWeights {
     /// In proportion to `(1 - beta) / (1 - beta^n)`, one over the effective number of images (Cui et al.,
     /// CVPR 2019, eq. 3).
     Effective,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Layers;
+
+    #[test]
+    fn the_last_epoch_has_crops_of_the_full_size() {
+        let of = |epochs| early_epochs(epochs, 0.85);
+        assert_eq!([0, 1, 2, 3, 20, 100].map(of), [0, 0, 1, 2, 17, 85]);
+        assert_eq!(early_epochs(10, 0.0), 0);
+    }
+
+    #[test]
+    fn early_crops_are_smaller_or_there_are_none() {
+        let mut config =
+            Layers::new("quick").and_then(Layers::build).expect("valid").config.finetune;
+        let mut of = |img_size| {
+            config.img_size = img_size;
+            config.early_of(20)
+        };
+        assert_eq!([112, 65, 64, 48].map(&mut of), [17, 17, 0, 0]);
+    }
 }

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use toml::{Table, Value};
 
 use super::recipe::Recipe;
-use super::{Resolved, RunConfig, recipe, validate};
+use super::{Resolved, RunConfig, parse_minutes, recipe, validate};
 use crate::error::{Error, Result};
 
 /// Who set a value.
@@ -86,6 +86,8 @@ const FREE_TABLE: &str = "about.expected";
 const OPTIONS: &str = "pretrain.options.";
 
 const METHOD: &str = "pretrain.method";
+/// A time budget may be a text with a unit, as its flag takes it.
+const BUDGET: &str = "time_budget";
 const MODEL: &str = "model.name";
 const SMALL: &str = "model.small";
 
@@ -239,6 +241,15 @@ impl Layers {
             let known = self.known.iter().map(String::as_str);
             return Err(unknown(known, key, &format!(" (from {source})")));
         }
+        let value = match (bare, &value) {
+            (BUDGET, Value::String(text)) => {
+                let minutes = parse_minutes(text);
+                minutes
+                    .map(Value::Float)
+                    .map_err(|e| Error::Usage(format!("{key} = {value} (from {source}): {e}")))?
+            }
+            _ => value,
+        };
         self.own.push((key.to_owned(), Setting { value, source }));
         Ok(())
     }

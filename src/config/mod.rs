@@ -6,6 +6,7 @@
 mod finetune;
 mod first_head;
 mod layers;
+mod minutes;
 pub mod recipe;
 mod resolved;
 mod validate;
@@ -14,6 +15,7 @@ pub use finetune::{ClassWeights, FinetuneConfig, Keep, Sampling, early_epochs};
 pub use first_head::{HeadFrom, HeadInit};
 pub(crate) use layers::flatten;
 pub use layers::{Layers, Setting, Source, mark_fitted, to_toml};
+pub use minutes::parse_minutes;
 pub use resolved::{Resolved, Unread};
 pub use validate::validate;
 

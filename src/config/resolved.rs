@@ -45,6 +45,24 @@ impl Resolved {
         self.origin(key).is_some_and(|source| !source.is_recipe())
     }
 
+    /// Whether somebody has chosen how many epochs `stage` (`pretrain` or `finetune`) has. A file with a time
+    /// budget has proportions, as a recipe with one: the settings that `fewvit config` prints are such a file.
+    pub fn chosen_epochs(&self, stage: &str) -> bool {
+        let key = format!("{stage}.optim.epochs");
+        match self.origin(&key) {
+            Some(source @ Source::File(_)) => !self.has_budget(source),
+            _ => self.chosen(&key),
+        }
+    }
+
+    /// Whether `source` sets a time budget.
+    fn has_budget(&self, source: &Source) -> bool {
+        let minutes = |value: &Value| value.as_float().or(value.as_integer().map(|n| n as f64));
+        let budgets = self.settings.get("time_budget").into_iter().flatten();
+        let mut own = budgets.filter(|setting| setting.source == *source);
+        own.any(|setting| minutes(&setting.value).is_some_and(|minutes| minutes > 0.0))
+    }
+
     /// The history of the key, or of every key below it if it is a section.
     ///
     /// # Errors

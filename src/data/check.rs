@@ -132,7 +132,7 @@ mod tests {
     use super::super::look::look_at_all;
     use super::super::source::{open_noting, tests};
     use super::*;
-    use crate::config::Depth;
+    use crate::config::{ClassWeights, Depth, FinetuneConfig, Sampling};
     use image::DynamicImage;
     use std::path::Path;
 
@@ -199,6 +199,32 @@ mod tests {
         }
         let json = serde_json::to_string(&report).unwrap();
         assert_eq!(serde_json::from_str::<DataReport>(&json).unwrap(), report);
+    }
+
+    #[test]
+    fn advice_that_is_followed_is_not_given() {
+        let root = tempfile::tempdir().unwrap();
+        for (class, count) in [("a", 60), ("b", 5)] {
+            for i in 0..count {
+                let image = DynamicImage::new_rgb8(40, 40 + i);
+                save(root.path(), &format!("train/{class}/{i}.png"), image);
+            }
+        }
+        let manifest = open_noting(root.path(), &tests::config(), 1).unwrap().manifest;
+        let report = report_on(&manifest, Depth::Pil);
+        let paper = crate::config::Layers::new("paper").and_then(|layers| layers.build()).unwrap();
+        let note = |change: &dyn Fn(&mut FinetuneConfig)| {
+            let (mut report, mut finetune) = (report.clone(), paper.config.finetune.clone());
+            change(&mut finetune);
+            report.heed(&finetune);
+            report.warnings.into_iter().find(|note| note.contains("12 times")).unwrap()
+        };
+        let plain = note(&|_| ());
+        assert!(plain.contains("sampling=balanced") && plain.contains("class_weights=effective"));
+        let bare = "the largest class has 12 times the training images of the smallest; accuracy is \
+                    dominated by the large classes";
+        assert_eq!(note(&|finetune| finetune.sampling = Sampling::Balanced), bare);
+        assert_eq!(note(&|finetune| finetune.class_weights = ClassWeights::Effective), bare);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use super::listing::UNREAD_PHOTOS;
 use super::manifest::{Split, Treatment};
 use super::source::Opened;
 use super::words::{counted, shortened};
+use crate::config::{ClassWeights, FinetuneConfig, Sampling};
 
 /// What a data set holds, as written to `data_report.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -57,6 +58,10 @@ pub struct DataReport {
 
 /// Levels of 255 below which a picture is nearly black: what 12 bits are of 16.
 pub(super) const DARK: u8 = 16;
+
+/// What to do where classes are of very different sizes.
+const FOR_RARE_CLASSES: &str = " (--set finetune.sampling=balanced takes as many of each, \
+     --set finetune.class_weights=effective lets the rare ones count more)";
 
 /// Images by split.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -137,6 +142,15 @@ impl Spread {
 }
 
 impl DataReport {
+    /// Images that are of no class.
+    pub fn unlabelled(&self) -> SplitCounts {
+        let of = |count: fn(&SplitCounts) -> usize| {
+            let labelled: usize = self.classes.iter().map(|class| count(&class.images)).sum();
+            count(&self.images) - labelled
+        };
+        SplitCounts { train: of(|n| n.train), val: of(|n| n.val), test: of(|n| n.test) }
+    }
+
     /// Adds what opening the data set came across.
     pub fn add_notes(&mut self, opened: &Opened) {
         self.layout = opened.describe();
@@ -147,6 +161,16 @@ impl DataReport {
             self.warnings.push(format!("{} {what}; convert them", counted(photos, "photo")));
         }
         self.warnings.extend(opened.warnings.iter().cloned());
+    }
+
+    /// Leaves out advice that fine-tuning follows already.
+    pub fn heed(&mut self, finetune: &FinetuneConfig) {
+        let weighted = finetune.class_weights != ClassWeights::None;
+        if weighted || finetune.sampling == Sampling::Balanced {
+            for warning in &mut self.warnings {
+                *warning = warning.replace(FOR_RARE_CLASSES, "");
+            }
+        }
     }
 
     /// Pictures with next to no light in them; `level` is the largest of the 16-bit ones.
@@ -199,8 +223,7 @@ impl DataReport {
         if self.imbalance > 10.0 {
             found.push(format!(
                 "the largest class has {:.0} times the training images of the smallest; accuracy \
-                 is dominated by the large classes (--set finetune.sampling=balanced takes as many of each, \
-                 --set finetune.class_weights=effective lets the rare ones count more)",
+                 is dominated by the large classes{FOR_RARE_CLASSES}",
                 self.imbalance
             ));
         }

@@ -14,16 +14,17 @@ pub enum Size {
     PerClass(usize),
     /// This many of all, whatever their classes: 10,000 of ImageNet are the paper's SIN-total-10k.
     Total(usize),
-    /// This share of each class, at least one image of each; of an unlabelled set, a share of all.
+    /// This share of each class and of the images without one, at least one image of each.
     Fraction(f64),
 }
 
 /// Draws a sample of the training part; the other training images leave the manifest. Validation
-/// and test images stay as they are.
+/// and test images stay as they are. Images without a label are of no class: a sample by class has
+/// none of them, a fraction its share, and a total is drawn from all alike.
 ///
 /// One seed puts the images of each class into one order, and a sample takes the first of them. A
-/// larger sample of the same seed thus contains the smaller one, also if one is given by class and
-/// the other as a fraction. [`Size::Total`] has an order of its own, over all images. Returns what a
+/// larger sample of the same seed thus contains the labelled images of the smaller one, also if one
+/// is given by class and the other as a fraction. [`Size::Total`] has an order of its own, over all images. Returns what a
 /// person should know.
 ///
 /// # Errors
@@ -32,8 +33,9 @@ pub enum Size {
 pub fn draw(manifest: &mut Manifest, size: Size, seed: u64) -> Result<Vec<String>> {
     let train = manifest.indices(Split::Train);
     check(manifest, &train, size)?;
+    let unlabelled = unlabelled_note(manifest, &train, size);
     let pools = pools(manifest, train, size);
-    let mut kept = vec![true; manifest.samples.len()];
+    let mut kept: Vec<bool> = manifest.samples.iter().map(|s| s.split != Split::Train).collect();
     let mut short = Vec::new();
     for (class, mut pool) in pools.into_iter().enumerate() {
         let want = wanted(size, pool.len());
@@ -42,11 +44,12 @@ pub fn draw(manifest: &mut Manifest, size: Size, seed: u64) -> Result<Vec<String
         }
         let over_all = u32::from(matches!(size, Size::Total(_)));
         pool.shuffle(&mut stream(seed, Purpose::Sample, over_all, class as u64, 0));
-        pool.iter().skip(want).for_each(|&i| kept[i] = false);
+        pool.iter().take(want).for_each(|&i| kept[i] = true);
     }
     let mut keep = kept.iter();
     manifest.samples.retain(|_| keep.next().copied().unwrap_or(true));
-    Ok(short_note(size, &short).into_iter().chain(empty_note(manifest)).collect())
+    let notes = [short_note(size, &short), unlabelled, empty_note(manifest)];
+    Ok(notes.into_iter().flatten().collect())
 }
 
 /// Leaves `count` training images their labels, each class its share and at least one; the others
@@ -54,17 +57,24 @@ pub fn draw(manifest: &mut Manifest, size: Size, seed: u64) -> Result<Vec<String
 /// the fewer.
 ///
 /// # Errors
-/// [`Error::Usage`] if there are fewer labels or more classes than `count`.
+/// [`Error::Usage`] if there are fewer labels or more classes with labels than `count`.
 pub fn keep_labels(manifest: &mut Manifest, count: usize, seed: u64) -> Result<()> {
     let pools = pools(manifest, manifest.indices(Split::Train), Size::PerClass(count));
     let labelled: usize = pools.iter().map(Vec::len).sum();
-    if count > labelled || count < manifest.classes.len() || !manifest.is_labelled() {
+    let classes = pools.iter().filter(|pool| !pool.is_empty()).count();
+    if classes == 0 {
         return Err(Error::Usage(format!(
-            "{} labels cannot be kept: {} has {} with one, of {}",
-            count,
+            "no label can be kept: no training image of {} has one\n  leave --labels out",
+            manifest.name
+        )));
+    }
+    if !(classes..=labelled).contains(&count) {
+        return Err(Error::Usage(format!(
+            "--labels {count} cannot be had: {} has {}, each of which keeps a label at least, and {} \
+             with a label\n  give {classes} to {labelled}",
             manifest.name,
+            counted(classes, "class"),
             counted(labelled, "training image"),
-            counted(manifest.classes.len(), "class")
         )));
     }
     // Each class's images stand evenly spread on a line from 0 to 1; the first of each come first.
@@ -100,14 +110,19 @@ fn check(manifest: &Manifest, train: &[usize], size: Size) -> Result<()> {
     }
 }
 
-/// What is drawn from separately: the classes, or all images together.
+/// What is drawn from separately: the classes and, for a share, the images without one; or all
+/// images together.
 fn pools(manifest: &Manifest, train: Vec<usize>, size: Size) -> Vec<Vec<usize>> {
     if matches!(size, Size::Total(_)) || !manifest.is_labelled() {
         return vec![train];
     }
-    let mut pools = vec![Vec::new(); manifest.classes.len()];
+    let classes = manifest.classes.len();
+    let mut pools = vec![Vec::new(); classes + 1];
     for i in train {
-        manifest.samples[i].label.into_iter().for_each(|label| pools[label].push(i));
+        pools[manifest.samples[i].label.unwrap_or(classes)].push(i);
+    }
+    if !matches!(size, Size::Fraction(_)) {
+        pools.truncate(classes);
     }
     pools
 }
@@ -144,6 +159,17 @@ fn short_note(size: Size, short: &[String]) -> Option<String> {
             ))
         }
     }
+}
+
+/// What to say of images that are of no class, where classes are drawn from.
+fn unlabelled_note(manifest: &Manifest, train: &[usize], size: Size) -> Option<String> {
+    let without = train.iter().filter(|i| manifest.samples[**i].label.is_none()).count();
+    (without > 0 && matches!(size, Size::PerClass(_))).then(|| {
+        format!(
+            "{} without a label left out, being of no class; --fraction takes its share of them",
+            counted(without, "training image")
+        )
+    })
 }
 
 /// What to say of classes without a training image.
@@ -233,6 +259,30 @@ mod tests {
             assert_eq!((held(Split::Val), held(Split::Test)), (4, 8));
             assert!(made.samples.is_sorted_by_key(|s| (s.label, s.id.clone())));
         }
+    }
+
+    #[test]
+    fn images_without_a_label_are_in_no_sample_by_class_and_have_their_share_of_others() {
+        let of = |size| {
+            let mut made = manifest(&[12, 12]);
+            // Half of each class.
+            let train = made.samples.iter_mut().filter(|sample| sample.split == Split::Train);
+            train.step_by(2).for_each(|sample| sample.label = None);
+            let notes = draw(&mut made, size, 1).unwrap();
+            let train = made.samples.iter().filter(|sample| sample.split == Split::Train);
+            let (without, with) = train.partition::<Vec<_>, _>(|sample| sample.label.is_none());
+            (with.len(), without.len(), notes)
+        };
+        let (with, without, notes) = of(Size::PerClass(2));
+        assert_eq!((with, without), (4, 0));
+        let said = "12 training images without a label left out, being of no class; --fraction";
+        assert!(notes[0].starts_with(said), "{notes:?}");
+        for (share, each) in [(0.5, 6), (1.0, 12)] {
+            assert_eq!(of(Size::Fraction(share)), (each, each, vec![]));
+        }
+        let (with, without, _) = of(Size::Total(9));
+        assert_eq!(with + without, 9);
+        assert_eq!(of(Size::Total(24)), (12, 12, vec![]));
     }
 
     #[test]
@@ -339,7 +389,13 @@ mod tests {
         for count in [3, 66] {
             let error = keep_labels(&mut manifest(&[40, 20, 4, 1]), count, 3).unwrap_err();
             assert_eq!(error.exit_code(), 2);
-            assert!(error.to_string().contains("65 training images with one, of 4 classes"));
+            let text = error.to_string();
+            assert!(text.starts_with(&format!("--labels {count} cannot be had: ")), "{text}");
+            assert!(text.contains("4 classes") && text.ends_with("give 4 to 65"), "{text}");
         }
+        let mut unlabelled = manifest(&[8]);
+        unlabelled.samples.iter_mut().for_each(|sample| sample.label = None);
+        let text = keep_labels(&mut unlabelled, 4, 3).unwrap_err().to_string();
+        assert!(text.contains("no training image of test has one"), "{text}");
     }
 }

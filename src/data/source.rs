@@ -168,11 +168,17 @@ pub fn check_labelled(manifest: &Manifest) -> Result<()> {
         return fail(format!("no training image of {}", shortened(&empty)));
     }
     if manifest.samples.iter().all(|s| s.split == Split::Train) {
-        return fail(
-            "no image is held out to measure accuracy on; add val/ or test/, or give the folder \
-             of classes itself and let fewvit hold some out"
-                .into(),
-        );
+        let what = match manifest.split_origin.is_made() {
+            true => {
+                "no class has two images (or two groups of images), so none can be held out to \
+                 measure accuracy on; add images to the classes, or a test split of their own"
+            }
+            false => {
+                "no image is held out to measure accuracy on; add val/ or test/, or give the folder \
+                 of classes itself and let fewvit hold some out"
+            }
+        };
+        return fail(what.into());
     }
     Ok(())
 }

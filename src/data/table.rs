@@ -334,7 +334,8 @@ impl<'a> Rows<'a> {
         let split = split.transpose()?;
         let held_out = split.is_some_and(|split| split != Split::Train);
         if label.is_none() && held_out && !self.classes.names.is_empty() {
-            return Err("no label to measure by; only training images may lack one".into());
+            let why = "no label to measure by; give it one, or the split train, or leave it out";
+            return Err(why.into());
         }
         let treatment = entry.treatment.as_deref().unwrap_or_default();
         let treatment = Treatment::of_code(treatment)
@@ -345,9 +346,10 @@ impl<'a> Rows<'a> {
         };
         if let Some((before, at)) = self.seen.get(&id) {
             let (sample, split_before) = &self.placed[*before];
-            if (sample.label, *split_before) != (label, split) {
-                let what = if sample.label == label { "split" } else { "label" };
-                return Err(format!("{id} has another {what} in {at}"));
+            let differs = difference("label", label, sample.label)
+                .or_else(|| difference("split", split, *split_before));
+            if let Some(what) = differs {
+                return Err(format!("{id} has {what} in {at}"));
             }
             self.repeated.push(format!("{id} ({at} and {})", entry.at));
             return Ok(());
@@ -359,6 +361,15 @@ impl<'a> Rows<'a> {
         self.placed.push((Sample { id, origin, label, split: Split::Train, treatment }, split));
         Ok(())
     }
+}
+
+/// How what a row says of an image differs from what an earlier one says: `another label`.
+fn difference<T: PartialEq>(what: &str, here: Option<T>, before: Option<T>) -> Option<String> {
+    (here != before).then(|| match (here, before) {
+        (Some(_), None) => format!("a {what} here and none"),
+        (None, Some(_)) => format!("no {what} here and one"),
+        _ => format!("another {what}"),
+    })
 }
 
 /// The image that a table calls `file`: as it is written, without blanks around it, with the

@@ -31,20 +31,18 @@ pub struct Exported<'a> {
     pub view: EvalView,
 }
 
-/// Writes `model.safetensors`, `config.json` and `classes.txt` into `folder`, and `card` as its
-/// README.
+/// Writes `model.safetensors`, `config.json` and `classes.txt` into `folder`.
 ///
 /// # Errors
 /// The folder cannot be written.
-pub fn write(folder: &Path, model: &Exported, card: &str) -> Result<()> {
+pub fn write(folder: &Path, model: &Exported) -> Result<()> {
     std::fs::create_dir_all(folder).map_err(|source| Error::io("create", folder, source))?;
     weights::write(&folder.join("model.safetensors"), model.params, model.values)?;
     let config = serde_json::to_string_pretty(&config(model))
         .map_err(|e| Error::Failed(format!("cannot write config.json: {e}")))?;
     let classes: String = model.classes.iter().map(|class| format!("{class}\n")).collect();
     write_atomically(&folder.join("config.json"), config.as_bytes())?;
-    write_atomically(&folder.join("classes.txt"), classes.as_bytes())?;
-    write_atomically(&folder.join("README.md"), card.as_bytes())
+    write_atomically(&folder.join("classes.txt"), classes.as_bytes())
 }
 
 fn config(model: &Exported) -> serde_json::Value {

@@ -17,15 +17,68 @@ pub struct StageFacts {
     pub kind: String,
     /// Sides of the training crops in pixels, each size once.
     pub sizes: Vec<usize>,
+    /// Images that it learned from; 0 in facts of earlier versions.
+    #[serde(default)]
+    pub images: usize,
     /// Epochs done.
     pub epochs: usize,
+    /// How it ended before its last epoch, if it did.
+    #[serde(default)] // absent in facts of earlier versions, as all that follow
+    pub stopped: Option<Stopped>,
     /// Wall-clock time in seconds.
     pub seconds: f64,
     /// Whether its head began with rows made of features.
-    #[serde(default)] // absent in facts of earlier versions
+    #[serde(default)]
     pub first_head: bool,
+    /// What makes rare classes count more, in words: `as many images of each class in an epoch`.
+    #[serde(default)]
+    pub balance: Vec<String>,
     /// The loss of a model that knows nothing; `None` where the method has no such number.
     pub chance: Option<Chance>,
+}
+
+/// A stage that ended before its last epoch, because nothing better came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stopped {
+    /// The last epoch done, from 1.
+    pub after: usize,
+    /// Epochs that were planned.
+    pub planned: usize,
+    /// Evaluations in a row that were no better than the best before them.
+    pub fruitless: usize,
+}
+
+/// What was decided before a run began, by the time that it had; runs of earlier versions do not say.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decided {
+    /// A smaller model instead of the recipe's.
+    pub smaller: Option<Smaller>,
+    /// Pre-training that there was no room for.
+    pub left_out: Option<LeftOut>,
+}
+
+/// A smaller model that was taken.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Smaller {
+    /// Its name.
+    pub name: String,
+    /// The recipe's.
+    pub instead_of: String,
+    /// Optimiser steps that the recipe's had time for.
+    pub steps: usize,
+    /// Steps from which on the recipe's is trained.
+    pub least: usize,
+}
+
+/// Pre-training that was left out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Epochs that would have fitted.
+    pub epochs: usize,
+    /// Epochs from which on it is done.
+    pub least: usize,
+    /// Whole minutes of time budget from which on so many fit.
+    pub minutes: usize,
 }
 
 /// Where the weights that a run starts from come from.
@@ -52,12 +105,14 @@ pub struct WeightsFile {
     pub sha256: Option<String>,
     /// How many of its tensors were taken, and how many it has; `None` likewise.
     pub taken: Option<(usize, usize)>,
+    /// Whether the classifier was among them; `None` likewise.
+    pub head: Option<bool>,
 }
 
 /// What made the weights of an earlier run.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Past {
-    /// Its data set and the number of its training images; `None` where the run folder does not say.
+    /// Its data set and the number of images that it learned from; `None` where the run folder does not say.
     pub data: Option<(String, usize)>,
     /// What was done up to these weights, in order.
     pub stages: Vec<StageFacts>,
@@ -97,4 +152,19 @@ impl Provenance {
     pub fn is_random(&self) -> bool {
         *self == Self::Random
     }
+
+    /// Whether the classifier was not given with the weights; a run folder that did not record it does not
+    /// count.
+    pub fn lacks_head(&self) -> bool {
+        match self {
+            Self::Random => true,
+            Self::Run(file, _) | Self::Export(file) | Self::File(file) => file.head == Some(false),
+        }
+    }
+}
+
+/// Images that the stages learned from, of the `all` training images: some learn from those with a label
+/// only. All of them where no stage says.
+pub fn learned_from(stages: &[StageFacts], all: usize) -> usize {
+    stages.iter().map(|stage| stage.images).max().filter(|&n| n > 0).unwrap_or(all)
 }

@@ -23,7 +23,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{Error, Result};
 use crate::eval::metric::Metrics;
 use crate::files::write_atomically;
-use facts::{Choice, Provenance, StageFacts, TestUse};
+use facts::{Choice, Decided, Provenance, StageFacts, TestUse};
 use tables::EpochRow;
 
 /// Everything a report says.
@@ -41,6 +41,9 @@ pub struct ReportData {
     pub data: DataFacts,
     /// Where the weights come from that it started from.
     pub provenance: Provenance,
+    /// What was decided before it began.
+    #[serde(default)]
+    pub decided: Decided,
     /// What was done, in order.
     pub stages: Vec<StageFacts>,
     /// One row an epoch over all stages.
@@ -79,7 +82,7 @@ pub struct DataFacts {
     pub name: String,
     /// Class names, index = label; empty in an unlabelled set.
     pub classes: Vec<String>,
-    /// Images trained on.
+    /// Images of the training split; which of them a stage learns from, it says.
     pub train_images: usize,
     /// Those of them that have a label; runs of earlier versions do not say.
     #[serde(default)]
@@ -165,9 +168,12 @@ pub(crate) mod tests {
             method: "IDMM".to_string(),
             kind: "self-supervised without labels".to_string(),
             sizes: vec![112],
+            images: 2040,
             epochs: 800,
+            stopped: None,
             seconds: 20_700.0,
             first_head: false,
+            balance: Vec::new(),
             chance: Some(Chance::of(1.0, 2040, "every training image is equally likely")),
         }
     }
@@ -179,9 +185,12 @@ pub(crate) mod tests {
             method: "supervised".to_string(),
             kind: "with labels".to_string(),
             sizes: vec![224],
+            images: 2040,
             epochs: 200,
+            stopped: None,
             seconds: 4_000.0,
             first_head: false,
+            balance: Vec::new(),
             chance: Some(Chance::of(1.0, classes, "every class is equally likely")),
         }
     }
@@ -264,6 +273,7 @@ pub(crate) mod tests {
                 seen_before: 0,
             },
             provenance: Provenance::Random,
+            decided: Decided::default(),
             stages: vec![pretraining(), finetuning(classes)],
             history: (1..=800)
                 .map(|e| row("pretrain", e, 800))

@@ -17,8 +17,9 @@ pub const FINAL: &str = "test";
 ///
 /// After the last epoch one more row, of the stage `test`, holds the accuracy of the finished model
 /// on the held-out images, the one that the report names; its epoch and step are those of the
-/// last epoch. Accuracies of earlier rows show the way there. All are of the weights that the stage
-/// hands on: their average where the recipe keeps one.
+/// epoch whose weights the model has: the last, or with `keep = "best"` the one kept. Its seconds are
+/// those of the last epoch. Accuracies of earlier rows show the way there. All are of the weights that
+/// the stage hands on: their average where the recipe keeps one.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct EpochRow {
     /// `pretrain`, `finetune`, `test`.
@@ -99,15 +100,16 @@ pub struct MetricsLog {
 
 impl MetricsLog {
     /// Opens or creates the log and drops what a run that resumes after `keep_through_step` will
-    /// write again: rows of later steps, and a line that was cut short.
+    /// write again: rows of later steps with the final measurement after them, and a line that was cut
+    /// short.
     pub fn open(path: &Path, keep_through_step: u64) -> Result<Self> {
-        let rows: Vec<EpochRow> = match path.exists() {
-            true => read_history(path)?
-                .into_iter()
-                .filter(|row| row.step <= keep_through_step)
-                .collect(),
+        let mut rows = match path.exists() {
+            true => read_history(path)?,
             false => Vec::new(),
         };
+        let later = |row: &EpochRow| row.step > keep_through_step;
+        let goes_on = rows.iter().any(later);
+        rows.retain(|row| !(later(row) || goes_on && row.stage == FINAL));
         write_lines(path, &rows)?;
         let file =
             OpenOptions::new().append(true).open(path).map_err(|e| Error::io("write", path, e))?;
@@ -296,7 +298,11 @@ mod tests {
         assert_eq!(rows, [row(10), row(20), row(30), measured(0.25)]);
         assert_eq!(MetricsLog::open(&path, 30).unwrap().rows(), rows);
         assert_eq!(MetricsLog::open(&path, 29).unwrap().rows(), [row(10), row(20)]);
-        write_final(&path, measured(0.5)).unwrap();
+        // Nor has one whose measurement was of an earlier epoch's weights.
+        MetricsLog::open(&path, 20).unwrap().append(row(30)).unwrap();
+        write_final(&path, EpochRow { step: 10, ..measured(0.5) }).unwrap();
+        assert_eq!(MetricsLog::open(&path, 30).unwrap().rows().len(), 4);
+        assert_eq!(MetricsLog::open(&path, 20).unwrap().rows(), [row(10), row(20)]);
         let mut log = MetricsLog::open(&path, 20).unwrap();
         log.append(row(30)).unwrap();
         std::fs::write(&path, "{\"stage\":3}\n").unwrap();

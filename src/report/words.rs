@@ -1,7 +1,10 @@
 //! The report in words: every sentence of card, page, JSON and terminal, from recorded facts.
 
-use super::facts::{Choice, Past, Provenance, StageFacts, TestUse, WeightsFile};
-use super::{DataFacts, ReportData};
+use super::ReportData;
+use super::facts::{
+    Choice, LeftOut, Past, Provenance, Smaller, StageFacts, Stopped, TestUse, WeightsFile,
+    learned_from,
+};
 
 /// What an interval of this program covers, and what it does not.
 pub const INTERVAL: &str = "The 95% interval covers the choice of the images measured, given these \
@@ -39,7 +42,7 @@ impl ReportData {
             }
             false => "A backbone without a classifier".to_owned(),
         };
-        let on = pictures(images.train_images) + &images.few_labels();
+        let on = self.learned_from();
         match &self.provenance {
             Provenance::Random => format!(
                 "{what}, trained from random weights on {on}. No pre-trained weights and no other images were used."
@@ -62,7 +65,7 @@ impl ReportData {
         };
         let classes = match images.classes.len() {
             0 => "without labels".to_string(),
-            n => format!("of {}{}", counted(n, "class", "classes"), images.few_labels()),
+            n => format!("of {}{}", counted(n, "class", "classes"), self.few_labels()),
         };
         let mut sentences = vec![
             format!(
@@ -76,10 +79,42 @@ impl ReportData {
                 model.parameters as f64 / 1e6,
                 model.img_size
             ),
-            self.provenance.sentence(),
         ];
+        sentences.extend(self.decided.smaller.as_ref().map(Smaller::sentence));
+        sentences.push(self.provenance.sentence());
+        sentences.extend(self.decided.left_out.as_ref().map(LeftOut::sentence));
         sentences.extend(self.stages.iter().map(StageFacts::sentence));
         sentences
+    }
+
+    /// The images behind the weights: `2,040 images`, `12 images; 36 without a label were not used`.
+    fn learned_from(&self) -> String {
+        match self.unused() {
+            Some(unused) => format!("{}; {unused}", pictures(self.images_used())),
+            None => pictures(self.data.train_images) + &self.few_labels(),
+        }
+    }
+
+    /// What to say where not all training images have a label.
+    fn few_labels(&self) -> String {
+        let images = &self.data;
+        let unused = self.unused().map_or(String::new(), |unused| format!("; {unused}"));
+        match images.labelled_images {
+            n if n == 0 || n == images.train_images => String::new(),
+            n => format!(" (labels for {} of the training images{unused})", thousands(n)),
+        }
+    }
+
+    fn images_used(&self) -> usize {
+        learned_from(&self.stages, self.data.train_images)
+    }
+
+    /// The training images that no stage learned from, if there are any. Earlier runs may have.
+    fn unused(&self) -> Option<String> {
+        let unused = self.data.train_images.saturating_sub(self.images_used());
+        let by = if self.provenance.is_random() { "" } else { " by this run" };
+        let were = if unused == 1 { "was" } else { "were" };
+        (unused > 0).then(|| format!("{} without a label {were} not used{by}", thousands(unused)))
     }
 
     /// What a reader must know before using the number.
@@ -171,13 +206,41 @@ impl ReportData {
     }
 }
 
-impl DataFacts {
-    /// What to say where not all training images have a label.
-    fn few_labels(&self) -> String {
-        match self.labelled_images {
-            n if n == 0 || n == self.train_images => String::new(),
-            n => format!(" (labels for {} of the training images)", thousands(n)),
-        }
+impl Smaller {
+    fn sentence(&self) -> String {
+        let Self { name, instead_of, steps, least } = self;
+        format!(
+            "{name} was taken instead of {instead_of}, which had time for {}: it is trained from {} on, or where \
+             its longest schedule fits.",
+            counted(*steps, "optimiser step", "optimiser steps"),
+            thousands(*least)
+        )
+    }
+}
+
+impl LeftOut {
+    fn sentence(&self) -> String {
+        format!(
+            "Pre-training was left out: {} of it would have fitted into the time budget, and it is done from {} on \
+             (about --time-budget {}m).",
+            counted(self.epochs, "epoch", "epochs"),
+            thousands(self.least),
+            self.minutes
+        )
+    }
+}
+
+impl Stopped {
+    /// `stopped after epoch 6 of the 60 planned, since 2 evaluations in a row were no better`.
+    pub fn words(&self) -> String {
+        let evaluations = match self.fruitless {
+            1 => "1 evaluation was".to_owned(),
+            n => format!("{} evaluations in a row were", thousands(n)),
+        };
+        let (after, planned) = (thousands(self.after), thousands(self.planned));
+        format!(
+            "stopped after epoch {after} of the {planned} planned, since {evaluations} no better"
+        )
     }
 }
 
@@ -189,12 +252,15 @@ impl StageFacts {
             _ => format!("{} pre-training", self.method),
         };
         let sizes: Vec<_> = self.sizes.iter().map(usize::to_string).collect();
+        let head = self.first_head.then_some("from a head made of the images' features");
+        let how = [&*self.kind].into_iter().chain(head).chain(self.balance.iter().map(|b| &**b));
+        let stopped =
+            self.stopped.map_or(String::new(), |stopped| format!(": {}", stopped.words()));
         format!(
-            "{} of {what} at {} px, {}{} ({}).",
+            "{} of {what} at {} px, {} ({}){stopped}.",
             counted(self.epochs, "epoch", "epochs"),
             sizes.join(" and "),
-            self.kind,
-            if self.first_head { ", from a head made of the images' features" } else { "" },
+            how.collect::<Vec<_>>().join(", "),
             duration(self.seconds)
         )
     }

@@ -7,6 +7,7 @@ use super::Folder;
 use crate::config::{FinetuneConfig, Keep};
 use crate::engine::TrainState;
 use crate::error::{Error, Result};
+use crate::report::facts::Stopped;
 use crate::report::tables::EpochRow;
 use crate::run::prepare::Prepared;
 use crate::train::checkpoint::StageName;
@@ -36,6 +37,15 @@ pub fn best(history: &[EpochRow]) -> Option<Best> {
 /// Whether training ends before its last epoch: so many measurements as `patience` were no better.
 pub fn is_over(config: &FinetuneConfig, history: &[EpochRow]) -> bool {
     config.patience > 0 && best(history).is_some_and(|best| best.since >= config.patience)
+}
+
+/// How training ended before its last epoch, if it did.
+pub fn stopped(config: &FinetuneConfig, history: &[EpochRow]) -> Option<Stopped> {
+    let fruitless = best(history)?.since;
+    let epochs = history.iter().filter(|row| row.stage == StageName::Finetune.as_str());
+    let (after, planned) = (epochs.map(|row| row.epoch).max()?, config.optim.epochs);
+    let early = after < planned && is_over(config, history);
+    early.then_some(Stopped { after, planned, fruitless })
 }
 
 /// Whether the images of a run can say which epoch is best.
@@ -116,5 +126,13 @@ mod tests {
             [false, true, true, false]
         );
         assert!(!over(1, &[Some(0.1), Some(0.2)]) && !over(1, &[]));
+        // All four epochs were done where no more were planned.
+        let stopped = |epochs: usize| {
+            let mut config = FinetuneConfig { patience: 2, ..paper.finetune.clone() };
+            config.optim.epochs = epochs;
+            super::stopped(&config, &history(&falling))
+        };
+        assert_eq!(stopped(9), Some(Stopped { after: 4, planned: 9, fruitless: 2 }));
+        assert_eq!(stopped(4), None);
     }
 }

@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use super::best::{Best, best};
 use super::prepare::Prepared;
+use super::provenance::{self, Images, Known};
 use super::stages::{self, Trained};
-use super::{Context, absolute, observe, provenance};
+use super::{Context, Folder, absolute, observe};
 use crate::config::{Keep, RunConfig};
 use crate::data::SplitOrigin;
 use crate::engine::{self, Model};
@@ -16,7 +17,8 @@ use crate::error::{Error, Result};
 use crate::eval::infer::{EvalView, Inference};
 use crate::eval::metric::Metrics;
 use crate::export::{Description, onnx, timm};
-use crate::report::facts::{Choice, Provenance, StageFacts, TestUse};
+use crate::files::write_atomically;
+use crate::report::facts::{Choice, Decided, Provenance, StageFacts, TestUse};
 use crate::report::tables::{self, EpochRow, Prediction};
 use crate::report::words::{INTERVAL, shell};
 use crate::report::{self, DataFacts, Mistake, ModelFacts, ReportData, card, pictures};
@@ -76,29 +78,53 @@ pub(super) fn finish(context: &Context, trained: &Trained, units: u64) -> Result
             values: final_weights(trained),
             view: EvalView::of(context.config),
         };
-        let folder = context.folder.export();
-        let card = card::render(&facts, &shell(&[folder.display().to_string()]));
-        timm::write(&folder, &exported, &card)?;
+        timm::write(&context.folder.export(), &exported)?;
     }
     context.folder.write_json("report.json", &facts)?;
     report::write(context.folder.root(), &facts)?;
     if let Some(model) = &model {
         export_onnx(context, trained, &**model)?;
+        write_card(context, &facts)?;
     }
     context.ui.advance(units, "");
-    Ok(Summary {
-        run: context.folder.root().display().to_string(),
-        top1: facts.metrics.as_ref().map(|m| m.top1),
-        top1_interval: facts.metrics.as_ref().map(|m| m.top1_interval),
-        images: facts.metrics.as_ref().map_or(0, |m| m.n),
-        headline: facts.headline(),
-        interval_covers: facts.metrics.as_ref().map(|_| INTERVAL),
-        done: facts.done(),
-        notes: facts.notes(),
-        provenance: facts.provenance,
-        stages: facts.stages,
-        correct,
-    })
+    Ok(Summary::of(context.folder, facts, correct))
+}
+
+impl Summary {
+    /// What the run in `folder` came to; `correct` are its held-out images.
+    pub(super) fn of(folder: &Folder, facts: ReportData, correct: Vec<bool>) -> Self {
+        Self {
+            run: folder.root().display().to_string(),
+            top1: facts.metrics.as_ref().map(|m| m.top1),
+            top1_interval: facts.metrics.as_ref().map(|m| m.top1_interval),
+            images: facts.metrics.as_ref().map_or(0, |m| m.n),
+            headline: facts.headline(),
+            interval_covers: facts.metrics.as_ref().map(|_| INTERVAL),
+            done: facts.done(),
+            notes: facts.notes(),
+            provenance: facts.provenance,
+            stages: facts.stages,
+            correct,
+        }
+    }
+}
+
+/// Writes the model card, the last file of a run. One that is there is its owner's by now and stays.
+fn write_card(context: &Context, facts: &ReportData) -> Result<()> {
+    let folder = context.folder.export();
+    let path = folder.join("README.md");
+    let card = card::render(facts, &shell(&[folder.display().to_string()]));
+    if !path.exists() {
+        return write_atomically(&path, card.as_bytes());
+    }
+    let there = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
+    if there != card.as_bytes() {
+        context.ui.note(&format!(
+            "  note: {} was there already and is left as it is; without it, resume writes a new one",
+            path.display()
+        ));
+    }
+    Ok(())
 }
 
 /// The weights that are measured and exported: those after the last step (recipe section 3.6), or
@@ -160,6 +186,8 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
     let (data, config) = (context.data, context.config);
     let history = tables::read_history(&context.folder.join("metrics.jsonl"))?;
     let training_warnings = tables::warnings(&history);
+    let provenance = provenance::read(context.folder, context.request)?;
+    let found = context.folder.read_found()?;
     Ok(ReportData {
         date: date(),
         command: shell(&context.request.command),
@@ -183,8 +211,9 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
             bad_images: data.report.bad.len(),
             seen_before: data.seen_before,
         },
-        provenance: provenance::read(context.folder, context.request)?,
-        stages: stage_facts(context, &history)?,
+        stages: stage_facts(context, &history, &provenance)?,
+        provenance,
+        decided: found.map_or_else(Decided::default, |found| found.decided),
         test_use: test_use(config, &history, data),
         history,
         metrics: None,
@@ -218,9 +247,14 @@ fn settings(
 }
 
 /// The stages, with the loss of knowing nothing that each stage's method names.
-fn stage_facts(context: &Context, history: &[EpochRow]) -> Result<Vec<StageFacts>> {
-    let (config, data) = (context.config, context.data);
-    let mut facts = provenance::stages(context.request, config, history)?;
+fn stage_facts(
+    context: &Context,
+    history: &[EpochRow],
+    from: &Provenance,
+) -> Result<Vec<StageFacts>> {
+    let (request, config, data) = (context.request, context.config, context.data);
+    let images = Images { train: data.train.len(), labelled: data.labelled().len() };
+    let mut facts = Known { request, config, history, images, from }.stages()?;
     for stage in &mut facts {
         let trained = match stage.key == StageName::Pretrain.as_str() {
             true => stages::pretraining(config, data)?,

@@ -13,6 +13,7 @@ use crate::data::SplitOrigin;
 use crate::data::digest::Digest;
 use crate::error::{Error, Result};
 use crate::files::{self, write_atomically};
+use crate::report::facts::Decided;
 
 /// A run's folder. Only one process at a time has it to write to.
 #[derive(Debug)]
@@ -42,6 +43,9 @@ pub struct Found {
     pub split_origin: SplitOrigin,
     /// Held-out images that the run whose weights this one starts from was trained on.
     pub seen_before: usize,
+    /// What its time allowed.
+    #[serde(default)] // absent in runs of earlier versions
+    pub decided: Decided,
 }
 
 /// `run.json`.
@@ -75,6 +79,9 @@ fn remove_left_over(place: &Path) {
         }
     }
 }
+
+/// The file that makes a folder a run's.
+const RUN: &str = "run.json";
 
 /// Files that must be as they were when the run began.
 const PINNED: [&str; 3] = ["config.toml", "splits.csv", "classes.txt"];
@@ -140,7 +147,7 @@ impl Folder {
     /// Something cannot be copied.
     pub fn copy_for(&self, rank: usize) -> Result<Self> {
         let copy = Self::scratch(rank)?;
-        let names = ["metrics.jsonl", "run.json", "config.toml"].map(|name| self.join(name));
+        let names = ["metrics.jsonl", RUN, "config.toml"].map(|name| self.join(name));
         for from in names.into_iter().chain([self.pretrained()]).filter(|path| path.is_file()) {
             let to = copy.root.join(from.strip_prefix(&self.root).unwrap_or(&from));
             std::fs::copy(&from, &to).map_err(|source| Error::io("copy", &from, source))?;
@@ -153,7 +160,7 @@ impl Folder {
     /// # Errors
     /// There is no run in it.
     pub fn open(root: &Path) -> Result<Self> {
-        match root.join("run.json").is_file() {
+        match root.join(RUN).is_file() {
             true => Ok(Self { root: root.to_path_buf(), lock: None, scratch: false }),
             false => Err(Error::Usage(format!(
                 "{} is no run folder: it has no run.json\n  `fewvit train` prints the folder of \
@@ -247,7 +254,7 @@ impl Folder {
         let there = PINNED.iter().filter(|name| self.join(name).is_file());
         let digests: Result<Vec<(String, Digest)>> = there.map(|name| digest(name)).collect();
         let files = digests?.into_iter().map(|(name, d)| (name, d.as_str().to_owned())).collect();
-        self.write_json("run.json", &RunFile { request, found: Some(found), files })
+        self.write_json(RUN, &RunFile { request, found: Some(found), files })
     }
 
     /// Refuses to go on with a run whose settings or splits were edited: it would be another run.
@@ -312,9 +319,8 @@ impl Folder {
     }
 
     fn read_run<F: for<'a> Deserialize<'a>>(&self) -> Result<RunFile<Request, F>> {
-        serde_json::from_str(&self.read("run.json")?).map_err(|e| {
-            Error::Failed(format!("{} cannot be used: {e}", self.join("run.json").display()))
-        })
+        serde_json::from_str(&self.read(RUN)?)
+            .map_err(|e| Error::Failed(format!("{} cannot be used: {e}", self.join(RUN).display())))
     }
 
     /// The machine that the run was on last; `None` if an earlier version wrote it down otherwise.
@@ -372,9 +378,13 @@ fn is_empty(root: &Path) -> bool {
 }
 
 fn occupied(root: &Path) -> Error {
+    let what = if root.is_dir() { "holds something already" } else { "is no folder" };
+    let go_on = match root.join(RUN).is_file() {
+        true => format!(", or go on with that run: fewvit resume {}", root.display()),
+        false => String::new(),
+    };
     Error::Usage(format!(
-        "{} holds something already and is left as it is\n  \
-         choose another --output, or go on with that run: fewvit resume {0}",
+        "{} {what} and is left as it is\n  choose another --output{go_on}",
         root.display()
     ))
 }
@@ -388,13 +398,22 @@ mod tests {
         let folder = tempfile::tempdir().expect("a temporary folder");
         let path = folder.path().join("run");
         Folder::create(Some(&path), "x").expect("a new folder");
-        let error = Folder::create(Some(&path), "x").expect_err("it is occupied now");
-        assert_eq!(error.exit_code(), 2);
-        assert!(error.to_string().contains("fewvit resume"), "{error}");
+        let refused = |path: &Path| {
+            let error = Folder::create(Some(path), "x").expect_err("it is occupied");
+            assert_eq!(error.exit_code(), 2);
+            let again = Folder::check_free(path).expect_err("it is occupied").to_string();
+            assert_eq!(again, error.to_string());
+            assert!(again.contains("left as it is\n  choose another --output"), "{again}");
+            again
+        };
+        assert!(!refused(&path).contains("fewvit resume"), "there is no run to go on with");
         assert_eq!(Folder::open(&path).expect_err("no run.json").exit_code(), 2);
-        std::fs::write(folder.path().join("file"), "mine").expect("written");
-        let error = Folder::create(Some(&folder.path().join("file")), "x").expect_err("a file");
-        assert!(error.to_string().contains("left as it is"), "{error}");
+        std::fs::write(path.join(RUN), "{}").expect("written");
+        assert!(refused(&path).contains(&format!("fewvit resume {}", path.display())));
+        let file = folder.path().join("file");
+        std::fs::write(&file, "mine").expect("written");
+        let said = refused(&file);
+        assert!(said.contains("is no folder") && !said.contains("fewvit resume"), "{said}");
     }
 
     #[test]

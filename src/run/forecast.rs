@@ -4,10 +4,11 @@
 mod memory;
 mod timing;
 
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 
 use crate::config::{Layers, OptimConfig, RunConfig};
 use crate::error::{Error, Result};
+use crate::report::facts::{Decided, LeftOut, Smaller};
 use crate::report::words::{counted, duration};
 use crate::train::checkpoint::StageName;
 pub use memory::Memory;
@@ -71,58 +72,38 @@ impl StageForecast {
 pub struct Forecast {
     /// Seconds that reading the images and timing took; they are over.
     pub preparing: f64,
-    /// The model that is trained instead of the recipe's.
-    pub smaller: Option<Smaller>,
+    /// What the time budget decided: the model, and whether there is pre-training.
+    #[serde(flatten)]
+    pub decided: Decided,
     /// Its stages.
     pub stages: Vec<StageForecast>,
-    /// Pre-training that the time budget has no room for.
-    pub left_out: Option<LeftOut>,
     /// Epochs that fine-tuning would have in the same budget without the pre-training before it.
     pub alone: Option<usize>,
+    /// Whether the first stage begins with random weights.
+    pub from_random: bool,
+    /// Seconds of the time budget that are left although every stage has its longest schedule.
+    pub unused: Option<f64>,
     /// Seconds of the final measurement, the ONNX file and its check, and the report.
     pub finishing: f64,
     /// Checkpoints, pre-trained and exported weights, in bytes.
     pub disk: u64,
 }
 
-/// Pre-training that is left out because too few steps of it fit into the time budget.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
-pub struct LeftOut {
-    /// Epochs that would fit.
-    pub epochs: usize,
-    /// Epochs from which on it is done: those of the least number of steps.
-    pub least: usize,
-    /// Time budget in seconds from which on so many fit.
-    pub from: f64,
-}
-
 /// Share of the time budget that is kept back because no forecast is exact.
 const RESERVE: f64 = 0.05;
 
-/// Fine-tuning that nothing comes before may have the epochs of both stages' longest schedules.
+/// Fine-tuning from random weights may have the epochs of both stages' longest schedules.
 const ALONE: usize = 2;
 
-/// A smaller model instead of the one that the recipe names.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Smaller {
-    /// Its name.
-    pub name: String,
-    /// The recipe's.
-    pub instead_of: String,
-    /// Optimiser steps of the last stage that the recipe's model has time for.
-    pub steps: usize,
-    /// Steps from which on the recipe's is trained.
-    pub least: usize,
-}
+/// Share of a time budget that nobody misses.
+const NOT_WORTH_SAYING: f64 = 0.15;
 
-impl Smaller {
-    /// The settings with this model.
-    pub fn applied(&self, config: &RunConfig) -> RunConfig {
-        let mut config = config.clone();
-        config.model.name.clone_from(&self.name);
-        config.model.small.clear();
-        config
-    }
+/// The settings with the smaller model.
+pub fn with_smaller(config: &RunConfig, smaller: &Smaller) -> RunConfig {
+    let mut config = config.clone();
+    config.model.name.clone_from(&smaller.name);
+    config.model.small.clear();
+    config
 }
 
 /// The longest schedule that a budget is scaled to: the paper's longest.
@@ -136,8 +117,9 @@ fn too_short(minutes: f64, forecast: &Forecast, chosen: &[StageName]) -> String 
         _ => ("the epochs asked for, with one of the other stage,", "take"),
     };
     format!(
-        "a time budget of {minutes} minutes is too short: {least} {takes} {} here\n  give a longer \
-         --time-budget (0 = none) or a smaller --img-size",
+        "a time budget of {} is too short: {least} {takes} {} here\n  give a longer --time-budget (0 = \
+         none) or a smaller --img-size",
+        duration(60.0 * minutes),
         duration(forecast.preparing + forecast.seconds())
     )
 }
@@ -152,10 +134,11 @@ fn optim_of(config: &mut RunConfig, stage: StageName) -> &mut OptimConfig {
 impl Forecast {
     /// The smaller model of the settings, if there is one and the time budget is too short for the other:
     /// for its steps, and for its longest schedule, which a few images have sooner. Where somebody has
-    /// `chosen` a stage's epochs, the model stays.
+    /// `chosen` the epochs of every stage, the model stays.
     pub fn smaller(&self, config: &RunConfig, chosen: &[StageName]) -> Option<Smaller> {
         let model = &config.model;
-        if config.time_budget == 0.0 || model.small.is_empty() || !chosen.is_empty() {
+        let fixed = self.stages.iter().all(|stage| chosen.contains(&stage.stage));
+        if config.time_budget == 0.0 || model.small.is_empty() || fixed {
             return None;
         }
         // Counted by time alone: a set of few labels has few steps, however long the budget is.
@@ -174,7 +157,8 @@ impl Forecast {
         let mut fitted = self.clone();
         let longest = longest().unwrap_or(usize::MAX);
         let fits = fitted.fit(config, &[]).is_ok();
-        fits && fitted.left_out.is_none() && fitted.stages.iter().all(|s| s.epochs == longest)
+        fits && fitted.decided.left_out.is_none()
+            && fitted.stages.iter().all(|s| s.epochs == longest)
     }
 
     /// Seconds of the time budget for what is still to be done.
@@ -192,13 +176,15 @@ impl Forecast {
         let free = |stage: &StageForecast| !chosen.contains(&stage.stage);
         if config.time_budget > 0.0 && self.stages.iter().any(free) {
             let longest = longest()?;
-            let mut fits = self.scale(budget, free, longest);
-            let alone = ALONE * longest;
-            let may = chosen.is_empty() && !self.few_labels();
+            let alone = if self.from_random { ALONE * longest } else { longest };
+            let of_one = |stages: &[_]| if stages.len() == 1 { alone } else { longest };
+            let mut fits = self.scale(budget, free, of_one(&self.stages));
+            let may = !chosen.contains(&StageName::Pretrain) && !self.few_labels();
             if may && self.leave_out(config.pretrain.least_steps, longest) {
                 fits = self.scale(budget, free, alone);
                 config.pretrain.optim.epochs = 0;
             }
+            self.unused = self.left_of(budget, free, of_one(&self.stages));
             // Epochs that somebody chose are no choice of ours.
             self.alone = match chosen {
                 [] => self.without_pretraining(budget, alone),
@@ -251,6 +237,18 @@ impl Forecast {
         resize(fits)
     }
 
+    /// What is left of `budget` seconds, where the `free` stages have the `longest` schedule and it is worth saying.
+    fn left_of(
+        &self,
+        budget: f64,
+        free: impl Fn(&StageForecast) -> bool,
+        longest: usize,
+    ) -> Option<f64> {
+        let left = budget - self.seconds();
+        let all = self.stages.iter().filter(|stage| free(stage)).all(|s| s.epochs == longest);
+        (all && left > NOT_WORTH_SAYING * budget).then_some(left)
+    }
+
     /// Epochs of fine-tuning alone in `budget` seconds; none if nothing is before it or they do not fit.
     fn without_pretraining(&self, budget: f64, longest: usize) -> Option<usize> {
         let [_, finetune] = &self.stages[..] else { return None };
@@ -276,7 +274,8 @@ impl Forecast {
         let after = finetune.resized((finetune.epochs as f64 * factor).round() as usize);
         let all = pretrain.resized(least).seconds() + after.seconds() + self.finishing;
         let from = (all + self.preparing) / (1.0 - RESERVE);
-        self.left_out = Some(LeftOut { epochs: pretrain.epochs, least, from });
+        let minutes = (from / 60.0).ceil() as usize;
+        self.decided.left_out = Some(LeftOut { epochs: pretrain.epochs, least, minutes });
         self.stages.remove(0);
         true
     }
@@ -322,18 +321,17 @@ impl Forecast {
     /// The forecast in words, with the flag that would make the run shorter.
     pub fn describe(&self) -> String {
         let mut text = String::from("forecast:\n");
-        if let Some(Smaller { name, instead_of, steps, least }) = &self.smaller {
+        if let Some(Smaller { name, instead_of, steps, least }) = &self.decided.smaller {
             text += &format!(
                 "  model     {name}: {instead_of} has time for {steps} optimiser steps, and is taken for {least} \
                  or its longest schedule (docs/recipes.md)\n"
             );
         }
-        if let Some(LeftOut { epochs, least, from }) = self.left_out {
+        if let Some(LeftOut { epochs, least, minutes }) = self.decided.left_out {
             text += &format!(
-                "  pre-training is left out: {} of it would fit, and fewer than {least} do not pay; with \
-                 --time-budget {}m it is done\n",
+                "  pre-training is left out: {} of it would fit, and it is done from {least} on (docs/recipes.md \
+                 says why): from about --time-budget {minutes}m on\n",
                 counted(epochs, "epoch", "epochs"),
-                (from / 60.0).ceil()
             );
         }
         if let Some(epochs) = self.alone {
@@ -371,6 +369,13 @@ impl Forecast {
             bytes(self.disk),
             duration(self.preparing)
         );
+        if let Some(seconds) = self.unused {
+            text += &format!(
+                "\n  note: {} of the time budget are left: that many epochs are the longest that it is scaled to \
+                 (--epochs asks for more)",
+                duration(seconds)
+            );
+        }
         if total > 1800.0 {
             text += "\n  shorter:  --recipe quick --time-budget MINUTES, or fewer --epochs";
         }

@@ -6,6 +6,7 @@
 mod best;
 mod environment;
 mod finish;
+pub mod finished;
 mod first_head;
 pub mod folder;
 pub mod forecast;
@@ -132,9 +133,9 @@ pub fn plan(
     ranks::check(&config, &data)?;
     let mut forecast = forecast::measure(request, &config, &data, began.elapsed())?;
     if let Some(smaller) = ranks::first(forecast.smaller(&config, chosen))? {
-        config = resolved(&smaller.applied(wanted))?;
+        config = resolved(&forecast::with_smaller(wanted, &smaller))?;
         forecast = forecast::measure(request, &config, &data, began.elapsed())?;
-        forecast.smaller = Some(smaller);
+        forecast.decided.smaller = Some(smaller);
     }
     // Of the model that is trained.
     not_to_be_had(request, wanted, &config).iter().for_each(|note| ui.note(note));
@@ -162,12 +163,13 @@ pub fn start(
     interrupted: &AtomicBool,
 ) -> Result<Summary> {
     planned.data.write(folder)?;
-    folder.write_request(request, &Found::of(&planned.data), &planned.config)?;
+    let found = Found::of(&planned.data, &planned.forecast);
+    folder.write_request(request, &found, &planned.config)?;
     execute(folder, request, planned, None, (ui, interrupted))
 }
 
 /// Goes on with the run in `folder`, bit for bit as if it had never stopped; `data` is where its
-/// images lie now, if they were moved.
+/// images lie now, if they were moved. A run that is finished stays as it is.
 ///
 /// # Errors
 /// Another process has the folder, the data changed, or anything that goes wrong in the run.
@@ -177,6 +179,13 @@ pub fn resume(
     ui: &dyn Ui,
     interrupted: &AtomicBool,
 ) -> Result<Summary> {
+    if ranks::first(finished::is_finished(folder)?)? {
+        ui.note(&format!(
+            "{} is finished: nothing is left to do, and nothing in it is changed",
+            folder.root().display()
+        ));
+        return finished::summary(folder);
+    }
     let first = collective::ranks().rank() == 0;
     if first {
         folder.lock()?;
@@ -201,7 +210,10 @@ pub fn resume(
         let scratch = folder.copy_for(collective::ranks().rank())?;
         return execute(&scratch, &request, &planned, reached, (ui, interrupted));
     }
-    folder.write_run(&request, &Found::of(&planned.data))?;
+    // What was found and decided when it began stays.
+    if let Some(found) = folder.read_found()? {
+        folder.write_run(&request, &found)?;
+    }
     execute(folder, &request, &planned, reached, (ui, interrupted))
 }
 

@@ -17,6 +17,7 @@ use crate::eval::infer::{EvalView, Inference};
 use crate::eval::knn::knn_leave_one_out;
 use crate::eval::metric::Metrics;
 use crate::method::{self, Kind};
+use crate::report::facts::{Choice, TestUse};
 use crate::report::tables::{self, EpochRow, FINAL, MetricsLog};
 use crate::report::tensorboard::EventWriter;
 use crate::report::{ReportData, pictures};
@@ -266,6 +267,11 @@ impl Observer for RunObserver<'_> {
         {
             best::write(self.context.folder, state)?;
         }
+        if self.is_over()
+            && let Some(stopped) = best::stopped(&self.context.config.finetune, self.log.rows())
+        {
+            self.context.ui.note(&format!("  note: fine-tuning {}", stopped.words()));
+        }
         Ok(())
     }
 
@@ -289,8 +295,11 @@ pub(super) fn record_final(context: &Context, facts: &ReportData) -> Result<Vec<
     let (Some(metrics), Some(last)) = (&facts.metrics, trained) else {
         return Ok(facts.history.clone());
     };
+    let EpochRow { epoch, step, .. } = *measured(facts).unwrap_or(last);
     let row = EpochRow {
         stage: FINAL.to_owned(),
+        epoch,
+        step,
         images_per_second: None,
         loss: None,
         lr: None,
@@ -306,10 +315,17 @@ pub(super) fn record_final(context: &Context, facts: &ReportData) -> Result<Vec<
     };
     // A run that is finished once more has these events already.
     if facts.history.iter().all(|row| row.stage != FINAL) {
-        let mut events = EventWriter::create(context.folder.root(), row.step + 1)?;
+        let mut events = EventWriter::create(context.folder.root(), last.step + 1)?;
         write_scalars(&mut events, &row)?;
     }
     tables::write_final(&context.folder.join("metrics.jsonl"), row)
+}
+
+/// The row of the epoch whose weights were chosen, where one was.
+fn measured(facts: &ReportData) -> Option<&EpochRow> {
+    let TestUse::Chosen(Choice { epoch, .. }) = &facts.test_use else { return None };
+    let finetune = StageName::Finetune.as_str();
+    facts.history.iter().find(|row| row.stage == finetune && row.epoch == *epoch)
 }
 
 impl RunObserver<'_> {

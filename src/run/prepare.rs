@@ -60,6 +60,9 @@ pub fn prepare(request: &Request, config: &RunConfig, ui: &dyn Ui) -> Result<Pre
     let pass = pass(&opened.manifest, config, &keeping, ui)?;
     let Checked { mut report, digests } = check::check(&opened.manifest, &pass.found);
     report.add_notes(&opened);
+    if request.finetune {
+        report.heed(&config.finetune);
+    }
     let manifest = check::apply_bad_policy(&opened.manifest, &report, config.data.on_bad_image)?;
     // Those that cannot be read have no digest.
     let usable: Vec<usize> = (0..digests.len()).filter(|&i| digests[i].is_some()).collect();
@@ -123,7 +126,8 @@ pub(super) fn pass(
     match &pass.kept {
         Some(_) if pass.known => ui.note("  an earlier run had read them"),
         Some(folder) => ui.note(&format!(
-            "  decoded images stay in {} for the next run (all there: {}; data.cache_disk_gb = {})",
+            "  decoded images stay in {} for the next run; of all data sets together {} are kept, and \
+             at most {} GB (data.cache_disk_gb)",
             folder.display(),
             bytes(keeping.folder.as_deref().map_or(0, kept::total)),
             config.data.cache_disk_gb

@@ -6,25 +6,33 @@ use std::path::Path;
 
 use sha2::{Digest as _, Sha256};
 
-use super::{Folder, Request, absolute, weights_of};
-use crate::config::{HeadFrom, RunConfig};
+use super::{Folder, Request, absolute, best, weights_of};
+use crate::config::{ClassWeights, FinetuneConfig, HeadFrom, RunConfig, Sampling};
 use crate::data::digest::hex;
 use crate::data::{Split, split};
 use crate::error::{Error, Result};
 use crate::export::timm;
 use crate::method::{self, Kind};
-use crate::report::facts::{Past, Provenance, StageFacts, WeightsFile};
+use crate::report::facts::{Past, Provenance, StageFacts, WeightsFile, learned_from};
 use crate::report::tables::{self, EpochRow};
 use crate::train::checkpoint::StageName;
 
 const FILE: &str = "provenance.json";
 
-/// Keeps in the run's `folder` what is known of the weights at `path`, of whose tensors so many are
-/// `taken`.
+/// What a run took of a file of weights.
+#[derive(Clone, Copy, Debug)]
+pub struct Taken {
+    /// How many of its tensors, and how many it has.
+    pub tensors: (usize, usize),
+    /// Whether the classifier was among them.
+    pub head: bool,
+}
+
+/// Keeps in the run's `folder` what is known of the weights at `path`, of which so much is `taken`.
 ///
 /// # Errors
 /// They cannot be read, or the folder cannot be written.
-pub fn record(folder: &Folder, path: &Path, taken: (usize, usize)) -> Result<()> {
+pub fn record(folder: &Folder, path: &Path, taken: Taken) -> Result<()> {
     folder.write_json(FILE, &of(path, taken)?)
 }
 
@@ -43,18 +51,18 @@ pub fn read(folder: &Folder, request: &Request) -> Result<Provenance> {
     Ok(match &request.init {
         Some(init) if !request.pretrain => {
             let path = init.display().to_string();
-            Provenance::File(WeightsFile { path, sha256: None, taken: None })
+            Provenance::File(WeightsFile { path, sha256: None, taken: None, head: None })
         }
         _ => Provenance::Random,
     })
 }
 
 /// What there is to know of the weights at `path`, a file or the folder of a run or an export.
-fn of(path: &Path, taken: (usize, usize)) -> Result<Provenance> {
+fn of(path: &Path, taken: Taken) -> Result<Provenance> {
     let file = weights_of(path)?;
     let known = |path: &Path| -> Result<WeightsFile> {
         let (path, sha256) = (absolute(path).display().to_string(), Some(digest(&file)?));
-        Ok(WeightsFile { path, sha256, taken: Some(taken) })
+        Ok(WeightsFile { path, sha256, taken: Some(taken.tensors), head: Some(taken.head) })
     };
     let Some(inner) = file.parent() else { return Ok(Provenance::File(known(&file)?)) };
     let run = inner.parent().and_then(|root| Folder::open(root).ok());
@@ -83,15 +91,20 @@ fn past(folder: &Folder, stages: &[StageName]) -> Past {
     let known = || -> Result<Past> {
         let (request, config) = folder.read_request()?;
         let history = tables::read_history(&folder.join("metrics.jsonl"))?;
-        let mut done = self::stages(&request, &config, &history)?;
+        let (name, images) = data(folder)?;
+        let from = read(folder, &request)?;
+        let known =
+            Known { request: &request, config: &config, history: &history, images, from: &from };
+        let mut done = known.stages()?;
         done.retain(|stage| stages.iter().any(|name| name.as_str() == stage.key));
-        Ok(Past { data: Some(data(folder)?), stages: done, from: read(folder, &request)? })
+        let images = learned_from(&done, images.train);
+        Ok(Past { data: Some((name, images)), stages: done, from })
     };
     known().unwrap_or(Past { data: None, stages: Vec::new(), from: Provenance::Random })
 }
 
-/// The name of a run's data set and the number of its training images.
-fn data(folder: &Folder) -> Result<(String, usize)> {
+/// The name of a run's data set and its images.
+fn data(folder: &Folder) -> Result<(String, Images)> {
     let unusable = |name: &str, e: &dyn std::fmt::Display| {
         Error::Failed(format!("{} cannot be used: {e}", folder.join(name).display()))
     };
@@ -100,59 +113,126 @@ fn data(folder: &Folder) -> Result<(String, usize)> {
     let report: crate::data::data_report::DataReport =
         serde_json::from_slice(&text).map_err(|e| unusable("data_report.json", &e))?;
     let listed = split::read_csv(&folder.join("splits.csv"))?;
-    Ok((report.name, listed.iter().filter(|listed| listed.split == Split::Train).count()))
+    let train = || listed.iter().filter(|listed| listed.split == Split::Train);
+    let labelled = train().filter(|listed| listed.class.is_some()).count();
+    Ok((report.name, Images { train: train().count(), labelled }))
 }
 
-/// The stages of a run, with the epochs in its `history`.
-///
-/// # Errors
-/// A pre-training method that does not exist.
-pub fn stages(
-    request: &Request,
-    config: &RunConfig,
-    history: &[EpochRow],
-) -> Result<Vec<StageFacts>> {
-    // The clock goes on from stage to stage.
-    let end = |name: StageName| {
-        let rows = history.iter().filter(|row| row.stage == name.as_str());
-        rows.map(|row| row.seconds).fold(0.0, f64::max)
-    };
-    let facts = |name: StageName, method: &str, kind: Kind, sizes: Vec<usize>| {
-        let before = match name {
-            StageName::Pretrain => 0.0,
-            StageName::Finetune => end(StageName::Pretrain).min(end(name)),
-        };
-        let rows = || history.iter().filter(|row| row.stage == name.as_str());
+/// How many training images a run has.
+#[derive(Clone, Copy, Debug)]
+pub struct Images {
+    /// All.
+    pub train: usize,
+    /// Those with a label.
+    pub labelled: usize,
+}
+
+/// What is known of a run, and what its stages were follows from.
+pub struct Known<'a> {
+    /// What was asked for.
+    pub request: &'a Request,
+    /// The settings it ran with.
+    pub config: &'a RunConfig,
+    /// Its epochs.
+    pub history: &'a [EpochRow],
+    /// Its images.
+    pub images: Images,
+    /// What it started from.
+    pub from: &'a Provenance,
+}
+
+impl Known<'_> {
+    /// The stages, in order.
+    ///
+    /// # Errors
+    /// A pre-training method that does not exist.
+    pub fn stages(&self) -> Result<Vec<StageFacts>> {
+        let pretrain = self.request.pretrain.then(|| self.pretraining()).transpose()?;
+        let finetune = self.request.finetune.then(|| self.finetuning());
+        Ok(pretrain.into_iter().chain(finetune).collect())
+    }
+
+    fn pretraining(&self) -> Result<StageFacts> {
+        let pretrain = &self.config.pretrain;
+        let method = method::entry(&pretrain.method)?;
+        let mut sizes: Vec<_> = pretrain.crops.iter().map(|group| group.img_size).collect();
+        sizes.dedup();
+        let first_head = pretrain.first_head.from == HeadFrom::Features;
+        let stage = self.stage(StageName::Pretrain, method.title, method.kind);
+        Ok(StageFacts { sizes, first_head, ..stage })
+    }
+
+    fn finetuning(&self) -> StageFacts {
+        let finetune = &self.config.finetune;
+        let method = &method::supervised::ENTRY;
+        let stage = self.stage(StageName::Finetune, method.title, method.kind);
+        let early = finetune.early_of(finetune.optim.epochs);
+        let early_size = (early > 0).then_some(finetune.early_img_size);
+        let size = (stage.epochs > early).then_some(finetune.img_size);
+        let made = finetune.first_head.from == HeadFrom::Features;
+        StageFacts {
+            sizes: early_size.into_iter().chain(size).collect(),
+            stopped: best::stopped(finetune, self.history),
+            first_head: made && (self.request.pretrain || self.from.lacks_head()),
+            balance: balance(finetune).into_iter().map(str::to_owned).collect(),
+            ..stage
+        }
+    }
+
+    /// What a stage is whatever its settings are.
+    fn stage(&self, name: StageName, method: &str, kind: Kind) -> StageFacts {
+        let epochs = self.epochs(name);
         StageFacts {
             key: name.as_str().to_owned(),
             method: method.to_owned(),
             kind: kind.words().to_owned(),
-            sizes,
-            epochs: rows().map(|row| row.epoch).max().unwrap_or(0),
-            seconds: end(name) - before,
+            sizes: Vec::new(),
+            images: match kind {
+                Kind::SelfSupervised => self.images.train,
+                _ => self.images.labelled,
+            },
+            epochs: epochs.map(|row| row.epoch).max().unwrap_or(0),
+            stopped: None,
+            seconds: self.end(name) - self.start(name),
             first_head: false,
+            balance: Vec::new(),
             chance: None,
         }
+    }
+
+    fn epochs(&self, stage: StageName) -> impl Iterator<Item = &EpochRow> {
+        self.history.iter().filter(move |row| row.stage == stage.as_str())
+    }
+
+    /// The second at which a stage began: the clock goes on from stage to stage.
+    fn start(&self, stage: StageName) -> f64 {
+        match stage {
+            StageName::Pretrain => 0.0,
+            StageName::Finetune => self.end(StageName::Pretrain).min(self.end(stage)),
+        }
+    }
+
+    fn end(&self, stage: StageName) -> f64 {
+        self.epochs(stage).map(|row| row.seconds).fold(0.0, f64::max)
+    }
+}
+
+/// What makes rare classes count more in fine-tuning, in words.
+fn balance(finetune: &FinetuneConfig) -> Vec<&'static str> {
+    let sampling = match finetune.sampling {
+        Sampling::Once => None,
+        Sampling::Balanced => Some("as many images of each class in an epoch"),
     };
-    let mut stages = Vec::new();
-    if request.pretrain {
-        let method = method::entry(&config.pretrain.method)?;
-        let mut sizes: Vec<_> = config.pretrain.crops.iter().map(|group| group.img_size).collect();
-        sizes.dedup();
-        let first_head = config.pretrain.first_head.from == HeadFrom::Features;
-        let facts = facts(StageName::Pretrain, method.title, method.kind, sizes);
-        stages.push(StageFacts { first_head, ..facts });
-    }
-    if request.finetune {
-        let method = &method::supervised::ENTRY;
-        let finetune = &config.finetune;
-        let mut facts = facts(StageName::Finetune, method.title, method.kind, Vec::new());
-        let early = finetune.early_of(finetune.optim.epochs);
-        facts.sizes.extend((early > 0).then_some(finetune.early_img_size));
-        facts.sizes.extend((facts.epochs > early).then_some(finetune.img_size));
-        stages.push(facts);
-    }
-    Ok(stages)
+    let weights = match finetune.class_weights {
+        ClassWeights::None => None,
+        ClassWeights::Balanced => {
+            Some("classes weighted in the loss by one over their numbers of images")
+        }
+        ClassWeights::Effective => {
+            Some("classes weighted in the loss by one over their effective numbers of images")
+        }
+    };
+    sampling.into_iter().chain(weights).collect()
 }
 
 /// SHA-256 of a file, in hexadecimal.

@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use super::folder::{Folder, Found};
+use super::forecast::Forecast;
 use super::prepare::{self, Prepared};
 use super::{Request, Ui};
 use crate::config::RunConfig;
@@ -26,7 +27,7 @@ pub fn reopen(
     ui: &dyn Ui,
 ) -> Result<Prepared> {
     let listed = split::read_csv(&folder.join("splits.csv"))?;
-    let Found { data_name, split_origin, seen_before } = found(folder)?;
+    let Found { data_name, split_origin, seen_before, .. } = found(folder)?;
     let path = folder.join("data_report.json");
     let text = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
     let report: DataReport = serde_json::from_slice(&text)
@@ -120,12 +121,58 @@ pub fn classes(folder: &Folder) -> Result<Vec<String>> {
 }
 
 impl Found {
-    /// What a run finds in its images.
-    pub fn of(data: &Prepared) -> Self {
+    /// What a run finds in its images, and what its time allows.
+    pub fn of(data: &Prepared, forecast: &Forecast) -> Self {
         Self {
             data_name: data.manifest.name.clone(),
             split_origin: data.manifest.split_origin,
             seen_before: data.seen_before,
+            decided: forecast.decided.clone(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::SplitOrigin;
+    use crate::report::facts::{Decided, LeftOut, Smaller};
+
+    #[test]
+    fn what_was_decided_stays_in_the_run() {
+        let place = tempfile::tempdir().expect("a temporary folder");
+        let folder = Folder::create(Some(&place.path().join("run")), "x").expect("a new folder");
+        let request = Request {
+            data: "/photos".into(),
+            pretrain: false,
+            finetune: true,
+            init: None,
+            command: Vec::new(),
+            sources: Default::default(),
+        };
+        let smaller = Smaller {
+            name: "small".to_owned(),
+            instead_of: "large".to_owned(),
+            steps: 100,
+            least: 2000,
+        };
+        let left_out = LeftOut { epochs: 3, least: 12, minutes: 45 };
+        let decided = Decided { smaller: Some(smaller), left_out: Some(left_out) };
+        let found = Found {
+            data_name: "photos".to_owned(),
+            split_origin: SplitOrigin::Given,
+            seen_before: 0,
+            decided,
+        };
+        folder.write_run(&request, &found).expect("written");
+        assert_eq!(folder.read_found().expect("readable"), Some(found.clone()));
+        // A run of an earlier version says nothing of it.
+        let path = folder.join("run.json");
+        let text = std::fs::read_to_string(&path).expect("there");
+        let mut old: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        old["found"].as_object_mut().expect("an object").remove("decided").expect("there");
+        std::fs::write(&path, old.to_string()).expect("written");
+        let silent = Found { decided: Decided::default(), ..found };
+        assert_eq!(folder.read_found().expect("readable"), Some(silent));
     }
 }

@@ -128,6 +128,7 @@ fn unread_by_kind(key: &str, optim: &OptimConfig) -> Option<&'static str> {
 fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
     let (pretrain, finetune) = (&config.pretrain, &config.finetune);
     let t2t = config.model.name.starts_with("t2t_vit");
+    let early_is_smaller = finetune.early_img_size < finetune.img_size;
     let is_made = |head: &HeadInit| head.from == HeadFrom::Features;
     let blurred = pretrain.crops.iter().any(|c| c.blur.unwrap_or(pretrain.augment.blur) > 0.0);
     let cases = [
@@ -150,7 +151,16 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
         ("pretrain.first_head.ridge", is_made(&pretrain.first_head), "the head's rows are random"),
         ("finetune.first_head.spread", is_made(&finetune.first_head), "the head's rows are random"),
         ("finetune.first_head.ridge", is_made(&finetune.first_head), "the head's rows are random"),
-        ("finetune.early_img_size", finetune.early_share > 0.0, "no epochs have smaller crops"),
+        (
+            "finetune.early_share",
+            finetune.early_share == 0.0 || early_is_smaller,
+            "finetune.early_img_size is no smaller than finetune.img_size",
+        ),
+        (
+            "finetune.early_img_size",
+            finetune.early_share > 0.0 && early_is_smaller,
+            "no epochs have smaller crops",
+        ),
         ("finetune.plain_scale", finetune.plain_epochs > 0, "there are no plain epochs"),
         (
             "finetune.class_weights_beta",

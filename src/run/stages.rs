@@ -5,7 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::observe::RunObserver;
-use super::{Context, Folder, best, first_head, provenance};
+use super::provenance::{self, Taken};
+use super::{Context, Folder, best, first_head};
 use crate::backbone::{NetSpec, Spec};
 use crate::config::{Keep, OptimConfig, PosEmbed, RunConfig, Sampling};
 use crate::data::cache::ImageStore;
@@ -175,9 +176,10 @@ fn initial(context: &Context, stage: &Stage) -> Result<TrainState> {
             None => Head::Left("nothing says which classes its rows are for"),
         };
         let seen = weights::import_taking(&file, specs, values, Take { head, regenerate })?;
-        provenance::record(context.folder, path, seen.taken)?;
+        let taken = Taken { tensors: seen.taken, head: seen.complete().is_ok() };
+        provenance::record(context.folder, path, taken)?;
         seen.notes.iter().for_each(|note| context.ui.note(&format!("  note: {note}")));
-        if seen.complete().is_ok() {
+        if taken.head {
             return Ok(TrainState::new(state.specs, state.values, stage.optim.ema));
         }
     }

@@ -1,7 +1,5 @@
 //! What the cells of a study came to, from what their runs recorded.
 
-use std::path::Path;
-
 use serde::Serialize;
 use serde_json::json;
 use statrs::distribution::{ContinuousCDF, StudentsT};
@@ -9,9 +7,10 @@ use statrs::distribution::{ContinuousCDF, StudentsT};
 use super::file::Study;
 use super::grid::{Cell, Grid};
 use super::place::{Place, State};
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::report::ReportData;
 use crate::report::facts::{Past, Provenance};
+use crate::run::finished::report;
 
 /// The table of a study.
 #[derive(Clone, Debug)]
@@ -177,14 +176,6 @@ impl Results {
 
 fn title(study: &Study) -> String {
     if study.title.is_empty() { study.name.clone() } else { study.title.clone() }
-}
-
-/// The report of a run, if it is done.
-fn report(run: &Path) -> Result<ReportData> {
-    let path = run.join("report.json");
-    let text = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
-    serde_json::from_slice(&text)
-        .map_err(|e| Error::Failed(format!("{} cannot be used: {e}", path.display())))
 }
 
 /// The run of a cell with its report, or why there is none.
@@ -354,6 +345,7 @@ fn intervals(rows: &[Entry]) -> Vec<String> {
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
+    use crate::report::facts::WeightsFile;
 
     pub(in super::super) fn entry(top1: &[f64], paper: Option<f64>) -> Entry {
         let run = |(seed, &top1): (usize, &f64)| Measured {
@@ -419,7 +411,7 @@ pub(super) mod tests {
     #[test]
     fn other_numbers_of_images_than_the_papers_are_said() {
         let text = "name = 'x'\n[[data]]\nname = 'flowers'\ntrain = 2040\ntest = 60\nclasses = 5\n";
-        let study = Study::parse(text, Path::new("x.toml")).expect("a study");
+        let study = Study::parse(text, std::path::Path::new("x.toml")).expect("a study");
         let mut data = crate::report::tests::sample(5, 12);
         assert!(other_data(&study, &[(0, None, data.clone())]).is_empty());
         data.data.train_images = 1020;
@@ -434,8 +426,7 @@ pub(super) mod tests {
             stages: Vec::new(),
             from: Provenance::Random,
         };
-        let file =
-            crate::report::facts::WeightsFile { path: String::new(), sha256: None, taken: None };
+        let file = WeightsFile { path: String::new(), sha256: None, taken: None, head: None };
         data.provenance = Provenance::Run(file, Box::new(past));
         let notes = other_data(&study, &[(0, Some("flowers"), data)]);
         assert!(

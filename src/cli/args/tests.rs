@@ -97,6 +97,7 @@ fn no_help_offers_what_its_command_refuses() {
             "mixup",
         ),
         (&["config"], &["output", "yes", "dry-run"], "json"),
+        (&["demo"], &["time-budget"], "dry-run"),
         (&["bench", "data"], &["output", "yes", "dry-run", "mixup"], "json"),
         (&["bench", "epoch"], &["output", "yes", "dry-run", "mixup"], "seconds"),
         (&["train"], &[], "mixup"),

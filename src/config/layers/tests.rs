@@ -323,3 +323,36 @@ fn a_recipe_that_was_printed_can_be_given_back_as_a_file() {
         }
     }
 }
+
+#[test]
+fn a_time_budget_may_have_a_unit_wherever_it_is_given() {
+    let minutes = |text: &str| {
+        let mut layers = Layers::new("quick").expect("a recipe");
+        layers.set(text, Source::Flag("--set"))?;
+        Ok::<_, Error>(layers.build()?.config.time_budget)
+    };
+    assert_eq!(minutes("time_budget=90s").expect("a unit"), 1.5);
+    assert_eq!(minutes("time_budget=\"2h\"").expect("a unit"), 120.0);
+    let error = minutes("time_budget=soon").expect_err("no time").to_string();
+    assert!(error.contains("time_budget = ") && error.contains("90s, 2h"), "{error}");
+}
+
+#[test]
+fn epochs_beside_a_time_budget_in_a_file_are_proportions() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("mine.toml");
+    let chosen = |text: &str, set: &[&str]| {
+        std::fs::write(&file, text).expect("written");
+        let mut layers = Layers::new("quick").expect("a recipe");
+        layers.file(&file).expect("settings");
+        set.iter().for_each(|set| layers.set(set, Source::Flag("--set")).expect("a key"));
+        let resolved = layers.build().expect("valid");
+        ["pretrain", "finetune"].map(|stage| resolved.chosen_epochs(stage))
+    };
+    let epochs = "[finetune.optim]\nepochs = 20";
+    assert_eq!(chosen(&format!("time_budget = 5\n{epochs}"), &[]), [false, false]);
+    assert_eq!(chosen(&format!("time_budget = 0\n{epochs}"), &[]), [false, true]);
+    assert_eq!(chosen(epochs, &["time_budget=5"]), [false, true]);
+    let set = ["pretrain.optim.epochs=3", "time_budget=5"];
+    assert_eq!(chosen(&format!("time_budget = 5\n{epochs}"), &set), [true, false]);
+}

@@ -135,6 +135,8 @@ fn what_cannot_be_used_is_refused_in_words() {
     let check = |files: &[&str]| check_labelled(&opened(files).manifest).unwrap_err().to_string();
     assert!(check(&["rose/1.jpg", "rose/2.jpg"]).contains("`rose` is the only class"));
     assert!(check(&["train/a/1.jpg", "train/b/1.jpg"]).contains("no image is held out"));
+    let alone = check(&["a/1.jpg", "b/1.jpg"]);
+    assert!(alone.contains("no class has two images") && alone.contains("test split"), "{alone}");
     let table = "m.csv=file,label,split\n1.jpg,a,train\n2.jpg,b,test\n3.jpg,a,test\n";
     let root = folder(&[table, "1.jpg", "2.jpg", "3.jpg"]);
     let manifest = open(&root.path().join("m.csv"), &config(), 1).unwrap();

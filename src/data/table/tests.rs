@@ -189,13 +189,21 @@ fn mistakes_are_named_with_their_line() {
     let error = |content: &str| table("x.csv", content).unwrap_err().to_string();
     assert!(error("colour,label\ni/1.jpg,a\n").contains("no column names the images"));
     let held_out = "file,label,split\ni/1.jpg,a,train\ni/2.jpg,,test\n";
-    assert!(error(held_out).contains("line 3: no label to measure by"));
+    let text = error(held_out);
+    assert!(text.contains("line 3: no label to measure by; give it one, or the split"), "{text}");
     assert!(error("file,label,split\ni/1.jpg,a,tset\n").contains("line 2: split `tset`"));
     assert!(error("file,label,split\ni/1.jpg,a,test\ni/2.jpg,a,\n").contains("1 of 2 rows"));
     let text = error("file,label\ni/1.jpg,a\n./i/1.jpg,b\n");
     assert!(text.contains("line 3: i/1.jpg has another label in x.csv, line 2"), "{text}");
     let text = error("file,label,split\ni/1.jpg,a,train\ni\\1.jpg,a,test\n");
     assert!(text.contains("line 3: i/1.jpg has another split in x.csv, line 2"), "{text}");
+    for (rows, said) in [
+        ("i/1.jpg,a\ni/1.jpg,", "i/1.jpg has no label here and one in x.csv, line 2"),
+        ("i/1.jpg,\ni/1.jpg,a", "i/1.jpg has a label here and none in x.csv, line 2"),
+    ] {
+        let text = error(&format!("file,label\n{rows}\n"));
+        assert!(text.contains(&format!("line 3: {said}")), "{text}");
+    }
     let text = error("file,label\ni/1.jpg,a\ni/9.jpg,b\n");
     assert!(text.contains("1 image that does not exist"), "{text}");
     assert!(text.contains("i/9.jpg (x.csv, line 3)"), "{text}");

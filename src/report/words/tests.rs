@@ -7,7 +7,7 @@ use crate::loss::Chance;
 
 fn file(path: &str) -> WeightsFile {
     let sha256 = Some("0f".repeat(32));
-    WeightsFile { path: path.to_owned(), sha256, taken: Some((150, 152)) }
+    WeightsFile { path: path.to_owned(), sha256, taken: Some((150, 152)), head: Some(false) }
 }
 
 /// What card and page say, the page without its mark-up of quotes.
@@ -104,7 +104,61 @@ fn a_head_made_of_features_is_said() {
     let mut data = sample(5, 12);
     say(&data, &["without labels ("], &["from a head"]);
     data.stages[0].first_head = true;
-    say(&data, &["without labels, from a head made of the images' features ("], &[]);
+    say(&data, &["without labels, from a head made of the images' features ("], &["with labels, "]);
+    (data.stages[0].first_head, data.stages[1].first_head) = (false, true);
+    say(&data, &["with labels, from a head made of the images' features ("], &["without labels, "]);
+}
+
+#[test]
+fn images_without_a_label_are_only_said_to_be_learned_from_where_they_were() {
+    let mut data = sample(5, 12);
+    say(&data, &["on 2,040 images. No"], &["labels for", "not used"]);
+    data.data.labelled_images = 12;
+    data.stages[1].images = 12;
+    let few = "on 2,040 images (labels for 12 of the training images). No";
+    say(&data, &[few, "classes (labels for 12 of the training images)."], &["not used"]);
+    data.stages.remove(0);
+    let unused = [
+        "trained from random weights on 12 images; 2,028 without a label were not used. No",
+        "(labels for 12 of the training images; 2,028 without a label were not used).",
+    ];
+    say(&data, &unused, &["on 2,040 images"]);
+    data.data.train_images = 13;
+    say(&data, &["on 12 images; 1 without a label was not used."], &["were not used."]);
+    // The run before may have learned from it.
+    data.provenance = Provenance::File(file("/w/x.pth"));
+    say(&data, &["on 12 images; 1 without a label was not used by this run."], &["not used."]);
+    // A report of an earlier version does not say which images a stage had.
+    data.stages[0].images = 0;
+    say(&data, &["on 13 images (labels for 12 of"], &["not used"]);
+}
+
+#[test]
+fn how_fine_tuning_was_done_is_said() {
+    let mut data = sample(5, 12);
+    say(&data, &["with labels (1 h 06 min)."], &["planned", "class in an epoch"]);
+    data.stages[1].balance = vec!["as many images of each class in an epoch".to_owned()];
+    data.stages[1].stopped = Some(Stopped { after: 200, planned: 1000, fruitless: 3 });
+    let said = "with labels, as many images of each class in an epoch (1 h 06 min): stopped after epoch 200 of \
+                the 1,000 planned, since 3 evaluations in a row were no better.";
+    say(&data, &[said], &[]);
+    data.stages[1].stopped = Some(Stopped { after: 200, planned: 1000, fruitless: 1 });
+    say(&data, &["since 1 evaluation was no better."], &["in a row"]);
+}
+
+#[test]
+fn what_was_decided_by_the_time_is_said() {
+    let mut data = sample(5, 12);
+    say(&data, &[], &["left out:", "taken instead"]);
+    data.decided.left_out = Some(LeftOut { epochs: 3, least: 1200, minutes: 45 });
+    let left_out = "Pre-training was left out: 3 epochs of it would have fitted into the time budget, and it is done \
+                    from 1,200 on (about --time-budget 45m).";
+    say(&data, &[left_out], &["taken instead"]);
+    let (name, instead_of) = ("pvt_v2_b0_small".to_owned(), "pvt_v2_b0".to_owned());
+    data.decided.smaller = Some(Smaller { name, instead_of, steps: 1, least: 2000 });
+    let smaller = "pvt_v2_b0_small was taken instead of pvt_v2_b0, which had time for 1 optimiser step: it is trained \
+                   from 2,000 on";
+    say(&data, &[left_out, smaller], &[]);
 }
 
 #[test]

@@ -39,13 +39,14 @@ fn stage(name: StageName, costs: Costs, epochs: usize) -> StageForecast {
 fn forecast() -> Forecast {
     Forecast {
         preparing: 7.0,
-        smaller: None,
+        decided: Decided::default(),
         stages: vec![
             stage(StageName::Pretrain, costs(10, true), 100),
             stage(StageName::Finetune, costs(20, false), 50),
         ],
-        left_out: None,
         alone: None,
+        from_random: true,
+        unused: None,
         finishing: 3.0,
         disk: 0,
     }
@@ -107,20 +108,22 @@ fn a_budget_holds_all_parts() {
 fn pre_training_of_too_few_steps_is_left_out_and_said() {
     let mut made = forecast();
     assert!(made.scale(80.0, |_| true, 800));
-    assert!(!made.leave_out(490, 800) && made.left_out.is_none(), "49 epochs of 10 steps fit");
+    assert!(
+        !made.leave_out(490, 800) && made.decided.left_out.is_none(),
+        "49 epochs of 10 steps fit"
+    );
     assert!(!made.leave_out(980, 49), "no schedule is longer");
     assert!(made.leave_out(971, 800));
     // Twice 49 and 24: 98 + 5 + 0.5 and 48 + 1 + 0.25 seconds, 3 at the end and 7 at the start, and a twentieth.
-    let LeftOut { epochs, least, from } = made.left_out.expect("left out");
-    assert_eq!((epochs, least), (49, 98));
-    assert!((from - (103.5 + 49.25 + 10.0) / 0.95).abs() < 1e-9, "{from}");
+    // 171 seconds.
+    let left_out = LeftOut { epochs: 49, least: 98, minutes: 3 };
+    assert_eq!(made.decided.left_out, Some(left_out));
     assert!(made.scale(80.0, |_| true, 800));
     // All of the budget is fine-tuning's: 75 epochs, 3 evaluations, 2 checkpoints, 3 seconds at the end.
     assert_eq!(made.stages.len(), 1);
     assert_eq!((made.stages[0].epochs, made.seconds()), (75, 75.0 + 1.5 + 0.5 + 3.0));
     let text = made.describe();
-    let said =
-        "left out: 49 epochs of it would fit, and fewer than 98 do not pay; with --time-budget 3m";
+    let said = "left out: 49 epochs of it would fit, and it is done from 98 on (docs/recipes.md says why): from about --time-budget 3m on";
     assert!(text.contains(said), "{text}");
     assert!(!forecast().describe().contains("left out"));
 }
@@ -151,6 +154,42 @@ fn fine_tuning_alone_may_have_the_epochs_of_both_stages() {
     made.stages[0] = stage(StageName::Pretrain, slow, 100); // 94 epochs would fit
     let fitted = made.fit(&config, &[]).expect("fits");
     assert_eq!(fitted.finetune.optim.epochs, 1600, "twice the longest");
+    let alone = |from_random| {
+        let mut made = Forecast { from_random, ..forecast() };
+        made.stages.remove(0);
+        let epochs = made.fit(&config, &[]).expect("fits").finetune.optim.epochs;
+        (epochs, made.unused.is_some())
+    };
+    assert_eq!(alone(true), (1600, true), "asked for");
+    assert_eq!(alone(false), (800, true), "weights that somebody has trained");
+}
+
+#[test]
+fn epochs_of_fine_tuning_that_somebody_chose_keep_no_short_pre_training() {
+    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
+    config.time_budget = 170.0 / 0.95 / 60.0;
+    let fitted = |chosen: &[StageName]| {
+        let fitted = forecast().fit(&config, chosen).expect("fits");
+        (fitted.pretrain.optim.epochs, fitted.finetune.optim.epochs)
+    };
+    assert_eq!(fitted(&[StageName::Finetune]), (0, 50));
+    assert_eq!(fitted(&[StageName::Pretrain]).0, 100, "asked for");
+}
+
+#[test]
+fn a_budget_that_is_not_used_up_is_said() {
+    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
+    let mut said = |seconds: f64| {
+        config.time_budget = seconds / 0.95 / 60.0;
+        let mut made = forecast();
+        made.fit(&config, &[]).expect("fits");
+        made.describe()
+    };
+    // 800 epochs of both: 800 + 40 + 3.75 and 800 + 19.5 + 3.5 seconds, 3 at the end and 7 at the start.
+    let words = "5 min 23 s of the time budget are left";
+    assert!(said(2000.0).contains(words), "{}", said(2000.0));
+    assert!(!said(1900.0).contains("are left"), "{}", said(1900.0));
+    assert!(!said(90.0).contains("are left"));
 }
 
 #[test]
@@ -207,9 +246,10 @@ fn a_short_budget_has_the_smaller_model_and_says_why() {
     let [instead_of, name] = model;
     let smaller = Smaller { name, instead_of, steps: 800, least: 801 };
     assert_eq!(of(&config, &[]).as_ref(), Some(&smaller));
-    let applied = smaller.applied(&config);
+    let applied = with_smaller(&config, &smaller);
     assert_eq!([&applied.model.name, &applied.model.small], ["pvt_v2_b0_small", ""]);
-    let said = Forecast { smaller: Some(smaller), ..forecast() }.describe();
+    let decided = Decided { smaller: Some(smaller), left_out: None };
+    let said = Forecast { decided, ..forecast() }.describe();
     let words = "pvt_v2_b0_small: pvt_v2_b0 has time for 800 optimiser steps, and is taken for 801";
     assert!(said.contains(words), "{said}");
     assert!(!forecast().describe().contains("model"));
@@ -221,7 +261,9 @@ fn a_short_budget_has_the_smaller_model_and_says_why() {
     assert_eq!(with(|config| config.model.small_below = 800), None, "enough steps");
     assert_eq!(with(|config| config.time_budget = 0.0), None, "no budget");
     assert_eq!(with(|config| config.model.small.clear()), None, "no smaller model");
-    assert_eq!(of(&config, &[StageName::Finetune]), None, "epochs that somebody chose");
+    let both = [StageName::Pretrain, StageName::Finetune];
+    assert_eq!(of(&config, &both), None, "epochs that somebody chose");
+    assert!(of(&config, &both[1..]).is_some(), "of one stage");
     // 800 epochs of both stages: 240 and 640 seconds, and those between and after them.
     config.model.small_below = usize::MAX;
     config.time_budget = 60.0;

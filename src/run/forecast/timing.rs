@@ -11,6 +11,7 @@ use crate::error::Result;
 use crate::eval::health::Health;
 use crate::eval::infer::{EvalView, Inference};
 use crate::eval::knn::knn_leave_one_out;
+use crate::report::facts::Decided;
 use crate::run::prepare::Prepared;
 use crate::run::{Request, finish, stages};
 use crate::train::checkpoint::StageName;
@@ -101,10 +102,11 @@ pub fn measure(
     }
     Ok(Forecast {
         preparing: (spent + began.elapsed()).as_secs_f64(),
-        smaller: None,
+        decided: Decided::default(),
         stages: forecasts,
-        left_out: None,
         alone: None,
+        from_random: request.init.is_none(),
+        unused: None,
         finishing,
         disk,
     })

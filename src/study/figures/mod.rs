@@ -126,8 +126,10 @@ pub fn epochs(study: &Study, grid: &Grid, place: &Place) -> Result<()> {
             // The last epoch's number is that of the final measurement.
             false => line.stage == "finetune" && Some(line.epoch) != last,
         });
-        let points: Vec<_> =
+        let mut points: Vec<_> =
             of_test.filter_map(|line| Some((line.epoch as f64, 100.0 * line.top1?))).collect();
+        // The epoch that was kept need not be the last.
+        points.sort_by(|a, b| a.0.total_cmp(&b.0));
         let line = |&(epoch, top1): &(f64, f64)| {
             vec![row.name.clone(), format!("{epoch}"), format!("{top1:.4}"), grid.scale.to_string()]
         };
