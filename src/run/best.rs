@@ -20,28 +20,38 @@ pub struct Best {
     pub epoch: usize,
     /// Epochs that were measured.
     pub measured: usize,
-    /// Those of them that came after it.
-    pub since: usize,
+}
+
+/// Epochs of fine-tuning that were measured, with their accuracies.
+fn measured(history: &[EpochRow]) -> impl Iterator<Item = (usize, f64)> {
+    let epochs = history.iter().filter(|row| row.stage == StageName::Finetune.as_str());
+    epochs.filter_map(|row| Some((row.epoch, row.top1?)))
 }
 
 /// The best epoch of a log, the first of several alike; `None` if none was measured.
 pub fn best(history: &[EpochRow]) -> Option<Best> {
-    let measured = history.iter().filter(|row| row.stage == StageName::Finetune.as_str());
-    let measured: Vec<_> = measured.filter_map(|row| Some((row.epoch, row.top1?))).collect();
+    let measured: Vec<_> = measured(history).collect();
     let highest = measured.iter().map(|&(_, top1)| top1).max_by(f64::total_cmp)?;
     let place = measured.iter().position(|&(_, top1)| top1 == highest)?;
-    let (epoch, since) = (measured[place].0, measured.len() - place - 1);
-    Some(Best { epoch, measured: measured.len(), since })
+    Some(Best { epoch: measured[place].0, measured: measured.len() })
+}
+
+/// Measurements since the best one. Those of epochs with small crops do not count: what the next crops add is
+/// still to come.
+fn fruitless(config: &FinetuneConfig, history: &[EpochRow]) -> Option<usize> {
+    let early = config.early_of(config.optim.epochs);
+    let best = best(history)?.epoch.max(early);
+    Some(measured(history).filter(|(epoch, _)| *epoch > best).count())
 }
 
 /// Whether training ends before its last epoch: so many measurements as `patience` were no better.
 pub fn is_over(config: &FinetuneConfig, history: &[EpochRow]) -> bool {
-    config.patience > 0 && best(history).is_some_and(|best| best.since >= config.patience)
+    config.patience > 0 && fruitless(config, history).is_some_and(|n| n >= config.patience)
 }
 
 /// How training ended before its last epoch, if it did.
 pub fn stopped(config: &FinetuneConfig, history: &[EpochRow]) -> Option<Stopped> {
-    let fruitless = best(history)?.since;
+    let fruitless = fruitless(config, history)?;
     let epochs = history.iter().filter(|row| row.stage == StageName::Finetune.as_str());
     let (after, planned) = (epochs.map(|row| row.epoch).max()?, config.optim.epochs);
     let early = after < planned && is_over(config, history);
@@ -110,7 +120,7 @@ mod tests {
     #[test]
     fn the_first_of_the_highest_is_the_best() {
         let rows = history(&[None, Some(0.4), Some(0.6), None, Some(0.6), Some(0.5)]);
-        assert_eq!(best(&rows), Some(Best { epoch: 3, measured: 4, since: 2 }));
+        assert_eq!(best(&rows), Some(Best { epoch: 3, measured: 4 }));
         assert_eq!(best(&history(&[None, None])), None);
     }
 
@@ -126,6 +136,11 @@ mod tests {
             [false, true, true, false]
         );
         assert!(!over(1, &[Some(0.1), Some(0.2)]) && !over(1, &[]));
+        // Small crops in the first three of four epochs.
+        let mut config = FinetuneConfig { patience: 1, ..paper.finetune.clone() };
+        (config.optim.epochs, config.early_share) = (4, 0.75);
+        assert!(!is_over(&config, &history(&falling[..3])));
+        assert!(is_over(&config, &history(&falling)));
         // All four epochs were done where no more were planned.
         let stopped = |epochs: usize| {
             let mut config = FinetuneConfig { patience: 2, ..paper.finetune.clone() };
