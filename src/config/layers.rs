@@ -332,7 +332,6 @@ fn of_family(key: &str) -> (Option<&str>, &str) {
 /// Where the epochs of a stage were lowered and its warm-up was not touched, the warm-up keeps its
 /// share of them. A recipe or file that has both means them together.
 fn share_warmup(settings: &mut Settings, stage: &str) {
-    let number = |value: &Value| value.as_float().or(value.as_integer().map(|n| n as f64));
     let warmup_key = format!("{stage}.optim.warmup_epochs");
     let last = |key: &str| settings.get(key).and_then(|all| all.last());
     let (Some(warmup), Some(epochs)) =
@@ -387,6 +386,11 @@ pub fn mark_fitted(sources: &mut BTreeMap<String, String>, chosen: &RunConfig, f
 /// [`Error::Failed`] if a number has no TOML form (a seed of 2^63 or more).
 pub fn to_toml(config: &RunConfig) -> Result<String> {
     toml::to_string(config).map_err(|e| Error::Failed(format!("cannot write config.toml: {e}")))
+}
+
+/// A whole number or another one.
+pub(super) fn number(value: &Value) -> Option<f64> {
+    value.as_float().or(value.as_integer().map(|n| n as f64))
 }
 
 /// A value as TOML, or else as a number like `.5`, or else as a text.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use toml::Value;
 
-use super::layers::{Settings, unknown};
+use super::layers::{Settings, number, unknown};
 use super::{RunConfig, Setting, Source};
 use crate::error::{Error, Result};
 
@@ -57,10 +57,9 @@ impl Resolved {
 
     /// Whether `source` sets a time budget.
     fn has_budget(&self, source: &Source) -> bool {
-        let minutes = |value: &Value| value.as_float().or(value.as_integer().map(|n| n as f64));
         let budgets = self.settings.get("time_budget").into_iter().flatten();
         let mut own = budgets.filter(|setting| setting.source == *source);
-        own.any(|setting| minutes(&setting.value).is_some_and(|minutes| minutes > 0.0))
+        own.any(|setting| number(&setting.value).is_some_and(|minutes| minutes > 0.0))
     }
 
     /// The history of the key, or of every key below it if it is a section.
@@ -157,6 +156,5 @@ impl Resolved {
 
 /// Whether two values are the same, 0 and 0.0 too.
 fn equal(a: &Value, b: &Value) -> bool {
-    let number = |value: &Value| value.as_float().or(value.as_integer().map(|n| n as f64));
     a == b || number(a).is_some_and(|a| number(b) == Some(a))
 }

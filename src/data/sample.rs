@@ -24,8 +24,8 @@ pub enum Size {
 ///
 /// One seed puts the images of each class into one order, and a sample takes the first of them. A
 /// larger sample of the same seed thus contains the labelled images of the smaller one, also if one
-/// is given by class and the other as a fraction. [`Size::Total`] has an order of its own, over all images. Returns what a
-/// person should know.
+/// is given by class and the other as a fraction. [`Size::Total`] has an order of its own, over all
+/// images. Returns what a person should know.
 ///
 /// # Errors
 /// [`Error::Usage`] for a size that names no sample, [`Error::Data`] if there is no training image,

@@ -267,9 +267,7 @@ impl Observer for RunObserver<'_> {
         {
             best::write(self.context.folder, state)?;
         }
-        if self.is_over()
-            && let Some(stopped) = best::stopped(&self.context.config.finetune, self.log.rows())
-        {
+        if let Some(stopped) = best::stopped(&self.context.config.finetune, self.log.rows()) {
             self.context.ui.note(&format!("  note: fine-tuning {}", stopped.words()));
         }
         Ok(())
