@@ -37,6 +37,10 @@ pub struct RunConfig {
     pub threads: usize,
     /// Minutes for the whole run, 0 = no limit; epochs are scaled to fit before the run starts.
     pub time_budget: f64,
+    /// Images up to which a time budget's longest schedule has as many steps as for so many, and so the more
+    /// epochs the fewer they are.
+    #[serde(default)] // absent in runs of earlier versions
+    pub few_images: usize,
     /// The backbone.
     pub model: ModelConfig,
     /// Reading images.
@@ -91,8 +95,7 @@ pub struct ModelConfig {
     /// The model instead of `name` where a time budget is too short for that one; empty = none.
     #[serde(default)] // absent in runs of earlier versions
     pub small: String,
-    /// A time budget is too short for `name` if it has time for fewer optimiser steps than this and not for
-    /// the longest schedule.
+    /// A time budget is too short for `name` if it has time for fewer optimiser steps than this.
     #[serde(default)] // absent in runs of earlier versions
     pub small_below: usize,
     /// Sinusoidal position tables (T2T-ViT) when weights go on at another img-size.

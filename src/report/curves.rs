@@ -60,12 +60,29 @@ pub fn panels(history: &[EpochRow], stage: &StageFacts, watched: &str) -> Vec<Pa
     let accuracy =
         vec![curve(watched, &|row| row.top1), curve("k-NN, training images", &|row| row.knn_top1)];
     let mut panels = vec![
-        panel("loss", Unit::Nats, vec![curve("training loss", &|row| row.loss)], chance),
+        panel("loss", Unit::Nats, vec![means(curve("training loss", &|row| row.loss))], chance),
         panel("accuracy", Unit::Share, accuracy, None),
         panel("learning rate", Unit::Rate, vec![curve("learning rate", &|row| row.lr)], None),
     ];
     panels.retain(|panel| !panel.series.is_empty());
     panels
+}
+
+/// Points of a curve beyond which it is drawn of means: an epoch of few images has few steps, and its loss
+/// is anything.
+const MOST_POINTS: usize = 400;
+
+/// The curve, or if it has too many points means of as many neighbours each, with their number in its name.
+fn means((name, points): (String, Vec<(f64, f64)>)) -> (String, Vec<(f64, f64)>) {
+    let neighbours = points.len().div_ceil(MOST_POINTS);
+    if neighbours < 2 {
+        return (name, points);
+    }
+    let mean = |points: &[(f64, f64)]| {
+        let sum = points.iter().fold((0.0, 0.0), |sum, p| (sum.0 + p.0, sum.1 + p.1));
+        (sum.0 / points.len() as f64, sum.1 / points.len() as f64)
+    };
+    (format!("{name}, mean of {neighbours} epochs"), points.chunks(neighbours).map(mean).collect())
 }
 
 /// Panels side by side.
@@ -229,8 +246,9 @@ mod tests {
         let titles: Vec<_> = made.iter().map(|panel| panel.title.as_str()).collect();
         assert_eq!(titles, ["pretrain: loss", "pretrain: accuracy", "pretrain: learning rate"]);
         assert_eq!(made[0].reference.as_ref().unwrap().0, 2040f64.ln());
-        // 800 epochs less the one that is not a number, a probe every 40.
-        assert_eq!((made[0].series[0].1.len(), made[1].series[0].1.len()), (799, 20));
+        // 800 epochs less the one that is not a number, in pairs; a probe every 40.
+        assert_eq!((made[0].series[0].1.len(), made[1].series[0].1.len()), (400, 20));
+        assert_eq!(made[0].series[0].0, "training loss, mean of 2 epochs");
         data.stages[0].chance = None;
         let without = panels(&data.history, &data.stages[0], "test images");
         assert_eq!(without[0].reference, None, "no line where the method has no such loss");
@@ -239,11 +257,24 @@ mod tests {
     }
 
     #[test]
+    fn curves_of_very_many_epochs_are_means_of_neighbours() {
+        let curve =
+            |n| means(("loss".into(), (1..=n).map(|i| (i as f64, (i % 3) as f64)).collect()));
+        assert_eq!((curve(400).0.as_str(), curve(400).1.len()), ("loss", 400));
+        // Three epochs of 1, 2 and 0 each; a last one of 1 is left.
+        let (name, points) = curve(1000);
+        assert_eq!((name.as_str(), points.len()), ("loss, mean of 3 epochs", 334));
+        assert!(points[..333].iter().all(|p| p.1 == 1.0));
+        assert_eq!((points[0].0, points[1].0, points[333]), (2.0, 5.0, (1000.0, 1.0)));
+    }
+
+    #[test]
     fn axes_put_low_values_low_and_survive_a_single_point() {
         let data = sample(5, 4);
         let panel = &panels(&data.history, &data.stages[0], "test images")[0];
         let axes = Axes::fit(panel, 0.0);
-        let (first, last) = (axes.at((1.0, 7.0)), axes.at((800.0, 5.0)));
+        // Means of two epochs each.
+        let (first, last) = (axes.at((1.5, 7.0)), axes.at((799.5, 5.0)));
         assert_eq!((first.0, last.0), (axes.left, axes.right));
         assert!(TOP < first.1 && first.1 < last.1 && last.1 < BOTTOM);
         let single = panels(&data.history[..1], &data.stages[0], "test images");

@@ -210,8 +210,7 @@ impl Smaller {
     fn sentence(&self) -> String {
         let Self { name, instead_of, steps, least } = self;
         format!(
-            "{name} was taken instead of {instead_of}, which had time for {}: it is trained from {} on, or where \
-             its longest schedule fits.",
+            "{name} was taken instead of {instead_of}, which had time for {}: it is trained from {} on.",
             counted(*steps, "optimiser step", "optimiser steps"),
             thousands(*least)
         )

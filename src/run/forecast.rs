@@ -106,9 +106,31 @@ pub fn with_smaller(config: &RunConfig, smaller: &Smaller) -> RunConfig {
     config
 }
 
-/// The longest schedule that a budget is scaled to: the paper's longest.
-fn longest() -> Result<usize> {
-    Ok(Layers::new("paper")?.build()?.config.pretrain.optim.epochs)
+/// The longest schedules that a budget is scaled to.
+#[derive(Clone, Copy)]
+struct Longest {
+    /// Epochs of the paper's longest.
+    epochs: usize,
+    /// Images that have no more epochs than these; fewer have as many steps.
+    few_images: usize,
+    /// Whether nobody has trained the weights that the run begins with.
+    from_random: bool,
+}
+
+impl Longest {
+    /// For a run with these settings.
+    fn of(config: &RunConfig, from_random: bool) -> Result<Self> {
+        let epochs = Layers::new("paper")?.build()?.config.pretrain.optim.epochs;
+        Ok(Self { epochs, few_images: config.few_images, from_random })
+    }
+
+    /// Epochs of `stage`, which is `alone` if no other is before or after it.
+    fn of_stage(&self, stage: &StageForecast, alone: bool) -> usize {
+        let Costs { batch_size, steps_per_epoch, .. } = stage.costs;
+        let steps = self.epochs * self.few_images.div_ceil(batch_size);
+        let longest = self.epochs.max(steps / steps_per_epoch);
+        if alone && self.from_random { ALONE * longest } else { longest }
+    }
 }
 
 fn too_short(minutes: f64, forecast: &Forecast, chosen: &[StageName]) -> String {
@@ -132,9 +154,8 @@ fn optim_of(config: &mut RunConfig, stage: StageName) -> &mut OptimConfig {
 }
 
 impl Forecast {
-    /// The smaller model of the settings, if there is one and the time budget is too short for the other:
-    /// for its steps, and for its longest schedule, which a few images have sooner. Where somebody has
-    /// `chosen` the epochs of every stage, the model stays.
+    /// The smaller model of the settings, if there is one and the time budget is too short for the steps of
+    /// the other. Where somebody has `chosen` the epochs of every stage, the model stays.
     pub fn smaller(&self, config: &RunConfig, chosen: &[StageName]) -> Option<Smaller> {
         let model = &config.model;
         let fixed = self.stages.iter().all(|stage| chosen.contains(&stage.stage));
@@ -144,21 +165,12 @@ impl Forecast {
         // Counted by time alone: a set of few labels has few steps, however long the budget is.
         let last = self.stages.last()?;
         let steps = (self.budget(config) / last.training * last.steps as f64) as usize;
-        (steps < model.small_below && !self.holds_all(config)).then(|| Smaller {
+        (steps < model.small_below).then(|| Smaller {
             name: model.small.clone(),
             instead_of: model.name.clone(),
             steps,
             least: model.small_below,
         })
-    }
-
-    /// Whether the time budget holds the longest schedule of every stage: more time would change nothing.
-    fn holds_all(&self, config: &RunConfig) -> bool {
-        let mut fitted = self.clone();
-        let longest = longest().unwrap_or(usize::MAX);
-        let fits = fitted.fit(config, &[]).is_ok();
-        fits && fitted.decided.left_out.is_none()
-            && fitted.stages.iter().all(|s| s.epochs == longest)
     }
 
     /// Seconds of the time budget for what is still to be done.
@@ -175,19 +187,17 @@ impl Forecast {
         let (mut config, budget) = (config.clone(), self.budget(config));
         let free = |stage: &StageForecast| !chosen.contains(&stage.stage);
         if config.time_budget > 0.0 && self.stages.iter().any(free) {
-            let longest = longest()?;
-            let alone = if self.from_random { ALONE * longest } else { longest };
-            let of_one = |stages: &[_]| if stages.len() == 1 { alone } else { longest };
-            let mut fits = self.scale(budget, free, of_one(&self.stages));
+            let longest = Longest::of(&config, self.from_random)?;
+            let mut fits = self.scale(budget, free, &longest);
             let may = !chosen.contains(&StageName::Pretrain) && !self.few_labels();
-            if may && self.leave_out(config.pretrain.least_steps, longest) {
-                fits = self.scale(budget, free, alone);
+            if may && self.leave_out(config.pretrain.least_steps, &longest) {
+                fits = self.scale(budget, free, &longest);
                 config.pretrain.optim.epochs = 0;
             }
-            self.unused = self.left_of(budget, free, of_one(&self.stages));
+            self.unused = self.left_of(budget, free, &longest);
             // Epochs that somebody chose are no choice of ours.
             self.alone = match chosen {
-                [] => self.without_pretraining(budget, alone),
+                [] => self.without_pretraining(budget, &longest),
                 _ => None,
             };
             if !fits {
@@ -204,20 +214,21 @@ impl Forecast {
         Ok(config)
     }
 
-    /// Scales the `free` stages alike, to between 1 and `longest` epochs each, so that all of the run
-    /// fits into `budget` seconds. Says whether it does; if not, they have one epoch each.
+    /// Scales the `free` stages alike, to between one epoch and their `longest` schedule, so that all of the
+    /// run fits into `budget` seconds. Says whether it does; if not, they have one epoch each.
     fn scale(
         &mut self,
         budget: f64,
         free: impl Fn(&StageForecast) -> bool,
-        longest: usize,
+        longest: &Longest,
     ) -> bool {
         let whole: Vec<_> = self.stages.clone();
+        let alone = whole.len() == 1;
         let mut resize = |factor: f64| {
             for (stage, whole) in self.stages.iter_mut().zip(&whole) {
                 if free(whole) {
                     let epochs = (whole.epochs as f64 * factor).floor() as usize;
-                    *stage = whole.resized(epochs.clamp(1, longest));
+                    *stage = whole.resized(epochs.clamp(1, longest.of_stage(whole, alone)));
                 }
             }
             self.stages.iter().map(StageForecast::seconds).sum::<f64>() + self.finishing <= budget
@@ -237,20 +248,23 @@ impl Forecast {
         resize(fits)
     }
 
-    /// What is left of `budget` seconds, where the `free` stages have the `longest` schedule and it is worth saying.
+    /// What is left of `budget` seconds, where the `free` stages have their `longest` schedules and it is worth
+    /// saying.
     fn left_of(
         &self,
         budget: f64,
         free: impl Fn(&StageForecast) -> bool,
-        longest: usize,
+        longest: &Longest,
     ) -> Option<f64> {
         let left = budget - self.seconds();
-        let all = self.stages.iter().filter(|stage| free(stage)).all(|s| s.epochs == longest);
+        let alone = self.stages.len() == 1;
+        let is_longest = |s: &StageForecast| s.epochs == longest.of_stage(s, alone);
+        let all = self.stages.iter().filter(|stage| free(stage)).all(is_longest);
         (all && left > NOT_WORTH_SAYING * budget).then_some(left)
     }
 
     /// Epochs of fine-tuning alone in `budget` seconds; none if nothing is before it or they do not fit.
-    fn without_pretraining(&self, budget: f64, longest: usize) -> Option<usize> {
+    fn without_pretraining(&self, budget: f64, longest: &Longest) -> Option<usize> {
         let [_, finetune] = &self.stages[..] else { return None };
         let mut alone = Self { stages: vec![finetune.clone()], ..self.clone() };
         alone.scale(budget, |_| true, longest).then(|| alone.stages[0].epochs)
@@ -264,9 +278,10 @@ impl Forecast {
 
     /// Takes out a pre-training before fine-tuning of fewer than `least_steps`, unless it has the `longest`
     /// schedule. Says whether it has taken it out.
-    fn leave_out(&mut self, least_steps: usize, longest: usize) -> bool {
+    fn leave_out(&mut self, least_steps: usize, longest: &Longest) -> bool {
         let [pretrain, finetune] = &self.stages[..] else { return false };
-        let least = least_steps.div_ceil(pretrain.costs.steps_per_epoch).min(longest);
+        let most = longest.of_stage(pretrain, false);
+        let least = least_steps.div_ceil(pretrain.costs.steps_per_epoch).min(most);
         if pretrain.epochs >= least {
             return false;
         }
@@ -324,7 +339,7 @@ impl Forecast {
         if let Some(Smaller { name, instead_of, steps, least }) = &self.decided.smaller {
             text += &format!(
                 "  model     {name}: {instead_of} has time for {steps} optimiser steps, and is taken for {least} \
-                 or its longest schedule (docs/recipes.md)\n"
+                 (docs/recipes.md)\n"
             );
         }
         if let Some(LeftOut { epochs, least, minutes }) = self.decided.left_out {

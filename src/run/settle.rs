@@ -131,7 +131,10 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
     let early_is_smaller = finetune.early_img_size < finetune.img_size;
     let is_made = |head: &HeadInit| head.from == HeadFrom::Features;
     let blurred = pretrain.crops.iter().any(|c| c.blur.unwrap_or(pretrain.augment.blur) > 0.0);
+    let budget = config.time_budget > 0.0;
     let cases = [
+        ("few_images", budget, "there is no time budget"),
+        ("pretrain.least_steps", budget, "there is no time budget"),
         ("model.small_below", !config.model.small.is_empty(), "there is no smaller model"),
         ("pretrain.cutmix_lambda", pretrain.cutmix > 0.0, "CutMix is off"),
         ("finetune.mix_lambda", finetune.cutmix > 0.0 || finetune.mixup > 0.0, "nothing is mixed"),

@@ -41,7 +41,9 @@ pub struct Costs {
     pub early_epoch: f64,
     /// Share of the epochs that have these.
     pub early_share: f64,
-    /// Their number.
+    /// Images a step.
+    pub batch_size: usize,
+    /// An epoch's optimiser steps in number.
     pub steps_per_epoch: usize,
     /// Looking at every image for the head's first rows.
     pub first_head: f64,
@@ -159,6 +161,7 @@ impl Trial<'_> {
             epoch: crops / crops_per_second,
             early_epoch: crops / early_per_second,
             early_share: if early > 0 { self.config.finetune.early_share } else { 0.0 },
+            batch_size: batch,
             steps_per_epoch: stage.source.steps_per_epoch(),
             first_head: samples as f64 * if from_features { an_image } else { 0.0 },
             measurement: measured as f64 * an_image + compared,
