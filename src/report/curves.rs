@@ -82,7 +82,9 @@ fn means((name, points): (String, Vec<(f64, f64)>)) -> (String, Vec<(f64, f64)>)
         let sum = points.iter().fold((0.0, 0.0), |sum, p| (sum.0 + p.0, sum.1 + p.1));
         (sum.0 / points.len() as f64, sum.1 / points.len() as f64)
     };
-    (format!("{name}, mean of {neighbours} epochs"), points.chunks(neighbours).map(mean).collect())
+    // Counted from the last epoch, whose point is read off, so that it is not the mean of a rest.
+    let means = points.rchunks(neighbours).map(mean).rev();
+    (format!("{name}, mean of {neighbours} epochs"), means.collect())
 }
 
 /// Panels side by side.
@@ -261,11 +263,11 @@ mod tests {
         let curve =
             |n| means(("loss".into(), (1..=n).map(|i| (i as f64, (i % 3) as f64)).collect()));
         assert_eq!((curve(400).0.as_str(), curve(400).1.len()), ("loss", 400));
-        // Three epochs of 1, 2 and 0 each; a last one of 1 is left.
+        // Three epochs of 2, 0 and 1 each, and one of 1 before them.
         let (name, points) = curve(1000);
         assert_eq!((name.as_str(), points.len()), ("loss, mean of 3 epochs", 334));
-        assert!(points[..333].iter().all(|p| p.1 == 1.0));
-        assert_eq!((points[0].0, points[1].0, points[333]), (2.0, 5.0, (1000.0, 1.0)));
+        assert!(points[1..].iter().all(|p| p.1 == 1.0));
+        assert_eq!((points[0], points[1].0, points[333].0), ((1.0, 1.0), 3.0, 999.0));
     }
 
     #[test]
