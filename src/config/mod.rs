@@ -37,8 +37,8 @@ pub struct RunConfig {
     pub threads: usize,
     /// Minutes for the whole run, 0 = no limit; epochs are scaled to fit before the run starts.
     pub time_budget: f64,
-    /// Images up to which a time budget's longest schedule has as many steps as for so many, and so the more
-    /// epochs the fewer they are.
+    /// Number of images below which a time budget's longest schedule has as many optimiser steps as for so
+    /// many images, and so more epochs; 0 = the same epochs for any number.
     #[serde(default)] // absent in runs of earlier versions
     pub few_images: usize,
     /// The backbone.

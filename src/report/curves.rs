@@ -68,8 +68,7 @@ pub fn panels(history: &[EpochRow], stage: &StageFacts, watched: &str) -> Vec<Pa
     panels
 }
 
-/// Points of a curve beyond which it is drawn of means: an epoch of few images has few steps, and its loss
-/// is anything.
+/// Most points of a loss curve; longer ones are drawn of means. The loss of an epoch of few steps is mostly noise.
 const MOST_POINTS: usize = 400;
 
 /// The curve, or if it has too many points means of as many neighbours each, with their number in its name.

@@ -107,11 +107,10 @@ pub fn with_smaller(config: &RunConfig, smaller: &Smaller) -> RunConfig {
 }
 
 /// The longest schedules that a budget is scaled to.
-#[derive(Clone, Copy)]
 struct Longest {
     /// Epochs of the paper's longest.
     epochs: usize,
-    /// Images that have no more epochs than these; fewer have as many steps.
+    /// Number of images below which a schedule may have as many steps as for so many, and so more epochs.
     few_images: usize,
     /// Whether nobody has trained the weights that the run begins with.
     from_random: bool,
