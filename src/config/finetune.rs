@@ -54,6 +54,10 @@ pub struct FinetuneConfig {
     pub class_weights_beta: f64,
     /// Epochs between two evaluations on the held-out split, 0 = only the last.
     pub eval_every: usize,
+    /// With a time budget: the most of fine-tuning's time that evaluations before the end take, which are
+    /// further apart where they would take more; 0 = however long they take.
+    #[serde(default)] // absent in runs of earlier versions
+    pub eval_share: f64,
     /// Which epoch's weights are the model.
     #[serde(default)] // absent in runs of earlier versions, as the next one
     pub keep: Keep,

@@ -90,6 +90,8 @@ const METHOD: &str = "pretrain.method";
 const BUDGET: &str = "time_budget";
 const MODEL: &str = "model.name";
 const SMALL: &str = "model.small";
+const EVERY: &str = "finetune.eval_every";
+const SHARE: &str = "finetune.eval_share";
 
 impl Layers {
     /// The default recipe with the recipe `name` over it.
@@ -150,10 +152,13 @@ impl Layers {
                 settings.entry(key.to_owned()).or_default().push(setting.clone());
             }
         }
-        // Whoever names a model wants that one and no smaller one.
-        if let (Some(named), None) = (self.last(MODEL), self.last(SMALL)) {
-            let none = Setting { value: String::new().into(), source: named.source.clone() };
-            settings.entry(SMALL.to_owned()).or_default().push(none);
+        // Whoever names a model wants that one and no smaller one, and whoever says when to measure, no fewer
+        // measurements.
+        for (key, beside, none) in [(MODEL, SMALL, Value::from("")), (EVERY, SHARE, 0.0.into())] {
+            if let (Some(named), None) = (self.last(key), self.last(beside)) {
+                let none = Setting { value: none, source: named.source.clone() };
+                settings.entry(beside.to_owned()).or_default().push(none);
+            }
         }
         Ok(settings)
     }

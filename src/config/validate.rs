@@ -178,6 +178,7 @@ impl Checks {
         self.count("repeats", finetune.repeats, 1, 64);
         let (every, patience) = (finetune.eval_every, finetune.patience);
         let measured = finetune.keep == Keep::Last || every > 0;
+        self.below_1("eval_share", finetune.eval_share);
         self.require(measured, "eval_every", &every, "1 or more, for keep = \"best\"");
         let waits = patience == 0 || finetune.keep == Keep::Best;
         self.require(waits, "patience", &patience, "0 unless keep is \"best\" (--keep best)");

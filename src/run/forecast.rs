@@ -207,6 +207,9 @@ impl Forecast {
                 optim.warmup_epochs *= stage.epochs as f64 / optim.epochs as f64;
                 optim.epochs = stage.epochs;
             }
+            if let Some(finetune) = self.stages.iter().find(|s| s.stage == StageName::Finetune) {
+                config.finetune.eval_every = finetune.costs.every(finetune.epochs);
+            }
         }
         // The epochs are part of the run from here on: they must not be fitted again on resume.
         config.time_budget = 0.0;

@@ -135,6 +135,7 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
     let cases = [
         ("few_images", budget, "there is no time budget"),
         ("pretrain.least_steps", budget, "there is no time budget"),
+        ("finetune.eval_share", budget || finetune.eval_share == 0.0, "there is no time budget"),
         ("model.small_below", !config.model.small.is_empty(), "there is no smaller model"),
         ("pretrain.cutmix_lambda", pretrain.cutmix > 0.0, "CutMix is off"),
         ("finetune.mix_lambda", finetune.cutmix > 0.0 || finetune.mixup > 0.0, "nothing is mixed"),

@@ -231,6 +231,14 @@ fn whoever_names_a_model_has_set_that_there_is_no_smaller_one() {
     assert_eq!(small(&["model.name=pvt_v2_b1", "model.small=pvt_v2_b0"]), own("pvt_v2_b0"));
 }
 
+#[test]
+fn whoever_says_when_to_measure_gets_that() {
+    let share = |assignments: &[&str]| built("quick", assignments).config.finetune.eval_share;
+    assert!(share(&[]) > 0.0);
+    assert_eq!(share(&["finetune.eval_every=10"]), 0.0);
+    assert_eq!(share(&["finetune.eval_every=10", "finetune.eval_share=0.2"]), 0.2);
+}
+
 /// Recipe section 3.2.
 #[test]
 fn families_have_the_values_of_their_run_scripts() {

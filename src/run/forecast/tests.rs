@@ -14,6 +14,7 @@ fn costs(every: usize, at_end: bool) -> Costs {
         first_head: 0.0,
         measurement: 0.5,
         every,
+        share: 0.0,
         at_end,
         checkpoint: 0.25,
         checkpoint_every: 60.0,
@@ -86,6 +87,28 @@ fn measurements_are_those_that_the_run_makes() {
         [of(0, true, 25), of(30, true, 25), of(30, false, 25), of(1, false, 1)],
         [0, 1, 0, 0]
     );
+}
+
+#[test]
+fn measurements_stay_within_their_share_of_the_time() {
+    // Half a second each: 5% of 100 s are ten of them, of 99 s nine, of 9 s none.
+    let bounded = Costs { share: 0.05, ..costs(5, false) };
+    let of = |epochs| (bounded.every(epochs), bounded.measurements(epochs));
+    assert_eq!([of(100), of(99), of(9)], [(10, 9), (10, 9), (9, 0)]);
+    assert_eq!(of(1000), (10, 99), "of a hundred at most");
+    let rare = Costs { measurement: 0.01, ..bounded };
+    assert_eq!((rare.every(100), rare.measurements(100)), (5, 19), "as asked for");
+    let none = Costs { measurement: 0.0, ..bounded };
+    assert_eq!(none.every(100), 5, "nothing to measure");
+    assert_eq!(Costs { every: 0, ..bounded }.measurements(100), 0, "not asked for");
+    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
+    config.time_budget = 1000.0 / 60.0;
+    let mut made = forecast();
+    made.stages = vec![stage(StageName::Finetune, bounded, 50)];
+    let fitted = made.fit(&config, &[]).expect("fits");
+    let epochs = fitted.finetune.optim.epochs;
+    assert_eq!(fitted.finetune.eval_every, bounded.every(epochs));
+    assert!(made.stages[0].measuring <= 0.05 * epochs as f64, "{}", made.stages[0].measuring);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use super::memory::{Memory, bytes_of};
 use super::{Forecast, StageForecast};
-use crate::config::{HeadFrom, RunConfig, early_epochs};
+use crate::config::{HeadFrom, Keep, RunConfig, early_epochs};
 use crate::data::Rgb8;
 use crate::engine::TrainState;
 use crate::error::Result;
@@ -49,8 +49,10 @@ pub struct Costs {
     pub first_head: f64,
     /// One measurement during training.
     pub measurement: f64,
-    /// Epochs from one to the next; 0 = none.
+    /// Epochs from one to the next, as asked for; 0 = none.
     pub every: usize,
+    /// The most that they may take of the time of the steps; 0 = however much it is.
+    pub share: f64,
     /// Whether the last epoch has one, too, whatever its number.
     pub at_end: bool,
     /// One checkpoint.
@@ -66,9 +68,19 @@ impl Costs {
         self.early_epoch * (done - large) as f64 + self.epoch * large as f64
     }
 
+    /// Epochs from one measurement to the next in a stage of `epochs`: as asked for, or as many as keep the
+    /// measurements before the end within their share of the time.
+    pub fn every(&self, epochs: usize) -> usize {
+        if self.every == 0 || self.share == 0.0 {
+            return self.every;
+        }
+        let most = (self.share * self.training(epochs, epochs) / self.measurement).floor() as usize;
+        self.every.max(epochs.saturating_sub(1) / most.saturating_add(1) + 1)
+    }
+
     /// Measurements in a stage of `epochs`.
     pub fn measurements(&self, epochs: usize) -> usize {
-        match self.every {
+        match self.every(epochs) {
             0 => 0,
             every if self.at_end => epochs.div_ceil(every),
             every => epochs.saturating_sub(1) / every,
@@ -147,10 +159,13 @@ impl Trial<'_> {
         *disk = (*disk).max(3 * state_bytes) + 2 * params;
         let pretrain = stage.name == StageName::Pretrain;
         let checked = if pretrain { 0 } else { finish::CHECKED_IMAGES.min(samples) };
-        let every = match pretrain {
-            true => self.config.pretrain.probe_every,
-            false => self.config.finetune.eval_every,
+        let finetune = &self.config.finetune;
+        let (every, share) = match pretrain {
+            true => (self.config.pretrain.probe_every, 0.0),
+            false => (finetune.eval_every, finetune.eval_share),
         };
+        // Without a budget there is nothing to share, and where measurements choose the weights they are needed.
+        let bounded = self.config.time_budget > 0.0 && finetune.keep == Keep::Last;
         let measured = if pretrain { samples } else { self.data.watched.len() };
         let compared = match pretrain && every > 0 {
             true => self.comparing(stage.net.spec.num_features()),
@@ -166,6 +181,7 @@ impl Trial<'_> {
             first_head: samples as f64 * if from_features { an_image } else { 0.0 },
             measurement: measured as f64 * an_image + compared,
             every,
+            share: if bounded { share } else { 0.0 },
             at_end: pretrain,
             checkpoint: state_bytes as f64 / WRITTEN_PER_SECOND,
             checkpoint_every: (self.config.checkpoint.every_minutes * 60.0).max(1e-3),
