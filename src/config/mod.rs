@@ -406,10 +406,13 @@ pub struct PretrainConfig {
     pub first_head: HeadInit,
     /// Epochs between two k-NN probes, 0 = none.
     pub probe_every: usize,
-    /// A time budget that leaves pre-training fewer optimiser steps does without it, unless half of the
-    /// images have no label.
-    #[serde(default)] // absent in runs of earlier versions
+    /// A time budget that leaves pre-training fewer optimiser steps does without it, unless few images have a
+    /// label.
+    #[serde(default)] // absent in runs of earlier versions, as the next one
     pub least_steps: usize,
+    /// Few: this share of the images at most.
+    #[serde(default)]
+    pub few_labels: f64,
 }
 
 /// The encoder that k-NN, probe, export and fine-tuning take.

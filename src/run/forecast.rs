@@ -188,7 +188,8 @@ impl Forecast {
         if config.time_budget > 0.0 && self.stages.iter().any(free) {
             let longest = Longest::of(&config, self.from_random)?;
             let mut fits = self.scale(budget, free, &longest);
-            let may = !chosen.contains(&StageName::Pretrain) && !self.few_labels();
+            let may = !chosen.contains(&StageName::Pretrain)
+                && self.labelled().is_some_and(|share| share > config.pretrain.few_labels);
             if may && self.leave_out(config.pretrain.least_steps, &longest) {
                 fits = self.scale(budget, free, &longest);
                 config.pretrain.optim.epochs = 0;
@@ -272,10 +273,10 @@ impl Forecast {
         alone.scale(budget, |_| true, longest).then(|| alone.stages[0].epochs)
     }
 
-    /// Whether at least every other image of pre-training has no label. Without it they would be of no use.
-    fn few_labels(&self) -> bool {
-        let [pretrain, finetune] = &self.stages[..] else { return false };
-        pretrain.costs.images >= 2 * finetune.costs.images
+    /// Share of the images of pre-training that have a label; none if there are not both stages.
+    fn labelled(&self) -> Option<f64> {
+        let [pretrain, finetune] = &self.stages[..] else { return None };
+        Some(finetune.costs.images as f64 / pretrain.costs.images as f64)
     }
 
     /// Takes out a pre-training before fine-tuning of fewer than `least_steps`, unless it has the `longest`
