@@ -90,8 +90,11 @@ const METHOD: &str = "pretrain.method";
 const BUDGET: &str = "time_budget";
 const MODEL: &str = "model.name";
 const SMALL: &str = "model.small";
-const EVERY: &str = "finetune.eval_every";
-const SHARE: &str = "finetune.eval_share";
+/// How often accuracy is measured in each stage, and the most of the time that it may take.
+const MEASURED: [(&str, &str); 2] = [
+    ("pretrain.probe_every", "pretrain.probe_share"),
+    ("finetune.eval_every", "finetune.eval_share"),
+];
 
 impl Layers {
     /// The default recipe with the recipe `name` over it.
@@ -154,7 +157,8 @@ impl Layers {
         }
         // Whoever names a model wants that one and no smaller one, and whoever says when to measure, no fewer
         // measurements.
-        for (key, beside, none) in [(MODEL, SMALL, Value::from("")), (EVERY, SHARE, 0.0.into())] {
+        let measured = MEASURED.map(|(every, share)| (every, share, Value::from(0.0)));
+        for (key, beside, none) in measured.into_iter().chain([(MODEL, SMALL, Value::from(""))]) {
             if let (Some(named), None) = (self.last(key), self.last(beside)) {
                 let none = Setting { value: none, source: named.source.clone() };
                 settings.entry(beside.to_owned()).or_default().push(none);

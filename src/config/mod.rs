@@ -406,6 +406,10 @@ pub struct PretrainConfig {
     pub first_head: HeadInit,
     /// Epochs between two k-NN probes, 0 = none.
     pub probe_every: usize,
+    /// With a time budget: the most of pre-training's time that probes before the end take, which are further
+    /// apart where they would take more; 0 = however long they take.
+    #[serde(default)] // absent in runs of earlier versions
+    pub probe_share: f64,
     /// A time budget that leaves pre-training fewer optimiser steps does without it, unless few images have a
     /// label.
     #[serde(default)] // absent in runs of earlier versions, as the next one

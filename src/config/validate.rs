@@ -143,6 +143,7 @@ impl Checks {
         self.at_least_0("cutmix", pretrain.cutmix, 1000.0);
         self.count("projector", pretrain.projector, 0, 65_536);
         self.within("few_labels", pretrain.few_labels, 0.0, 1.0);
+        self.below_1("probe_share", pretrain.probe_share);
         self.crops(&pretrain.crops);
         self.first_head("pretrain.first_head", &pretrain.first_head);
         self.section = "pretrain.optim";

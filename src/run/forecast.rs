@@ -207,9 +207,11 @@ impl Forecast {
                 let optim = optim_of(&mut config, stage.stage);
                 optim.warmup_epochs *= stage.epochs as f64 / optim.epochs as f64;
                 optim.epochs = stage.epochs;
-            }
-            if let Some(finetune) = self.stages.iter().find(|s| s.stage == StageName::Finetune) {
-                config.finetune.eval_every = finetune.costs.every(finetune.epochs);
+                let every = match stage.stage {
+                    StageName::Pretrain => &mut config.pretrain.probe_every,
+                    StageName::Finetune => &mut config.finetune.eval_every,
+                };
+                *every = stage.costs.every(stage.epochs);
             }
         }
         // The epochs are part of the run from here on: they must not be fitted again on resume.

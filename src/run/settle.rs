@@ -137,6 +137,7 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
         ("pretrain.least_steps", budget, "there is no time budget"),
         ("pretrain.few_labels", budget, "there is no time budget"),
         ("pretrain.few_labels", pretrain.least_steps > 0, "pretrain.least_steps is 0"),
+        ("pretrain.probe_share", budget || pretrain.probe_share == 0.0, "there is no time budget"),
         ("finetune.eval_share", budget || finetune.eval_share == 0.0, "there is no time budget"),
         ("model.small_below", !config.model.small.is_empty(), "there is no smaller model"),
         ("pretrain.cutmix_lambda", pretrain.cutmix > 0.0, "CutMix is off"),

@@ -233,10 +233,15 @@ fn whoever_names_a_model_has_set_that_there_is_no_smaller_one() {
 
 #[test]
 fn whoever_says_when_to_measure_gets_that() {
-    let share = |assignments: &[&str]| built("quick", assignments).config.finetune.eval_share;
-    assert!(share(&[]) > 0.0);
-    assert_eq!(share(&["finetune.eval_every=10"]), 0.0);
-    assert_eq!(share(&["finetune.eval_every=10", "finetune.eval_share=0.2"]), 0.2);
+    let shares = |assignments: &[&str]| {
+        let config = built("quick", assignments).config;
+        [config.pretrain.probe_share, config.finetune.eval_share]
+    };
+    let own = shares(&[]);
+    assert!(own.iter().all(|&share| share > 0.0));
+    assert_eq!(shares(&["finetune.eval_every=10"]), [own[0], 0.0]);
+    assert_eq!(shares(&["pretrain.probe_every=10"]), [0.0, own[1]]);
+    assert_eq!(shares(&["finetune.eval_every=10", "finetune.eval_share=0.2"]), [own[0], 0.2]);
 }
 
 /// Recipe section 3.2.

@@ -105,10 +105,15 @@ fn measurements_stay_within_their_share_of_the_time() {
     config.time_budget = 1000.0 / 60.0;
     let mut made = forecast();
     made.stages = vec![stage(StageName::Finetune, bounded, 50)];
+    made.stages.insert(0, stage(StageName::Pretrain, bounded, 50));
+    config.pretrain.least_steps = 0;
     let fitted = made.fit(&config, &[]).expect("fits");
-    let epochs = fitted.finetune.optim.epochs;
-    assert_eq!(fitted.finetune.eval_every, bounded.every(epochs));
-    assert!(made.stages[0].measuring <= 0.05 * epochs as f64, "{}", made.stages[0].measuring);
+    let RunConfig { pretrain: before, finetune: after, .. } = &fitted;
+    assert_eq!(before.probe_every, bounded.every(before.optim.epochs));
+    assert_eq!(after.eval_every, bounded.every(after.optim.epochs));
+    for stage in &made.stages {
+        assert!(stage.measuring <= 0.05 * stage.training, "{}", stage.measuring);
+    }
 }
 
 #[test]

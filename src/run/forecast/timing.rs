@@ -159,13 +159,13 @@ impl Trial<'_> {
         *disk = (*disk).max(3 * state_bytes) + 2 * params;
         let pretrain = stage.name == StageName::Pretrain;
         let checked = if pretrain { 0 } else { finish::CHECKED_IMAGES.min(samples) };
-        let finetune = &self.config.finetune;
+        let RunConfig { pretrain: before, finetune, time_budget, .. } = self.config;
         let (every, share) = match pretrain {
-            true => (self.config.pretrain.probe_every, 0.0),
+            true => (before.probe_every, before.probe_share),
             false => (finetune.eval_every, finetune.eval_share),
         };
         // Without a budget there is nothing to share, and where measurements choose the weights they are needed.
-        let bounded = self.config.time_budget > 0.0 && finetune.keep == Keep::Last;
+        let bounded = *time_budget > 0.0 && (pretrain || finetune.keep == Keep::Last);
         let measured = if pretrain { samples } else { self.data.watched.len() };
         let compared = match pretrain && every > 0 {
             true => self.comparing(stage.net.spec.num_features()),

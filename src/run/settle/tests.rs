@@ -91,6 +91,7 @@ fn what_is_switched_off_or_of_another_optimiser_is_refused() {
         ("paper", &["few_images=70"], "there is no time budget"),
         ("paper", &["pretrain.least_steps=70"], "there is no time budget"),
         ("paper", &["finetune.eval_share=0.1"], "there is no time budget"),
+        ("paper", &["pretrain.probe_share=0.1"], "there is no time budget"),
         ("paper", &["pretrain.few_labels=0.1"], "there is no time budget"),
         ("paper", &["time_budget=5", "pretrain.few_labels=0.1"], "least_steps is 0"),
         (
