@@ -152,6 +152,13 @@ fn optim_of(config: &mut RunConfig, stage: StageName) -> &mut OptimConfig {
     }
 }
 
+fn every_of(config: &mut RunConfig, stage: StageName) -> &mut usize {
+    match stage {
+        StageName::Pretrain => &mut config.pretrain.probe_every,
+        StageName::Finetune => &mut config.finetune.eval_every,
+    }
+}
+
 impl Forecast {
     /// The smaller model of the settings, if there is one and the time budget is too short for the steps of
     /// the other. Where somebody has `chosen` the epochs of every stage, the model stays.
@@ -207,12 +214,10 @@ impl Forecast {
                 let optim = optim_of(&mut config, stage.stage);
                 optim.warmup_epochs *= stage.epochs as f64 / optim.epochs as f64;
                 optim.epochs = stage.epochs;
-                let every = match stage.stage {
-                    StageName::Pretrain => &mut config.pretrain.probe_every,
-                    StageName::Finetune => &mut config.finetune.eval_every,
-                };
-                *every = stage.costs.every(stage.epochs);
             }
+        }
+        for stage in &self.stages {
+            *every_of(&mut config, stage.stage) = stage.costs.every(stage.epochs);
         }
         // The epochs are part of the run from here on: they must not be fitted again on resume.
         config.time_budget = 0.0;

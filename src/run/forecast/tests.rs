@@ -114,6 +114,10 @@ fn measurements_stay_within_their_share_of_the_time() {
     for stage in &made.stages {
         assert!(stage.measuring <= 0.05 * stage.training, "{}", stage.measuring);
     }
+    // Epochs that somebody chose have no more.
+    let both = [StageName::Pretrain, StageName::Finetune];
+    let fitted = made.fit(&config, &both).expect("fits");
+    assert_eq!(fitted.finetune.eval_every, bounded.every(made.stages[1].epochs));
 }
 
 #[test]
