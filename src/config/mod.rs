@@ -414,7 +414,7 @@ pub struct PretrainConfig {
     /// label.
     #[serde(default)] // absent in runs of earlier versions, as the next one
     pub least_steps: usize,
-    /// Few: this share of the images at most.
+    /// Largest share of the images with a label that counts as few.
     #[serde(default)]
     pub few_labels: f64,
 }
