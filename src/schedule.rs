@@ -7,7 +7,8 @@ use crate::config::{LrSchedule, OptimConfig};
 
 /// Learning rate at optimiser step `step`, counted from 0: linear warm-up from exactly 0, then the
 /// configured curve over fractional epochs, down to `min_lr`. A warm-up of one step or less would
-/// only waste that step, which may be the only one, so there is none.
+/// only waste that step, which may be the only one, so there is none. With `decay_epochs` the cosine
+/// takes these last epochs, and the rate between warm-up and cosine is `lr`.
 pub fn lr(config: &OptimConfig, step: usize, steps_per_epoch: usize) -> f64 {
     let t = step as f64 / steps_per_epoch as f64;
     let (epochs, warmup) = (config.epochs as f64, config.warmup_epochs.min(config.epochs as f64));
@@ -16,7 +17,13 @@ pub fn lr(config: &OptimConfig, step: usize, steps_per_epoch: usize) -> f64 {
     }
     let span = (epochs - warmup).max(f64::MIN_POSITIVE);
     let phase = match config.lr_schedule {
-        LrSchedule::Cosine => PI * (t - warmup).max(0.0) / span,
+        LrSchedule::Cosine => {
+            let decay = match config.decay_epochs {
+                0 => span,
+                last => span.min(last as f64),
+            };
+            PI * (t - (epochs - decay)).max(0.0) / decay
+        }
         // The official code's bracket: a constant phase of w (pi - 1) / (E - w) ahead.
         LrSchedule::IdmmQuirk => (PI * t - warmup) / span,
         LrSchedule::Constant => 0.0,
@@ -73,6 +80,7 @@ mod tests {
             micro_batch: 0,
             lr: 1.0,
             min_lr: 0.0,
+            decay_epochs: 0,
             weight_decay: 0.0,
             weight_decay_end: 0.0,
             beta1: 0.9,
@@ -120,6 +128,19 @@ mod tests {
         }
         let c = OptimConfig { warmup_epochs: 2.0, ..c };
         assert_eq!([lr(&c, 0, 8), lr(&c, 8, 8)], [0.0, 0.5]);
+    }
+
+    #[test]
+    fn the_fall_takes_the_last_epochs_where_they_are_named() {
+        let c = OptimConfig { decay_epochs: 20, ..config(100, 4.0, LrSchedule::Cosine) };
+        let rates = [2, 4, 60, 80, 90, 95, 100].map(|epoch| lr(&c, 8 * epoch, 8));
+        // (1 + cos(3 pi / 4)) / 2 after three quarters of the fall.
+        let expected = [0.5, 1.0, 1.0, 1.0, 0.5, 0.5 - 0.125f64.sqrt(), 0.0];
+        assert!(rates.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{rates:?}");
+        // No fall begins before the warm-up has ended.
+        let (long, all) =
+            (OptimConfig { decay_epochs: 97, ..c }, OptimConfig { decay_epochs: 0, ..c });
+        assert!((0..800).all(|step| lr(&long, step, 8) == lr(&all, step, 8)));
     }
 
     #[test]

@@ -214,8 +214,12 @@ pub struct OptimConfig {
     /// Peak learning rate; never scaled by the batch size.
     pub lr: f64,
     /// Learning rate at the end of the curve.
-    #[serde(default)] // absent in runs of earlier versions, as the other three below
+    #[serde(default)] // absent in runs of earlier versions, as the other four below
     pub min_lr: f64,
+    /// Last epochs, which the cosine's fall takes; between the warm-up and them the rate is `lr`. 0 = all
+    /// epochs after the warm-up.
+    #[serde(default)]
+    pub decay_epochs: usize,
     /// Weight decay: decoupled in AdamW, added to the gradient in SGD.
     pub weight_decay: f64,
     /// Weight decay at the end, reached along half a cosine; 0 = `weight_decay` throughout.

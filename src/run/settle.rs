@@ -197,6 +197,11 @@ fn optim_switched_off(key: &str, optim: &OptimConfig) -> Option<&'static str> {
         ("smoothing_kind", optim.smoothing > 0.0, "the smoothing is 0"),
         ("clip_mode", optim.clip_grad > 0.0, "clip_grad is 0, so nothing is clipped"),
         ("min_lr", optim.lr_schedule != LrSchedule::Constant, "the rate is constant"),
+        (
+            "decay_epochs",
+            optim.lr_schedule == LrSchedule::Cosine,
+            "only the cosine has epochs of its own",
+        ),
     ];
     cases.into_iter().find(|(own, on, _)| *own == key && !on).map(|(.., why)| why)
 }

@@ -99,6 +99,11 @@ fn what_is_switched_off_or_of_another_optimiser_is_refused() {
             &["finetune.optim.lr_schedule=constant", "finetune.optim.min_lr=1e-6"],
             "constant",
         ),
+        (
+            "paper",
+            &["finetune.optim.lr_schedule=constant", "finetune.optim.decay_epochs=9"],
+            "only the cosine",
+        ),
         ("paper", &["model.pos_embed=regenerate"], "only T2T-ViT"),
         (
             "moco-v3",

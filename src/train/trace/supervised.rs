@@ -247,6 +247,7 @@ fn optim(options: &TraceOptions, rows: usize) -> OptimConfig {
         micro_batch: 0,
         lr: options.lr,
         min_lr: 0.0,
+        decay_epochs: 0,
         weight_decay_end: 0.0,
         weight_decay: options.weight_decay,
         momentum: 0.0,
