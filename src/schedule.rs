@@ -15,17 +15,12 @@ pub fn lr(config: &OptimConfig, step: usize, steps_per_epoch: usize) -> f64 {
     if t < warmup && warmup * steps_per_epoch as f64 > 1.0 {
         return config.lr * t / warmup;
     }
-    let span = (epochs - warmup).max(f64::MIN_POSITIVE);
+    let start = warmup.max(config.decay_from() as f64);
+    let span = |start: f64| (epochs - start).max(f64::MIN_POSITIVE);
     let phase = match config.lr_schedule {
-        LrSchedule::Cosine => {
-            let decay = match config.decay_epochs {
-                0 => span,
-                last => span.min(last as f64),
-            };
-            PI * (t - (epochs - decay)).max(0.0) / decay
-        }
+        LrSchedule::Cosine => PI * (t - start).max(0.0) / span(start),
         // The official code's bracket: a constant phase of w (pi - 1) / (E - w) ahead.
-        LrSchedule::IdmmQuirk => (PI * t - warmup) / span,
+        LrSchedule::IdmmQuirk => (PI * t - warmup) / span(warmup),
         LrSchedule::Constant => 0.0,
     };
     config.min_lr + (config.lr - config.min_lr) / 2.0 * (1.0 + phase.cos())

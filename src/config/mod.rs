@@ -257,6 +257,16 @@ pub struct OptimConfig {
     pub smoothing_kind: SmoothingKind,
 }
 
+impl OptimConfig {
+    /// The first of `decay_epochs`, from 0; 0 if they are all epochs.
+    pub fn decay_from(&self) -> usize {
+        match self.decay_epochs {
+            0 => 0,
+            last => self.epochs.saturating_sub(last),
+        }
+    }
+}
+
 /// The rule of the update.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]

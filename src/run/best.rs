@@ -36,11 +36,13 @@ pub fn best(history: &[EpochRow]) -> Option<Best> {
     Some(Best { epoch: measured[place].0, measured: measured.len() })
 }
 
-/// Measurements since the best one. Those of epochs with small crops do not count: what the next crops add is
-/// still to come.
+/// Measurements since the best one. Those before the crops have their full size, the plain epochs begin and the
+/// rate falls do not count: what these add is still to come.
 fn fruitless(config: &FinetuneConfig, history: &[EpochRow]) -> Option<usize> {
     let early = config.early_of(config.optim.epochs);
-    let best = best(history)?.epoch.max(early);
+    let plain = if config.plain_epochs > 0 { config.plain_from() } else { 0 };
+    let last_part = early.max(plain).max(config.optim.decay_from());
+    let best = best(history)?.epoch.max(last_part);
     Some(measured(history).filter(|(epoch, _)| *epoch > best).count())
 }
 
@@ -141,6 +143,14 @@ mod tests {
         (config.optim.epochs, config.early_share) = (4, 0.75);
         assert!(!is_over(&config, &history(&falling[..3])));
         assert!(is_over(&config, &history(&falling)));
+        // The same where the last epoch is plain, or the rate falls in it.
+        for (plain, decay, over) in [(0, 0, true), (1, 0, false), (0, 1, false)] {
+            let mut config = FinetuneConfig { patience: 1, ..paper.finetune.clone() };
+            (config.optim.epochs, config.plain_epochs, config.optim.decay_epochs) =
+                (4, plain, decay);
+            assert_eq!(is_over(&config, &history(&falling[..3])), over);
+            assert!(is_over(&config, &history(&falling)));
+        }
         // All four epochs were done where no more were planned.
         let stopped = |epochs: usize| {
             let mut config = FinetuneConfig { patience: 2, ..paper.finetune.clone() };
