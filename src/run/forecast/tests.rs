@@ -177,10 +177,10 @@ fn images_without_labels_are_pre_trained_on_for_any_time() {
         made.fit(&config, &[]).expect("fits").pretrain.optim.epochs
     };
     assert_eq!(fitted(40, 10), 0, "fewer steps than quick's least");
-    assert_eq!(fitted(9, 3), 0, "more than a fifth of the images have a label");
-    assert!(fitted(8, 2) > 0, "four of five have none");
+    assert_eq!(fitted(5, 2), 0, "more than a tenth of the images have a label");
+    assert!(fitted(4, 1) > 0, "nine of ten have none");
     assert_eq!(fitted(40, 2), 0, "larger batches, all images with a label");
-    assert!(fitted(8, 10) > 0, "images are counted, and not steps");
+    assert!(fitted(4, 10) > 0, "images are counted, and not steps");
 }
 
 #[test]
