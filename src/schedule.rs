@@ -16,11 +16,11 @@ pub fn lr(config: &OptimConfig, step: usize, steps_per_epoch: usize) -> f64 {
         return config.lr * t / warmup;
     }
     let start = warmup.max(config.decay_from() as f64);
-    let span = |start: f64| (epochs - start).max(f64::MIN_POSITIVE);
+    let span = (epochs - start).max(f64::MIN_POSITIVE);
     let phase = match config.lr_schedule {
-        LrSchedule::Cosine => PI * (t - start).max(0.0) / span(start),
+        LrSchedule::Cosine => PI * (t - start).max(0.0) / span,
         // The official code's bracket: a constant phase of w (pi - 1) / (E - w) ahead.
-        LrSchedule::IdmmQuirk => (PI * t - warmup) / span(warmup),
+        LrSchedule::IdmmQuirk => (PI * t - warmup) / span,
         LrSchedule::Constant => 0.0,
     };
     config.min_lr + (config.lr - config.min_lr) / 2.0 * (1.0 + phase.cos())
@@ -136,6 +136,13 @@ mod tests {
         let (long, all) =
             (OptimConfig { decay_epochs: 97, ..c }, OptimConfig { decay_epochs: 0, ..c });
         assert!((0..800).all(|step| lr(&long, step, 8) == lr(&all, step, 8)));
+        // The other curves have no such epochs.
+        for curve in [LrSchedule::IdmmQuirk, LrSchedule::Constant] {
+            let all = config(100, 4.0, curve);
+            let named = OptimConfig { decay_epochs: 20, ..all };
+            assert_eq!(named.decay_from(), 0);
+            assert!((0..800).all(|step| lr(&named, step, 8) == lr(&all, step, 8)));
+        }
     }
 
     #[test]

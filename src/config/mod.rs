@@ -258,11 +258,11 @@ pub struct OptimConfig {
 }
 
 impl OptimConfig {
-    /// The first of `decay_epochs`, from 0; 0 if they are all epochs.
+    /// The first of `decay_epochs`, from 0; 0 if they are all epochs, or the curve is not the cosine.
     pub fn decay_from(&self) -> usize {
-        match self.decay_epochs {
-            0 => 0,
-            last => self.epochs.saturating_sub(last),
+        match (self.lr_schedule, self.decay_epochs) {
+            (LrSchedule::Cosine, last @ 1..) => self.epochs.saturating_sub(last),
+            _ => 0,
         }
     }
 }
