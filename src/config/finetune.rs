@@ -84,9 +84,9 @@ impl FinetuneConfig {
         }
     }
 
-    /// The first of the plain epochs, from 0.
-    pub fn plain_from(&self) -> usize {
-        self.optim.epochs.saturating_sub(self.plain_epochs)
+    /// The first of the plain epochs, from 0, if there are any.
+    pub fn plain_from(&self) -> Option<usize> {
+        (self.plain_epochs > 0).then(|| self.optim.epochs.saturating_sub(self.plain_epochs))
     }
 }
 

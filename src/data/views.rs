@@ -47,7 +47,7 @@ impl ViewPlan {
         let (early, plain) = (config.early_of(config.optim.epochs), config.plain_from());
         let augment = |epoch: usize| {
             let mut augment = config.augment.clone();
-            let is_plain = config.plain_epochs > 0 && epoch >= plain;
+            let is_plain = plain.is_some_and(|plain| epoch >= plain);
             if is_plain {
                 (augment.rand_augment, augment.erasing) = (false, 0.0);
             }
@@ -57,7 +57,7 @@ impl ViewPlan {
         };
         let mut changes: Vec<usize> = Vec::new();
         changes.extend((early > 0).then_some(early));
-        changes.extend((config.plain_epochs > 0).then_some(plain));
+        changes.extend(plain);
         changes.sort_unstable();
         Self {
             groups: vec![ViewGroup { count: 1, augment: augment(0) }],

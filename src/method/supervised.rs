@@ -69,7 +69,7 @@ impl Supervised {
             views: ViewPlan::finetune(config),
             smoothing: Smoothing::new(optim.smoothing, optim.smoothing_kind, classes),
             mixing: Mixing { cutmix, mixup, rule },
-            plain_from: config.plain_from(),
+            plain_from: config.plain_from().unwrap_or(usize::MAX),
         }
     }
 }

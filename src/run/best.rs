@@ -40,8 +40,7 @@ pub fn best(history: &[EpochRow]) -> Option<Best> {
 /// rate falls do not count: what these add is still to come.
 fn fruitless(config: &FinetuneConfig, history: &[EpochRow]) -> Option<usize> {
     let early = config.early_of(config.optim.epochs);
-    let plain = if config.plain_epochs > 0 { config.plain_from() } else { 0 };
-    let last_part = early.max(plain).max(config.optim.decay_from());
+    let last_part = early.max(config.plain_from().unwrap_or(0)).max(config.optim.decay_from());
     let best = best(history)?.epoch.max(last_part);
     Some(measured(history).filter(|(epoch, _)| *epoch > best).count())
 }

@@ -124,6 +124,9 @@ fn unread_by_kind(key: &str, optim: &OptimConfig) -> Option<&'static str> {
     }
 }
 
+/// Why the keys of a time budget do nothing.
+const NO_BUDGET: &str = "there is no time budget";
+
 /// Keys that something else switches off.
 fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
     let (pretrain, finetune) = (&config.pretrain, &config.finetune);
@@ -133,12 +136,12 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
     let blurred = pretrain.crops.iter().any(|c| c.blur.unwrap_or(pretrain.augment.blur) > 0.0);
     let budget = config.time_budget > 0.0;
     let cases = [
-        ("few_images", budget, "there is no time budget"),
-        ("pretrain.least_steps", budget, "there is no time budget"),
-        ("pretrain.few_labels", budget, "there is no time budget"),
+        ("few_images", budget, NO_BUDGET),
+        ("pretrain.least_steps", budget, NO_BUDGET),
+        ("pretrain.few_labels", budget, NO_BUDGET),
         ("pretrain.few_labels", pretrain.least_steps > 0, "pretrain.least_steps is 0"),
-        ("pretrain.probe_share", budget || pretrain.probe_share == 0.0, "there is no time budget"),
-        ("finetune.eval_share", budget || finetune.eval_share == 0.0, "there is no time budget"),
+        ("pretrain.probe_share", budget || pretrain.probe_share == 0.0, NO_BUDGET),
+        ("finetune.eval_share", budget || finetune.eval_share == 0.0, NO_BUDGET),
         ("model.small_below", !config.model.small.is_empty(), "there is no smaller model"),
         ("pretrain.cutmix_lambda", pretrain.cutmix > 0.0, "CutMix is off"),
         ("finetune.mix_lambda", finetune.cutmix > 0.0 || finetune.mixup > 0.0, "nothing is mixed"),
