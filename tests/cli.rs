@@ -225,7 +225,7 @@ fn a_short_budget_trains_the_smaller_model_unless_one_was_named() {
             ["train", &data, "--recipe", "quick", "--time-budget", "1m", "--dry-run", "--json"];
         let output = run(args.iter().chain(more));
         let forecast: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
-        let said = stderr(&output).contains("pvt_v2_b0_small: pvt_v2_b0 has time for");
+        let said = stderr(&output).contains("pvt_v2_b0_small: the budget has room for");
         assert_eq!(said, !forecast["smaller"].is_null(), "{}", stderr(&output));
         forecast["smaller"]["name"].as_str().map(str::to_owned)
     };

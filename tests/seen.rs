@@ -132,7 +132,7 @@ fn features_are_learned_and_measured_on_the_runs_own_halves() {
     expected.sort_unstable();
     assert_eq!(files, expected);
     let predict = run(["predict", text(&run_folder), text(&data)]);
-    assert!(stderr(&predict).contains("trained on 48 of these 60 images"), "{}", stderr(&predict));
+    assert!(stderr(&predict).contains("trained on 48 of 60 images"), "{}", stderr(&predict));
 }
 
 #[test]

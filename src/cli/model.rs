@@ -125,7 +125,8 @@ pub(super) fn predict(args: &PredictArgs) -> Result<()> {
     trained_on(&args.model, &samples, threads)?;
     match unreadable {
         0 => Ok(()),
-        n => Err(Error::Data(format!("{} could not be read", counted(n, "image")))),
+        1 => Err(Error::Data("1 image or folder has no answer, see above".to_owned())),
+        n => Err(Error::Data(format!("{n} images or folders have no answer, see above"))),
     }
 }
 
@@ -152,8 +153,7 @@ fn trained_on(model: &Path, samples: &[Sample], threads: usize) -> Result<()> {
     let n = seen.count(Some(Split::Train));
     if n > 0 {
         eprintln!(
-            "note: the model was trained on {n} of these {}; how it does on those says nothing about \
-             new ones",
+            "note: the model was trained on {n} of {}; how it does on those says nothing about new ones",
             counted(samples.len(), "image")
         );
     }

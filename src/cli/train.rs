@@ -62,6 +62,8 @@ fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Resul
         Progress::new().note(&quick_by_default(minutes, fixed, chosen_budget));
     } else if job == Job::Train && args.recipe.is_none() && !resolved.chosen("about.name") {
         Progress::new().note(PAPER_UNDER_A_FILE);
+    } else {
+        Progress::new().note(&recipe_line(&resolved.config.about.name, minutes, fixed));
     }
     let sources = resolved.sources();
     let config = resolved.config;
@@ -84,16 +86,22 @@ const PAPER_UNDER_A_FILE: &str = "recipe `paper`, as -c was given and no --recip
 /// What a run does that was asked for without a recipe: whether its epochs are `fixed`, and if they are not,
 /// whether somebody has `chosen` the minutes that they fit into.
 fn quick_by_default(minutes: f64, fixed: bool, chosen: bool) -> String {
+    let more = match fixed || chosen {
+        true => "",
+        false => "--time-budget 2h gives it more, ",
+    };
+    let line = recipe_line("quick", minutes, fixed);
+    format!("{line}: {more}--recipe paper is the paper's whole schedule")
+}
+
+/// The recipe of a run, and what its epochs go by.
+fn recipe_line(name: &str, minutes: f64, fixed: bool) -> String {
     let within = match (fixed, minutes) {
         (true, _) => "with the epochs asked for".to_owned(),
         (false, 0.0) => "without a time budget".to_owned(),
         (false, minutes) => format!("within {}", duration(60.0 * minutes)),
     };
-    let more = match fixed || chosen {
-        true => "",
-        false => "--time-budget 2h gives it more, ",
-    };
-    format!("recipe `quick`, {within}: {more}--recipe paper is the paper's whole schedule")
+    format!("recipe `{name}`, {within}")
 }
 
 /// Plans and runs, the epochs of the `chosen` stages as they are; `None` after a dry run.
@@ -187,7 +195,7 @@ fn report(summary: &Summary, json: bool) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::quick_by_default;
+    use super::{quick_by_default, recipe_line};
 
     #[test]
     fn the_budget_that_counts_is_said() {
@@ -203,5 +211,6 @@ mod tests {
         for (text, words) in said {
             assert!(text.starts_with(&format!("recipe `quick`, {words}")), "{text}");
         }
+        assert_eq!(recipe_line("paper", 0.0, false), "recipe `paper`, without a time budget");
     }
 }

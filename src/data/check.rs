@@ -103,26 +103,26 @@ pub fn apply_bad_policy(
     Ok(kept)
 }
 
-/// Training files found again in a held-out split, and files found in two classes.
+/// Held-out files that are training files, too, each once, and files found in two classes.
 fn duplicates(manifest: &Manifest, looks: &[(usize, &Look)]) -> (Vec<Leak>, Vec<String>) {
-    let mut seen: HashMap<&Digest, Vec<&Sample>> = HashMap::new();
+    let mut same: HashMap<&Digest, Vec<&Sample>> = HashMap::new();
+    for (i, look) in looks {
+        same.entry(&look.digest).or_default().push(&manifest.samples[*i]);
+    }
     let (mut leaks, mut conflicts) = (Vec::new(), Vec::new());
     for (i, look) in looks {
-        let sample = &manifest.samples[*i];
-        let same = seen.entry(&look.digest).or_default();
-        let in_train = |s: &Sample| s.split == Split::Train;
-        if let Some(other) = same.iter().find(|other| in_train(other) != in_train(sample)) {
-            let (train, held_out) =
-                if in_train(sample) { (sample, *other) } else { (*other, sample) };
-            leaks.push(Leak { train: train.id.clone(), held_out: held_out.id.clone() });
+        let (sample, same) = (&manifest.samples[*i], &same[&look.digest]);
+        let trained = same.iter().find(|other| other.split == Split::Train);
+        if let (false, Some(train)) = (sample.split == Split::Train, trained) {
+            leaks.push(Leak { train: train.id.clone(), held_out: sample.id.clone() });
         }
         let differs = |other: &&&Sample| {
             other.label.zip(sample.label).is_some_and(|(other, own)| other != own)
         };
-        if let Some(other) = same.iter().find(differs) {
+        let before = same.iter().take_while(|other| other.id != sample.id);
+        if let Some(other) = before.into_iter().find(differs) {
             conflicts.push(format!("{} = {}", other.id, sample.id));
         }
-        same.push(sample);
     }
     (leaks, conflicts)
 }
@@ -168,6 +168,41 @@ mod tests {
     }
 
     #[test]
+    fn a_held_out_image_is_counted_once_however_often_it_is_there() {
+        let root = tests::folder(&[]);
+        let image = |shade: u8| {
+            DynamicImage::ImageLuma8(image::GrayImage::from_pixel(8, 8, image::Luma([shade])))
+        };
+        // One content twice in training and twice in the test, another once each, a third in the test alone.
+        for (name, shade) in [
+            ("test/a/1.png", 1),
+            ("test/a/2.png", 1),
+            ("test/a/3.png", 2),
+            ("test/b/4.png", 3),
+            ("train/a/5.png", 1),
+            ("train/a/6.png", 1),
+            ("train/b/7.png", 2),
+        ] {
+            save(root.path(), name, image(shade));
+        }
+        let opened = open_noting(root.path(), &tests::config(), 1).unwrap();
+        let report = report_on(&opened.manifest, Depth::Pil);
+        let held_out: Vec<_> = report.leaks.iter().map(|leak| &*leak.held_out).collect();
+        assert_eq!(held_out, ["test/a/1.png", "test/a/2.png", "test/a/3.png"]);
+        assert!(
+            report.warnings.iter().any(|w| w.starts_with("3 held-out images also in training"))
+        );
+        assert!(
+            report
+                .warnings
+                .iter()
+                .any(|w| w == "1 file in two classes: test/a/3.png = train/b/7.png"),
+            "{:?}",
+            report.warnings
+        );
+    }
+
+    #[test]
     fn oddities_are_counted_and_said() {
         let root = odd_data();
         let opened = open_noting(root.path(), &tests::config(), 1).unwrap();
@@ -190,8 +225,9 @@ mod tests {
             "1 class without a test image: b",
             "1 class with fewer than 5 training images: b",
             "some images are smaller than 32 pixels",
+            "1 image with transparency, which is dropped: transparent pixels have the colour",
             "no image uses more than level 0 of 255",
-            "1 photo in a format that fewvit does not read",
+            "left out: 1 photo in a format that fewvit does not read",
         ];
         assert_eq!(report.warnings.len(), expected.len(), "{:#?}", report.warnings);
         for (warning, expected) in report.warnings.iter().zip(expected) {

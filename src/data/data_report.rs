@@ -157,8 +157,9 @@ impl DataReport {
         self.ignored = opened.ignored.clone();
         let photos: usize = UNREAD_PHOTOS.iter().filter_map(|ext| opened.ignored.get(*ext)).sum();
         if photos > 0 {
-            let what = "in a format that fewvit does not read (HEIC, AVIF, raw) are ignored";
-            self.warnings.push(format!("{} {what}; convert them", counted(photos, "photo")));
+            let what = "in a format that fewvit does not read (HEIC, AVIF, raw)";
+            self.warnings
+                .push(format!("left out: {} {what}; convert them", counted(photos, "photo")));
         }
         self.warnings.extend(opened.warnings.iter().cloned());
     }
@@ -229,6 +230,13 @@ impl DataReport {
         }
         if (1..32).contains(&self.width.min.min(self.height.min)) {
             found.push("some images are smaller than 32 pixels; they are enlarged".into());
+        }
+        if self.alpha > 0 {
+            found.push(format!(
+                "{} with transparency, which is dropped: transparent pixels have the colour that their file \
+                 holds for them, often black",
+                counted(self.alpha, "image")
+            ));
         }
         found
     }

@@ -75,7 +75,7 @@ pub fn stratified(
     let untested: Vec<String> = untested.map(|(class, _)| class.clone()).collect();
     let note = (!untested.is_empty()).then(|| {
         format!(
-            "{} with a single image or a single group have nothing in the test split: {}",
+            "no test images for {} with a single image or a single group: {}",
             counted(untested.len(), "class"),
             shortened(&untested)
         )
@@ -256,7 +256,7 @@ mod tests {
             let groups = ids.map(|(i, s)| (s.id.clone(), group(i).to_string())).collect();
             let notes = stratified(&mut made, &groups, 0.25, seed).unwrap();
             assert_eq!(test_counts(&made), [3, 3, 3, 0], "seed {seed}");
-            assert!(notes[0].ends_with("in the test split: 3"));
+            assert!(notes[0].ends_with("group: 3"));
             let mut side = HashMap::new();
             for sample in &made.samples {
                 assert_eq!(*side.entry(&groups[&sample.id]).or_insert(sample.split), sample.split);

@@ -3,9 +3,11 @@
 use std::fmt::Write as _;
 
 use super::ReportData;
-use super::words::{REPEAT, counted};
+use super::words::{REPEAT, counted, shell};
+use crate::data::words::shortened;
+use crate::eval::metric::Metrics;
 
-/// The card as Markdown. `folder` is where the export lies, as it is to be typed.
+/// The card as Markdown. `folder` is where the export lies.
 pub fn render(data: &ReportData, folder: &str) -> String {
     let mut card = front_matter(data);
     let (model, images) = (&data.model, &data.data);
@@ -55,7 +57,7 @@ fn quoted(text: &str) -> String {
 /// How to load it: with timm where timm has the model, otherwise with fewvit or from its ONNX file.
 fn usage(data: &ReportData, folder: &str) -> String {
     let size = data.model.img_size;
-    let with_fewvit = format!("`fewvit predict {folder} image.jpg`");
+    let with_fewvit = format!("`fewvit predict {} image.jpg`", shell(&[folder.to_owned()]));
     if !data.model.timm {
         return format!(
             "\n## Use\n\ntimm has no {}. Use {with_fewvit}, or `model.onnx` with onnxruntime and other programs: its \
@@ -103,17 +105,39 @@ fn limits(data: &ReportData) -> String {
             "- Confidences are not probabilities of being right: on average they miss by {:.1} points.",
             100.0 * m.ece
         );
-        let mut classes: Vec<_> =
-            m.per_class.iter().enumerate().filter_map(|(i, c)| Some((c.recall?, i))).collect();
-        classes.sort_by(|a, b| a.0.total_cmp(&b.0));
-        let worst: Vec<String> = classes
-            .iter()
-            .take(5)
-            .map(|&(recall, class)| format!("{} ({:.0}%)", data.class_name(class), 100.0 * recall))
-            .collect();
-        let _ = writeln!(text, "- Least often right on: {}.", worst.join(", "));
+        let _ = write!(text, "{}{}", least_often_right(data, m), unmeasured(data, m));
     }
     text
+}
+
+/// The five classes that are most often taken for others; nothing where none is.
+fn least_often_right(data: &ReportData, metrics: &Metrics) -> String {
+    let recall = metrics.per_class.iter().enumerate().filter_map(|(i, c)| Some((c.recall?, i)));
+    let mut classes: Vec<_> = recall.filter(|(recall, _)| *recall < 1.0).collect();
+    classes.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let name =
+        |&(recall, i): &(f64, usize)| format!("{} ({:.0}%)", data.class_name(i), 100.0 * recall);
+    let worst: Vec<String> = classes.iter().take(5).map(name).collect();
+    match worst.is_empty() {
+        true => String::new(),
+        false => format!("- Least often right on: {}.\n", worst.join(", ")),
+    }
+}
+
+/// The classes without an image that they could be measured on.
+fn unmeasured(data: &ReportData, metrics: &Metrics) -> String {
+    let without = metrics.per_class.iter().enumerate().filter(|(_, c)| c.recall.is_none());
+    let names: Vec<String> = without.map(|(i, _)| data.class_name(i).to_owned()).collect();
+    match names.is_empty() {
+        true => String::new(),
+        false => {
+            format!(
+                "- Never measured, for want of {} images: {}.\n",
+                data.data.test_split,
+                shortened(&names)
+            )
+        }
+    }
 }
 
 #[cfg(test)]
@@ -132,11 +156,40 @@ mod tests {
             "- 800 epochs of IDMM pre-training at 112 px, self-supervised without labels (5 h 45 min).",
             "No pre-trained weights and no other images were used.",
             "Small test set",
+            "`fewvit predict export image.jpg`",
             "## Licence",
         ] {
             assert!(card.contains(text), "{text}\n{card}");
         }
         assert!(card.contains(&format!("**{}**", data.headline().unwrap())));
         assert_eq!(quoted("a \"b\""), r#""a \"b\"""#);
+    }
+
+    #[test]
+    fn a_folder_is_quoted_for_the_shell_and_for_python_each_in_its_way() {
+        let card = render(&sample(5, 12), "runs/tiny ü/export");
+        let python = "timm.create_model(\"local-dir:runs/tiny ü/export\", pretrained=True)";
+        for text in [python, "`fewvit predict 'runs/tiny ü/export' image.jpg`"] {
+            assert!(card.contains(text), "{text}\n{card}");
+        }
+    }
+
+    #[test]
+    fn classes_that_are_always_right_or_never_measured_are_no_weak_ones() {
+        let mut data = sample(5, 12);
+        let recalls = |data: &mut ReportData, of: &[Option<f64>]| {
+            let metrics = data.metrics.as_mut().expect("metrics");
+            let mut recall = of.iter().copied().cycle();
+            metrics.per_class.iter_mut().for_each(|c| c.recall = recall.next().flatten());
+        };
+        recalls(&mut data, &[Some(1.0), Some(0.5), None]);
+        let card = render(&data, "export");
+        let [right, weak, unmeasured] = [0, 1, 2].map(|i| data.class_name(i).to_owned());
+        assert!(card.contains(&format!("- Least often right on: {weak} (50%)")), "{card}");
+        assert!(!card.contains(&format!("{right} (100%)")), "{card}");
+        assert!(card.contains(&format!("for want of test images: {unmeasured}")), "{card}");
+        recalls(&mut data, &[Some(1.0)]);
+        let card = render(&data, "export");
+        assert!(!card.contains("Least often") && !card.contains("Never measured"), "{card}");
     }
 }

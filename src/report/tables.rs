@@ -232,6 +232,13 @@ const PREDICTIONS_HEADER: &[u8] = b"file,label,predicted,confidence,correct,top5
 /// # Errors
 /// The file is taken.
 pub fn check_predictions_path(path: &Path) -> Result<()> {
+    let run = crate::files::folder_of(path).join("run.json");
+    if path.exists() && run.is_file() {
+        return Err(Error::Usage(format!(
+            "{} belongs to a run, whose measurement it is; it is left as it is\n  give another name",
+            path.display()
+        )));
+    }
     crate::files::refuse_to_replace(path, |content| content.starts_with(PREDICTIONS_HEADER))
 }
 
@@ -254,6 +261,19 @@ fn write_csv(path: &Path, rows: &[impl Serialize]) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_measurement_of_a_run_is_not_replaced() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("predictions.csv");
+        std::fs::write(&path, PREDICTIONS_HEADER).expect("written");
+        check_predictions_path(&path).expect("an earlier output");
+        std::fs::write(folder.path().join("run.json"), "{}").expect("written");
+        check_predictions_path(&folder.path().join("other.csv")).expect("a name that is free");
+        let error = check_predictions_path(&path).expect_err("the run's");
+        assert_eq!(error.exit_code(), 2);
+        assert!(error.to_string().contains("belongs to a run"), "{error}");
+    }
 
     fn row(step: u64) -> EpochRow {
         EpochRow {

@@ -357,7 +357,9 @@ impl TestUse {
                          nothing was chosen by."
                     ),
                     false => {
-                        format!("{chosen} The {split} images were measured once and chose nothing.")
+                        format!(
+                            "{chosen} The {split} images were measured once, at the end, and nothing was chosen by them."
+                        )
                     }
                 }
             }

@@ -36,12 +36,23 @@ pub fn best(history: &[EpochRow]) -> Option<Best> {
     Some(Best { epoch: measured[place].0, measured: measured.len() })
 }
 
-/// Measurements since the best one. Those before the crops have their full size, the plain epochs begin and the
-/// rate falls do not count: what these add is still to come.
-fn fruitless(config: &FinetuneConfig, history: &[EpochRow]) -> Option<usize> {
+/// The epoch that the last part of fine-tuning follows: from there on crops have their full size, images are
+/// plain and the rate falls.
+fn last_part(config: &FinetuneConfig) -> usize {
     let early = config.early_of(config.optim.epochs);
-    let last_part = early.max(config.plain_from().unwrap_or(0)).max(config.optim.decay_from());
-    let best = best(history)?.epoch.max(last_part);
+    early.max(config.plain_from().unwrap_or(0)).max(config.optim.decay_from())
+}
+
+/// Evaluations before the last epoch that patience counts: those in the last part of fine-tuning.
+pub fn evaluations_that_count(config: &FinetuneConfig) -> usize {
+    let until = |epoch: usize| epoch.checked_div(config.eval_every).unwrap_or(0);
+    let last = config.optim.epochs.saturating_sub(1);
+    until(last).saturating_sub(until(last_part(config)))
+}
+
+/// Measurements since the best one. Those before the last part do not count: what it adds is still to come.
+fn fruitless(config: &FinetuneConfig, history: &[EpochRow]) -> Option<usize> {
+    let best = best(history)?.epoch.max(last_part(config));
     Some(measured(history).filter(|(epoch, _)| *epoch > best).count())
 }
 
@@ -116,6 +127,20 @@ mod tests {
         let before =
             EpochRow { stage: "pretrain".to_owned(), top1: Some(1.0), ..Default::default() };
         std::iter::once(before).chain(top1.iter().enumerate().map(row)).collect()
+    }
+
+    #[test]
+    fn evaluations_before_the_last_part_do_not_count() {
+        let mut config =
+            Layers::new("quick").and_then(Layers::build).expect("a recipe").config.finetune;
+        (config.optim.epochs, config.eval_every, config.plain_epochs) = (100, 10, 30);
+        (config.optim.decay_epochs, config.early_share) = (30, 0.8);
+        // After epoch 90 alone: crops are small until 80, and the last epoch ends training anyway.
+        assert_eq!(evaluations_that_count(&config), 1);
+        (config.early_share, config.eval_every) = (0.0, 5);
+        assert_eq!(evaluations_that_count(&config), 5, "75 to 95");
+        config.eval_every = 0;
+        assert_eq!(evaluations_that_count(&config), 0);
     }
 
     #[test]

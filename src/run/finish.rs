@@ -113,7 +113,7 @@ impl Summary {
 fn write_card(context: &Context, facts: &ReportData) -> Result<()> {
     let folder = context.folder.export();
     let path = folder.join("README.md");
-    let card = card::render(facts, &shell(&[folder.display().to_string()]));
+    let card = card::render(facts, &folder.display().to_string());
     if !path.exists() {
         return write_atomically(&path, card.as_bytes());
     }

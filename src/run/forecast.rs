@@ -3,16 +3,17 @@
 
 mod memory;
 mod timing;
+mod words;
 
 use serde::Serialize;
 
 use crate::config::{Layers, OptimConfig, RunConfig};
 use crate::error::{Error, Result};
 use crate::report::facts::{Decided, LeftOut, Smaller};
-use crate::report::words::{counted, duration};
 use crate::train::checkpoint::StageName;
 pub use memory::Memory;
 pub use timing::{Costs, measure};
+pub use words::bytes;
 
 /// What one stage will take.
 #[derive(Clone, Debug, Serialize)]
@@ -25,7 +26,9 @@ pub struct StageForecast {
     pub steps: usize,
     /// Crops a step.
     pub crops_per_step: usize,
-    /// Measured crops a second.
+    /// Side in pixels of the largest crops that the stage ends with.
+    pub img_size: usize,
+    /// Measured crops a second, of those that the stage ends with.
     pub crops_per_second: f64,
     /// Seconds of optimiser steps.
     pub training: f64,
@@ -72,6 +75,9 @@ impl StageForecast {
 pub struct Forecast {
     /// Seconds that reading the images and timing took; they are over.
     pub preparing: f64,
+    /// Whether there is a time budget.
+    #[serde(skip)]
+    pub budgeted: bool,
     /// What the time budget decided: the model, and whether there is pre-training.
     #[serde(flatten)]
     pub decided: Decided,
@@ -132,19 +138,6 @@ impl Longest {
     }
 }
 
-fn too_short(minutes: f64, forecast: &Forecast, chosen: &[StageName]) -> String {
-    let (least, takes) = match chosen {
-        [] => ("one epoch of each stage", "takes"),
-        _ => ("the epochs asked for, with one of the other stage,", "take"),
-    };
-    format!(
-        "a time budget of {} is too short: {least} {takes} {} here\n  give a longer --time-budget (0 = \
-         none) or a smaller --img-size",
-        duration(60.0 * minutes),
-        duration(forecast.preparing + forecast.seconds())
-    )
-}
-
 fn optim_of(config: &mut RunConfig, stage: StageName) -> &mut OptimConfig {
     match stage {
         StageName::Pretrain => &mut config.pretrain.optim,
@@ -188,7 +181,7 @@ impl Forecast {
     /// keep them; the others get the time that those leave. Returns the settings with these epochs.
     ///
     /// # Errors
-    /// A budget too short for one epoch a stage.
+    /// A budget too short for one epoch of each stage.
     pub fn fit(&mut self, config: &RunConfig, chosen: &[StageName]) -> Result<RunConfig> {
         let (mut config, budget) = (config.clone(), self.budget(config));
         let free = |stage: &StageForecast| !chosen.contains(&stage.stage);
@@ -201,14 +194,14 @@ impl Forecast {
                 fits = self.scale(budget, free, &longest);
                 config.pretrain.optim.epochs = 0;
             }
-            self.unused = self.left_of(budget, free, &longest);
+            self.unused = self.left_of(60.0 * config.time_budget, free, &longest);
             // Epochs that somebody chose are no choice of ours.
             self.alone = match chosen {
                 [] => self.without_pretraining(budget, &longest),
                 _ => None,
             };
             if !fits {
-                return Err(Error::Usage(too_short(config.time_budget, self, chosen)));
+                return Err(Error::Usage(self.too_short(config.time_budget, chosen)));
             }
             for stage in &self.stages {
                 let optim = optim_of(&mut config, stage.stage);
@@ -258,19 +251,20 @@ impl Forecast {
         resize(fits)
     }
 
-    /// What is left of `budget` seconds, where the `free` stages have their `longest` schedules and it is worth
-    /// saying.
+    /// What is left of a budget of `seconds`, where the `free` stages have their `longest` schedules and it is
+    /// worth saying.
     fn left_of(
         &self,
-        budget: f64,
+        seconds: f64,
         free: impl Fn(&StageForecast) -> bool,
         longest: &Longest,
     ) -> Option<f64> {
-        let left = budget - self.seconds();
+        let left = seconds - self.preparing - self.seconds();
         let alone = self.stages.len() == 1;
         let is_longest = |s: &StageForecast| s.epochs == longest.of_stage(s, alone);
-        let all = self.stages.iter().filter(|stage| free(stage)).all(is_longest);
-        (all && left > NOT_WORTH_SAYING * budget).then_some(left)
+        let scaled: Vec<_> = self.stages.iter().filter(|stage| free(stage)).collect();
+        let all = !scaled.is_empty() && scaled.into_iter().all(is_longest);
+        (all && left > NOT_WORTH_SAYING * seconds).then_some(left)
     }
 
     /// Epochs of fine-tuning alone in `budget` seconds; none if nothing is before it or they do not fit.
@@ -342,84 +336,12 @@ impl Forecast {
     pub fn finishing_units(&self) -> u64 {
         (1000.0 * self.finishing).ceil() as u64
     }
-
-    /// The forecast in words, with the flag that would make the run shorter.
-    pub fn describe(&self) -> String {
-        let mut text = String::from("forecast:\n");
-        if let Some(Smaller { name, instead_of, steps, least }) = &self.decided.smaller {
-            text += &format!(
-                "  model     {name}: {instead_of} has time for {steps} optimiser steps, and is taken for {least} \
-                 (docs/recipes.md)\n"
-            );
-        }
-        if let Some(LeftOut { epochs, least, minutes }) = self.decided.left_out {
-            text += &format!(
-                "  pre-training is left out: {} of it would fit, and it is done from {least} on (docs/recipes.md \
-                 says why): from about --time-budget {minutes}m on\n",
-                counted(epochs, "epoch", "epochs"),
-            );
-        }
-        if let Some(epochs) = self.alone {
-            text += &format!(
-                "  turned down: no pre-training, {} of fine-tuning in this time (docs/recipes.md says where which \
-                 was ahead)\n",
-                counted(epochs, "epoch", "epochs")
-            );
-        }
-        for s in &self.stages {
-            let beside = s.measuring + s.checkpoints;
-            text += &format!(
-                "  {:<9} {} epochs, {} steps, {} ({:.0} crops/s here; {} of it measuring and \
-                 checkpoints), {} of memory\n",
-                s.stage.as_str(),
-                s.epochs,
-                s.steps,
-                duration(s.seconds()),
-                s.crops_per_second,
-                duration(beside),
-                bytes(s.memory.total())
-            );
-        }
-        let finishing = duration(self.finishing);
-        let what = match self.stages.iter().any(|stage| stage.stage == StageName::Finetune) {
-            true => "final measurement, ONNX file, report",
-            false => "report",
-        };
-        text += &format!("  finish    {finishing}: {what}\n");
-        let total = self.seconds();
-        text += &format!(
-            "  in all    {}, {} of memory, {} of disk (reading the images took {})",
-            duration(total),
-            bytes(self.memory()),
-            bytes(self.disk),
-            duration(self.preparing)
-        );
-        if let Some(seconds) = self.unused {
-            text += &format!(
-                "\n  note: {} of the time budget are left: that many epochs are the longest that it is scaled to \
-                 (--epochs asks for more)",
-                duration(seconds)
-            );
-        }
-        if total > 1800.0 {
-            text += "\n  shorter:  --recipe quick --time-budget MINUTES, or fewer --epochs";
-        }
-        text
-    }
 }
 
 /// Epochs are not scaled to more than this times the recipe's, before the paper's bound.
 const LARGEST_FACTOR: f64 = 1e4;
 /// Halvings that find a factor of an epoch in 10,000.
 const BISECTIONS: usize = 40;
-
-/// `1.5 GB`, `320 MB`.
-pub fn bytes(n: u64) -> String {
-    match n {
-        0..1_000_000_000 => format!("{} MB", n.div_ceil(1_000_000)),
-        _ => format!("{:.1} GB", n as f64 / 1e9),
-    }
-}
 
 #[cfg(test)]
 mod tests;

@@ -46,6 +46,9 @@ pub struct Standing {
     pub new: Option<usize>,
     /// Images of the data that were not measured.
     pub left_out: usize,
+    /// Images that the data itself holds out and the run trained on, since they have the content of a
+    /// training image; measured or not.
+    pub twins: usize,
 }
 
 /// The data at `data`, as the run around `model` sees it, and what there is to say of it.
@@ -172,12 +175,26 @@ impl Measured {
         own == if has_test { Split::Test } else { Split::Val }
     }
 
+    /// Images that `run` trained on and the data itself holds out.
+    fn twins(&self, run: &Recognised) -> usize {
+        let own = self.manifest.samples.iter().map(|sample| sample.split);
+        let twins = own
+            .zip(&run.splits)
+            .filter(|(own, of_run)| *own != Split::Train && **of_run == Some(Split::Train));
+        match self.manifest.split_origin {
+            SplitOrigin::Given => twins.count(),
+            // A split that was drawn for this measurement has no meaning.
+            _ => 0,
+        }
+    }
+
     /// Where the images at `positions` stand in the run of the model.
     pub fn standing(&self, positions: &[usize]) -> Standing {
         let left_out = self.manifest.samples.len() - positions.len();
         let Some(run) = &self.recognised else {
             let (in_training, held_out, in_earlier_training) = (0, 0, 0);
-            return Standing { in_training, held_out, in_earlier_training, new: None, left_out };
+            let (new, twins) = (None, 0);
+            return Standing { in_training, held_out, in_earlier_training, new, left_out, twins };
         };
         let count = |is: &dyn Fn(Option<Split>) -> bool| {
             positions.iter().filter(|&&i| is(run.splits[i])).count()
@@ -188,6 +205,7 @@ impl Measured {
             in_earlier_training: positions.iter().filter(|&&i| run.earlier[i]).count(),
             new: Some(count(&|split| split.is_none())),
             left_out,
+            twins: self.twins(run),
         }
     }
 }
@@ -204,6 +222,16 @@ impl Standing {
             left_out += &format!(
                 "; {} in the training of a run that the weights come from",
                 images(self.in_earlier_training)
+            );
+        }
+        if self.twins > 0 {
+            let (lie, have, count) = match self.twins {
+                1 => ("is held out", "has", "counts"),
+                _ => ("are held out", "have", "count"),
+            };
+            left_out += &format!(
+                "; {} that {lie} here {have} the content of training images and {count} as such",
+                images(self.twins)
             );
         }
         let Some(new) = self.new else {
@@ -273,6 +301,7 @@ mod tests {
             in_earlier_training: 0,
             new: Some(1),
             left_out: 2,
+            twins: 0,
         };
         assert_eq!(standing, expected);
         let text = "measured on 1 image that the run held out, 1 image that the run never saw; \
@@ -284,6 +313,12 @@ mod tests {
                 .describe()
                 .ends_with("; 1 image in the training of a run that the weights come from")
         );
+
+        let given = measured(SplitOrigin::Given, &own, true);
+        let text = given.standing(&held_out).describe();
+        let twin =
+            "; 1 image that is held out here has the content of training images and counts as such";
+        assert!(text.ends_with(twin), "{text}");
 
         let own = [(Test, Some(Train)), (Train, Some(Val))];
         let data = measured(SplitOrigin::Made, &own, true);

@@ -37,9 +37,10 @@ pub use stages::{pretraining, weights_of};
 
 use crate::backbone::Spec;
 use crate::config::{AmpDtype, HeadFrom, PretrainConfig, RunConfig};
+use crate::data::words::counted;
 use crate::engine::device;
 use crate::engine::{self, Machine, Products, TrainState, collective};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::method;
 use crate::report::words::duration;
 use crate::train::checkpoint::{self, StageName};
@@ -125,6 +126,7 @@ pub fn plan(
     let began = Instant::now();
     let wanted = config;
     let mut config = resolved(wanted)?;
+    check_threads(config.threads)?;
     frozen::check_init(request, &config)?;
     let data = prepare::prepare(request, &config, ui)?;
     if request.finetune {
@@ -140,6 +142,7 @@ pub fn plan(
     // Of the model that is trained.
     not_to_be_had(request, wanted, &config).iter().for_each(|note| ui.note(note));
     let config = ranks::first(forecast.fit(&config, chosen)?)?;
+    without_effect(request, &config, &data).iter().for_each(|note| ui.note(note));
     Ok(Planned { config, data, forecast })
 }
 
@@ -204,6 +207,12 @@ pub fn resume(
     let data = reopen::reopen(&request, &config, folder, ui)?;
     ranks::check(&config, &data)?;
     let reached = checkpoint::load(&folder.checkpoint())?;
+    if reached.is_none() {
+        ui.note(&format!(
+            "there is no checkpoint in {}, so training begins anew",
+            folder.root().join("checkpoints").display()
+        ));
+    }
     let forecast = forecast::measure(&request, &config, &data, began.elapsed())?;
     let planned = Planned { config, data, forecast };
     if !first {
@@ -249,6 +258,47 @@ fn execute(
     let summary = finish::finish(&context, &trained, planned.forecast.finishing_units())?;
     ui.finish();
     Ok(summary)
+}
+
+/// Refuses a new run with many times as many threads as cores, which would wait for each other. A run that
+/// goes on keeps its threads, as its results depend on their number.
+fn check_threads(threads: usize) -> Result<()> {
+    let most = THREADS_A_CORE * std::thread::available_parallelism().map_or(1, usize::from);
+    match threads > most {
+        true => Err(Error::Usage(format!(
+            "threads is {threads}, and this machine has cores for at most {most}\n  leave --threads out, \
+             which takes one for each core"
+        ))),
+        false => Ok(()),
+    }
+}
+
+/// Threads of a new run for each core that it may use, at most.
+const THREADS_A_CORE: usize = 8;
+
+/// What of the planned run will have no effect, in words.
+fn without_effect(request: &Request, config: &RunConfig, data: &Prepared) -> Vec<String> {
+    let mut notes = Vec::new();
+    let unlabelled = data.train.len() - data.labelled().len();
+    let pretrains = request.pretrain && config.pretrain.optim.epochs > 0;
+    if request.finetune && !pretrains && unlabelled > 0 {
+        let images = counted(unlabelled, "training image");
+        notes.push(format!(
+            "  note: {images} without a label will not be used: there is no pre-training"
+        ));
+    }
+    let finetune = &config.finetune;
+    let evaluations = best::evaluations_that_count(finetune);
+    if request.finetune && finetune.patience > evaluations {
+        notes.push(format!(
+            "  note: --patience {} will not end this run: only {} before its last epoch can count \
+             (finetune.eval_every = {})",
+            finetune.patience,
+            counted(evaluations, "evaluation"),
+            finetune.eval_every
+        ));
+    }
+    notes
 }
 
 /// Whether the method has a head whose first rows may follow from features.

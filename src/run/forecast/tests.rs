@@ -27,6 +27,7 @@ fn stage(name: StageName, costs: Costs, epochs: usize) -> StageForecast {
         epochs: 0,
         steps: 0,
         crops_per_step: 8,
+        img_size: 64,
         crops_per_second: 80.0,
         training: 0.0,
         measuring: 0.0,
@@ -41,6 +42,7 @@ fn stage(name: StageName, costs: Costs, epochs: usize) -> StageForecast {
 fn forecast() -> Forecast {
     Forecast {
         preparing: 7.0,
+        budgeted: true,
         decided: Decided::default(),
         stages: vec![
             stage(StageName::Pretrain, costs(10, true), 100),
@@ -71,9 +73,12 @@ fn every_part_of_a_run_is_counted() {
     let looked_at = stage(StageName::Pretrain, Costs { first_head: 2.0, ..costs(10, true) }, 100);
     assert_eq!(looked_at.seconds(), made.stages[0].seconds() + 2.0);
     let text = made.describe();
-    for words in
-        ["1 min 46 s (80 crops/s here; 6 s of it", "finish    3 s", "2 min 40 s", "took 7 s"]
-    {
+    for words in [
+        "1 min 46 s (80 crops of 64 px a second here; 6 s of it",
+        "finish    3 s",
+        "2 min 40 s",
+        "took 7 s",
+    ] {
         assert!(text.contains(words), "{words}: {text}");
     }
 }
@@ -161,9 +166,10 @@ fn pre_training_of_too_few_steps_is_left_out_and_said() {
     assert_eq!(made.stages.len(), 1);
     assert_eq!((made.stages[0].epochs, made.seconds()), (75, 75.0 + 1.5 + 0.5 + 3.0));
     let text = made.describe();
-    let said = "left out: 49 epochs of it would fit, and it is done from 98 on (docs/recipes.md says why): from about --time-budget 3m on";
+    let said = "no pre-training: the budget has room for 49 epochs of it, and it is done from 98 on (docs/recipes.md says \
+                why), which is from about --time-budget 3m on";
     assert!(text.contains(said), "{text}");
-    assert!(!forecast().describe().contains("left out"));
+    assert!(!forecast().describe().contains("no pre-training"));
 }
 
 #[test]
@@ -234,17 +240,59 @@ fn epochs_of_fine_tuning_that_somebody_chose_keep_no_short_pre_training() {
 fn a_budget_that_is_not_used_up_is_said() {
     let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
     config.few_images = 0;
-    let mut said = |seconds: f64| {
-        config.time_budget = seconds / 0.95 / 60.0;
+    let mut said = |seconds: f64, chosen: &[StageName]| {
+        config.time_budget = seconds / 60.0;
         let mut made = forecast();
-        made.fit(&config, &[]).expect("fits");
+        made.fit(&config, chosen).expect("fits");
         made.describe()
     };
     // 800 epochs of both: 800 + 40 + 3.75 and 800 + 19.5 + 3.5 seconds, 3 at the end and 7 at the start.
-    let words = "5 min 23 s of the time budget are left";
-    assert!(said(2000.0).contains(words), "{}", said(2000.0));
-    assert!(!said(1900.0).contains("are left"), "{}", said(1900.0));
-    assert!(!said(90.0).contains("are left"));
+    let words = "7 min 04 s of the time budget are left";
+    assert!(said(2100.75, &[]).contains(words), "{}", said(2100.75, &[]));
+    assert!(!said(1900.0, &[]).contains("are left"), "{}", said(1900.0, &[]));
+    assert!(!said(90.0, &[]).contains("are left"));
+    let chosen = said(179.0, &[StageName::Finetune]);
+    assert!(chosen.contains("no pre-training"), "{chosen}");
+    assert!(!chosen.contains("are left"), "epochs that somebody chose are no longest: {chosen}");
+}
+
+#[test]
+fn a_budget_that_is_too_short_says_for_what_and_which_is_not() {
+    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
+    let said = |minutes: f64, chosen: &[StageName], config: &mut RunConfig, stages: usize| {
+        config.time_budget = minutes;
+        let mut made = forecast();
+        made.stages.drain(..2 - stages);
+        made.fit(config, chosen).expect_err("too short").to_string()
+    };
+    // An epoch, its checkpoint, 3 seconds at the end and 7 at the start.
+    let alone = said(0.1, &[], &mut config, 1);
+    assert!(
+        alone.contains("a run, one epoch takes 11 s here\n  give --time-budget 1m or more"),
+        "{alone}"
+    );
+    let left_out = said(0.1, &[], &mut config, 2);
+    assert!(left_out.contains("a run, one epoch takes 11 s here"), "{left_out}");
+    let asked_for = said(0.5, &[StageName::Finetune], &mut config, 2);
+    assert!(asked_for.contains("a run, the epochs asked for take 1 min 01 s"), "{asked_for}");
+    let other = said(0.5, &[StageName::Pretrain], &mut config, 2);
+    assert!(other.contains("asked for, with one of the other stage, take 1 min 57 s"), "{other}");
+    assert!(other.contains("--time-budget 3m or more"), "{other}");
+    config.pretrain.least_steps = 0;
+    let both = said(0.1, &[], &mut config, 2);
+    assert!(both.contains("one epoch of each stage takes 13 s"), "{both}");
+}
+
+#[test]
+fn a_long_run_says_how_it_could_be_shorter() {
+    let of = |budgeted, epochs| {
+        let mut made = Forecast { budgeted, ..forecast() };
+        made.stages[1] = stage(StageName::Finetune, costs(0, false), epochs);
+        made.describe()
+    };
+    assert!(of(true, 2000).contains("shorter:  a shorter --time-budget, or"));
+    assert!(of(false, 2000).contains("shorter:  --recipe quick --time-budget MINUTES"));
+    assert!(!of(true, 20).contains("shorter:"));
 }
 
 #[test]
@@ -283,11 +331,11 @@ fn what_was_turned_down_is_said_with_its_epochs() {
     made.alone = made.without_pretraining(80.0, &at_most(800));
     assert_eq!(made.alone, Some(75));
     let text = made.describe();
-    assert!(text.contains("turned down: no pre-training, 75 epochs of fine-tuning"), "{text}");
+    assert!(text.contains("not chosen: no pre-training and 75 epochs of fine-tuning"), "{text}");
     assert_eq!(made.stages.len(), 2, "the plan stays");
     made.stages.remove(0);
     assert_eq!(made.without_pretraining(80.0, &at_most(800)), None);
-    assert!(!forecast().describe().contains("turned down"));
+    assert!(!forecast().describe().contains("not chosen"));
 }
 
 #[test]
@@ -305,7 +353,7 @@ fn a_short_budget_has_the_smaller_model_and_says_why() {
     assert_eq!([&applied.model.name, &applied.model.small], ["pvt_v2_b0_small", ""]);
     let decided = Decided { smaller: Some(smaller), left_out: None };
     let said = Forecast { decided, ..forecast() }.describe();
-    let words = "pvt_v2_b0_small: pvt_v2_b0 has time for 800 optimiser steps, and is taken for 801";
+    let words = "pvt_v2_b0_small: the budget has room for 800 steps of pvt_v2_b0, which is trained from 801 on";
     assert!(said.contains(words), "{said}");
     assert!(!forecast().describe().contains("model"));
     let with = |change: fn(&mut RunConfig)| {

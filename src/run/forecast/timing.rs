@@ -116,6 +116,7 @@ pub fn measure(
     }
     Ok(Forecast {
         preparing: (spent + began.elapsed()).as_secs_f64(),
+        budgeted: config.time_budget > 0.0,
         decided: Decided::default(),
         stages: forecasts,
         alone: None,
@@ -191,6 +192,7 @@ impl Trial<'_> {
             epochs: 0,
             steps: 0,
             crops_per_step: batch.min(samples) * crops_per_image,
+            img_size: stage.net.img_size,
             crops_per_second,
             training: 0.0,
             measuring: 0.0,

@@ -1,0 +1,113 @@
+//! A forecast as the user reads it.
+
+use super::{Forecast, RESERVE};
+use crate::report::facts::{LeftOut, Smaller};
+use crate::report::words::{counted, duration};
+use crate::train::checkpoint::StageName;
+
+/// Seconds from which on a run is told how it could be shorter.
+const LONG: f64 = 1800.0;
+
+impl Forecast {
+    /// The forecast in words, with the flag that would make the run shorter.
+    pub fn describe(&self) -> String {
+        let mut text = format!("forecast:\n{}", self.decisions());
+        for s in &self.stages {
+            text += &format!(
+                "  {:<9} {}, {}, {} ({:.0} crops of {} px a second here; {} of it measuring and \
+                 checkpoints), {} of memory\n",
+                s.stage.as_str(),
+                counted(s.epochs, "epoch", "epochs"),
+                counted(s.steps, "step", "steps"),
+                duration(s.seconds()),
+                s.crops_per_second,
+                s.img_size,
+                duration(s.measuring + s.checkpoints),
+                bytes(s.memory.total())
+            );
+        }
+        let what = match self.stages.iter().any(|stage| stage.stage == StageName::Finetune) {
+            true => "final measurement, ONNX file, report",
+            false => "report",
+        };
+        let total = self.seconds();
+        text += &format!(
+            "  finish    {}: {what}\n  in all    {}, {} of memory, {} of disk (reading the images and timing \
+             all this took {})",
+            duration(self.finishing),
+            duration(total),
+            bytes(self.memory()),
+            bytes(self.disk),
+            duration(self.preparing)
+        );
+        if let Some(seconds) = self.unused {
+            text += &format!(
+                "\n  note: {} of the time budget are left: that many epochs are the longest that it is scaled to \
+                 (--epochs asks for more)",
+                duration(seconds)
+            );
+        }
+        if total > LONG {
+            text += match self.budgeted {
+                true => "\n  shorter:  a shorter --time-budget, or fewer --epochs",
+                false => "\n  shorter:  --recipe quick --time-budget MINUTES, or fewer --epochs",
+            };
+        }
+        text
+    }
+
+    /// What the time budget decided, a line each.
+    fn decisions(&self) -> String {
+        let mut text = String::new();
+        if let Some(Smaller { name, instead_of, steps, least }) = &self.decided.smaller {
+            text += &format!(
+                "  model     {name}: the budget has room for {} of {instead_of}, which is trained from {least} \
+                 on (docs/recipes.md says why)\n",
+                counted(*steps, "step", "steps")
+            );
+        }
+        if let Some(LeftOut { epochs, least, minutes }) = self.decided.left_out {
+            text += &format!(
+                "  no pre-training: the budget has room for {} of it, and it is done from {least} on \
+                 (docs/recipes.md says why), which is from about --time-budget {minutes}m on\n",
+                counted(epochs, "epoch", "epochs"),
+            );
+        }
+        if let Some(epochs) = self.alone {
+            text += &format!(
+                "  not chosen: no pre-training and {} of fine-tuning, which take as long (docs/recipes.md says \
+                 where which was ahead)\n",
+                counted(epochs, "epoch", "epochs")
+            );
+        }
+        text
+    }
+
+    /// Why a budget of `minutes` is too short for what is left of the run when each stage that is not
+    /// `chosen` has one epoch, and which is long enough.
+    pub(super) fn too_short(&self, minutes: f64, chosen: &[StageName]) -> String {
+        let asked_for = self.stages.iter().filter(|s| chosen.contains(&s.stage)).count();
+        let least = match (asked_for, self.stages.len() - asked_for) {
+            (0, 1) => "one epoch takes",
+            (0, _) => "one epoch of each stage takes",
+            (_, 0) => "the epochs asked for take",
+            _ => "the epochs asked for, with one of the other stage, take",
+        };
+        let takes = self.preparing + self.seconds();
+        format!(
+            "a time budget of {} is too short: with all that belongs to a run, {least} {} here\n  give \
+             --time-budget {}m or more (0 = none), or a smaller --img-size",
+            duration(60.0 * minutes),
+            duration(takes),
+            (takes / (1.0 - RESERVE) / 60.0).ceil()
+        )
+    }
+}
+
+/// `1.5 GB`, `320 MB`.
+pub fn bytes(n: u64) -> String {
+    match n {
+        0..1_000_000_000 => format!("{} MB", n.div_ceil(1_000_000)),
+        _ => format!("{:.1} GB", n as f64 / 1e9),
+    }
+}
