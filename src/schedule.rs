@@ -76,6 +76,7 @@ mod tests {
             lr: 1.0,
             min_lr: 0.0,
             decay_epochs: 0,
+            decay_share: 1.0,
             weight_decay: 0.0,
             weight_decay_end: 0.0,
             beta1: 0.9,
@@ -132,6 +133,12 @@ mod tests {
         // (1 + cos(3 pi / 4)) / 2 after three quarters of the fall.
         let expected = [0.5, 1.0, 1.0, 1.0, 0.5, 0.5 - 0.125f64.sqrt(), 0.0];
         assert!(rates.iter().zip(expected).all(|(a, b)| (a - b).abs() < 1e-12), "{rates:?}");
+        // A share of all epochs bounds them, and is all that counts where they are not named.
+        for (decay_epochs, decay_share, from) in
+            [(20, 0.3, 80), (40, 0.3, 70), (0, 0.3, 70), (0, 1.0, 0)]
+        {
+            assert_eq!(OptimConfig { decay_epochs, decay_share, ..c }.decay_from(), from);
+        }
         // No fall begins before the warm-up has ended.
         let (long, all) =
             (OptimConfig { decay_epochs: 97, ..c }, OptimConfig { decay_epochs: 0, ..c });

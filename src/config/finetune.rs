@@ -1,5 +1,7 @@
 //! Settings of fine-tuning.
 
+use std::ops::Range;
+
 use serde::{Deserialize, Serialize};
 
 use super::{AugmentConfig, HeadInit, LambdaRule, OptimConfig};
@@ -36,7 +38,11 @@ pub struct FinetuneConfig {
     /// `plain_scale`: what a model of few epochs learns from, and what one of many ends with.
     #[serde(default)] // absent in runs of earlier versions, as the next one
     pub plain_epochs: usize,
-    /// Area range of RandomResizedCrop in these epochs.
+    /// Whether the epochs of the warm-up are plain, too: on mixed images alone a rising rate may carry the
+    /// weights to where nothing is learned before there is anything to lose.
+    #[serde(default)]
+    pub plain_warmup: bool,
+    /// Area range of RandomResizedCrop in plain epochs.
     #[serde(default = "whole")]
     pub plain_scale: [f64; 2],
     /// Which images an epoch takes; runs of earlier versions do not say.
@@ -84,7 +90,13 @@ impl FinetuneConfig {
         }
     }
 
-    /// The first of the plain epochs, from 0, if there are any.
+    /// The epochs that are not plain, from 0.
+    pub fn mixed_epochs(&self) -> Range<usize> {
+        let warmup = if self.plain_warmup { self.optim.warmup_epochs.ceil() as usize } else { 0 };
+        warmup..self.plain_from().unwrap_or(self.optim.epochs)
+    }
+
+    /// The first of the last plain epochs, from 0, if there are any.
     pub fn plain_from(&self) -> Option<usize> {
         (self.plain_epochs > 0).then(|| self.optim.epochs.saturating_sub(self.plain_epochs))
     }

@@ -220,6 +220,9 @@ pub struct OptimConfig {
     /// epochs after the warm-up.
     #[serde(default)]
     pub decay_epochs: usize,
+    /// Share of all epochs that these are at most.
+    #[serde(default = "all_epochs")]
+    pub decay_share: f64,
     /// Weight decay: decoupled in AdamW, added to the gradient in SGD.
     pub weight_decay: f64,
     /// Weight decay at the end, reached along half a cosine; 0 = `weight_decay` throughout.
@@ -257,13 +260,20 @@ pub struct OptimConfig {
     pub smoothing_kind: SmoothingKind,
 }
 
+/// The share of a fall that is as long as `decay_epochs` says.
+fn all_epochs() -> f64 {
+    1.0
+}
+
 impl OptimConfig {
-    /// The first of `decay_epochs`, from 0; 0 if they are all epochs, or the curve is not the cosine.
+    /// The first epoch of the cosine's fall, from 0; 0 if it takes all epochs, or the curve is another one.
     pub fn decay_from(&self) -> usize {
-        match (self.lr_schedule, self.decay_epochs) {
-            (LrSchedule::Cosine, last @ 1..) => self.epochs.saturating_sub(last),
-            _ => 0,
+        if self.lr_schedule != LrSchedule::Cosine {
+            return 0;
         }
+        let share = (self.decay_share * self.epochs as f64).ceil() as usize;
+        let last = if self.decay_epochs == 0 { share } else { share.min(self.decay_epochs) };
+        self.epochs.saturating_sub(last)
     }
 }
 

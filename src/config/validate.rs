@@ -207,6 +207,8 @@ impl Checks {
         let inside = (0.0..=optim.lr).contains(&optim.min_lr);
         self.require(inside, "min_lr", &optim.min_lr, &must);
         self.count("decay_epochs", optim.decay_epochs, 0, 1_000_000);
+        let inside = optim.decay_share > 0.0 && optim.decay_share <= 1.0;
+        self.require(inside, "decay_share", &optim.decay_share, "above 0 and at most 1");
         self.at_least_0("weight_decay", optim.weight_decay, 1.0);
         self.at_least_0("weight_decay_end", optim.weight_decay_end, 1.0);
         self.below_1("momentum", optim.momentum);

@@ -44,10 +44,10 @@ impl ViewPlan {
 
     /// The single view of fine-tuning.
     pub fn finetune(config: &FinetuneConfig) -> Self {
-        let (early, plain) = (config.early_of(config.optim.epochs), config.plain_from());
+        let (early, mixed) = (config.early_of(config.optim.epochs), config.mixed_epochs());
         let augment = |epoch: usize| {
             let mut augment = config.augment.clone();
-            let is_plain = plain.is_some_and(|plain| epoch >= plain);
+            let is_plain = !mixed.contains(&epoch);
             if is_plain {
                 (augment.rand_augment, augment.erasing) = (false, 0.0);
             }
@@ -55,10 +55,10 @@ impl ViewPlan {
             let size = if epoch < early { config.early_img_size } else { config.img_size };
             Augment::new(&augment, scale, size, AugmentOrder::Finetune)
         };
-        let mut changes: Vec<usize> = Vec::new();
-        changes.extend((early > 0).then_some(early));
-        changes.extend(plain);
+        let mut changes = vec![early, mixed.start, mixed.end];
+        changes.retain(|epoch| (1..config.optim.epochs).contains(epoch));
         changes.sort_unstable();
+        changes.dedup();
         Self {
             groups: vec![ViewGroup { count: 1, augment: augment(0) }],
             later: changes.into_iter().map(|epoch| (epoch as u32, augment(epoch))).collect(),

@@ -3,6 +3,7 @@
 //!
 //! Heads: `head.weight [classes, d]`, `head.bias [classes]`. No state besides.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use rand_chacha::ChaCha8Rng;
@@ -32,7 +33,7 @@ pub const ENTRY: Entry = Entry {
             views: ViewPlan::pretrain(setting.config),
             smoothing: Smoothing::new(optim.smoothing, optim.smoothing_kind, classes),
             mixing: Mixing { cutmix, mixup: 0.0, rule },
-            plain_from: usize::MAX,
+            mixed_epochs: 0..usize::MAX,
         }))
     },
 };
@@ -46,8 +47,8 @@ pub struct Supervised {
     weights: Vec<f32>,
     smoothing: Smoothing,
     mixing: Mixing,
-    /// The first epoch that mixes nothing.
-    plain_from: usize,
+    /// The epochs that mix images.
+    mixed_epochs: Range<usize>,
 }
 
 /// Alphas of CutMix and Mixup, 0 = off, and which lambda they use.
@@ -69,7 +70,7 @@ impl Supervised {
             views: ViewPlan::finetune(config),
             smoothing: Smoothing::new(optim.smoothing, optim.smoothing_kind, classes),
             mixing: Mixing { cutmix, mixup, rule },
-            plain_from: config.plain_from().unwrap_or(usize::MAX),
+            mixed_epochs: config.mixed_epochs(),
         }
     }
 }
@@ -93,7 +94,7 @@ impl Method for Supervised {
     }
 
     fn mix(&self, rng: &mut ChaCha8Rng, epoch: usize, rows: usize, img_size: usize) -> Mix {
-        if epoch >= self.plain_from {
+        if !self.mixed_epochs.contains(&epoch) {
             return Mix::none(rows);
         }
         let Mixing { cutmix, mixup, rule } = self.mixing;
@@ -148,6 +149,13 @@ mod tests {
             method.mix(&mut rng, epoch, 4, 32) != Mix::none(4)
         };
         assert_eq!([0, 1, 2, 3, 4, 5].map(mixed), [true, true, true, true, false, false]);
+        (config.plain_warmup, config.optim.warmup_epochs) = (true, 1.5);
+        let method = Supervised::finetuning(&config, vec![0, 1, 2, 3], 4);
+        let mixed = |epoch: usize| {
+            let mut rng = crate::rng::stream(1, crate::rng::Purpose::Mix, epoch as u32, 0, 0);
+            method.mix(&mut rng, epoch, 4, 32) != Mix::none(4)
+        };
+        assert_eq!([0, 1, 2, 3, 4, 5].map(mixed), [false, false, true, true, false, false]);
     }
 
     #[test]

@@ -171,7 +171,11 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
             finetune.early_share > 0.0 && early_is_smaller,
             "no epochs have smaller crops",
         ),
-        ("finetune.plain_scale", finetune.plain_epochs > 0, "there are no plain epochs"),
+        (
+            "finetune.plain_scale",
+            finetune.plain_epochs > 0 || finetune.plain_warmup,
+            "there are no plain epochs",
+        ),
         (
             "finetune.class_weights_beta",
             finetune.class_weights == ClassWeights::Effective,
@@ -195,16 +199,16 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
     ))
 }
 
+/// Why the keys of the cosine's fall do nothing.
+const NO_FALL: &str = "only the cosine has epochs of its own";
+
 fn optim_switched_off(key: &str, optim: &OptimConfig) -> Option<&'static str> {
     let cases = [
         ("smoothing_kind", optim.smoothing > 0.0, "the smoothing is 0"),
         ("clip_mode", optim.clip_grad > 0.0, "clip_grad is 0, so nothing is clipped"),
         ("min_lr", optim.lr_schedule != LrSchedule::Constant, "the rate is constant"),
-        (
-            "decay_epochs",
-            optim.lr_schedule == LrSchedule::Cosine,
-            "only the cosine has epochs of its own",
-        ),
+        ("decay_epochs", optim.lr_schedule == LrSchedule::Cosine, NO_FALL),
+        ("decay_share", optim.lr_schedule == LrSchedule::Cosine, NO_FALL),
     ];
     cases.into_iter().find(|(own, on, _)| *own == key && !on).map(|(.., why)| why)
 }

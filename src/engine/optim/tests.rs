@@ -13,6 +13,7 @@ fn config(kind: OptimKind, clip_grad: f64, ema: Ema) -> OptimConfig {
         lr: 0.0,
         min_lr: 0.0,
         decay_epochs: 0,
+        decay_share: 1.0,
         weight_decay: 0.05,
         weight_decay_end: 0.0,
         momentum: 0.9,

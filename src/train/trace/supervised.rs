@@ -248,6 +248,7 @@ fn optim(options: &TraceOptions, rows: usize) -> OptimConfig {
         lr: options.lr,
         min_lr: 0.0,
         decay_epochs: 0,
+        decay_share: 1.0,
         weight_decay_end: 0.0,
         weight_decay: options.weight_decay,
         momentum: 0.0,
