@@ -21,6 +21,10 @@ pub struct FinetuneConfig {
     /// Side of the crops of these epochs in pixels.
     #[serde(default)]
     pub early_img_size: usize,
+    /// Optimiser steps that the epochs with crops of `img_size` need to pay: with fewer, all have
+    /// `early_img_size`.
+    #[serde(default)] // absent in runs of earlier versions
+    pub least_full_steps: usize,
     /// Area range of RandomResizedCrop.
     pub scale: [f64; 2],
     /// Augmentation.

@@ -90,6 +90,8 @@ const METHOD: &str = "pretrain.method";
 const BUDGET: &str = "time_budget";
 const MODEL: &str = "model.name";
 const SMALL: &str = "model.small";
+const IMG_SIZE: &str = "finetune.img_size";
+const LEAST_FULL_STEPS: &str = "finetune.least_full_steps";
 /// How often accuracy is measured in each stage, and the most of the time that it may take.
 const MEASURED: [(&str, &str); 2] = [
     ("pretrain.probe_every", "pretrain.probe_share"),
@@ -155,10 +157,11 @@ impl Layers {
                 settings.entry(key.to_owned()).or_default().push(setting.clone());
             }
         }
-        // Whoever names a model wants that one and no smaller one, and whoever says when to measure, no fewer
-        // measurements.
+        // Whoever names a model wants that one and no smaller one, whoever names a size no smaller crops, and
+        // whoever says when to measure no fewer measurements.
         let measured = MEASURED.map(|(every, share)| (every, share, Value::from(0.0)));
-        for (key, beside, none) in measured.into_iter().chain([(MODEL, SMALL, Value::from(""))]) {
+        let named = [(MODEL, SMALL, Value::from("")), (IMG_SIZE, LEAST_FULL_STEPS, Value::from(0))];
+        for (key, beside, none) in measured.into_iter().chain(named) {
             if let (Some(named), None) = (self.last(key), self.last(beside)) {
                 let none = Setting { value: none, source: named.source.clone() };
                 settings.entry(beside.to_owned()).or_default().push(none);
@@ -283,10 +286,12 @@ impl Layers {
         Ok(())
     }
 
-    /// Takes back what flags set of the keys.
-    pub fn withdraw(&mut self, keys: &[String]) {
-        let by_flag = |setting: &Setting| matches!(setting.source, Source::Flag(_));
+    /// Takes back what flags set of the keys. Says whether they set any.
+    pub fn withdraw(&mut self, keys: &[String]) -> bool {
+        let (before, by_flag) =
+            (self.own.len(), |setting: &Setting| matches!(setting.source, Source::Flag(_)));
         self.own.retain(|(key, setting)| !(keys.contains(key) && by_flag(setting)));
+        self.own.len() < before
     }
 
     /// The value of a key so far.

@@ -434,12 +434,8 @@ pub struct PretrainConfig {
     /// apart where they would take more; 0 = however long they take.
     #[serde(default)] // absent in runs of earlier versions
     pub probe_share: f64,
-    /// A time budget that leaves pre-training fewer optimiser steps does without it, unless few images have a
-    /// label.
-    #[serde(default)] // absent in runs of earlier versions, as the next one
-    pub least_steps: usize,
-    /// Largest share of the images with a label that counts as few.
-    #[serde(default)]
+    /// With a time budget: where a larger share of the images has a label, all of the time is fine-tuning's.
+    #[serde(default)] // absent in runs of earlier versions
     pub few_labels: f64,
 }
 

@@ -178,6 +178,7 @@ impl Checks {
         self.at_least_0("mixup", finetune.mixup, 1000.0);
         self.below_1("class_weights_beta", finetune.class_weights_beta);
         self.count("repeats", finetune.repeats, 1, 64);
+        self.count("least_full_steps", finetune.least_full_steps, 0, 1_000_000_000);
         let (every, patience) = (finetune.eval_every, finetune.patience);
         let measured = finetune.keep == Keep::Last || every > 0;
         self.below_1("eval_share", finetune.eval_share);

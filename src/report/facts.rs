@@ -53,8 +53,25 @@ pub struct Stopped {
 pub struct Decided {
     /// A smaller model instead of the recipe's.
     pub smaller: Option<Smaller>,
-    /// Pre-training that there was no room for.
-    pub left_out: Option<LeftOut>,
+    /// Why there is no pre-training.
+    #[serde(default)] // absent in runs of earlier versions, as the next one
+    pub without_pretraining: Option<ManyLabels>,
+    /// Small crops in all epochs of fine-tuning instead of the first ones.
+    #[serde(default)]
+    pub small_crops: Option<SmallCrops>,
+}
+
+/// Small crops that all epochs of fine-tuning have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SmallCrops {
+    /// Their side in pixels.
+    pub img_size: usize,
+    /// The recipe's for the last epochs.
+    pub instead_of: usize,
+    /// Optimiser steps that the epochs with these would have had.
+    pub steps: usize,
+    /// Steps from which on they are taken.
+    pub least: usize,
 }
 
 /// A smaller model that was taken.
@@ -70,15 +87,15 @@ pub struct Smaller {
     pub least: usize,
 }
 
-/// Pre-training that was left out.
+/// So many labels that pre-training on the same images is left out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct LeftOut {
-    /// Epochs that would have fitted.
-    pub epochs: usize,
-    /// Epochs from which on it is done.
-    pub least: usize,
-    /// Whole minutes of time budget from which on so many fit.
-    pub minutes: usize,
+pub struct ManyLabels {
+    /// Training images with a label.
+    pub labelled: usize,
+    /// All training images.
+    pub images: usize,
+    /// Labels up to which there is pre-training.
+    pub most: usize,
 }
 
 /// Where the weights that a run starts from come from.

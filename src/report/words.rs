@@ -2,8 +2,8 @@
 
 use super::ReportData;
 use super::facts::{
-    Choice, LeftOut, Past, Provenance, Smaller, StageFacts, Stopped, TestUse, WeightsFile,
-    learned_from,
+    Choice, ManyLabels, Past, Provenance, SmallCrops, Smaller, StageFacts, Stopped, TestUse,
+    WeightsFile, learned_from,
 };
 
 /// What an interval of this program covers, and what it does not.
@@ -81,8 +81,9 @@ impl ReportData {
             ),
         ];
         sentences.extend(self.decided.smaller.as_ref().map(Smaller::sentence));
+        sentences.extend(self.decided.small_crops.as_ref().map(SmallCrops::sentence));
         sentences.push(self.provenance.sentence());
-        sentences.extend(self.decided.left_out.as_ref().map(LeftOut::sentence));
+        sentences.extend(self.decided.without_pretraining.as_ref().map(ManyLabels::sentence));
         sentences.extend(self.stages.iter().map(StageFacts::sentence));
         sentences
     }
@@ -217,14 +218,24 @@ impl Smaller {
     }
 }
 
-impl LeftOut {
+impl SmallCrops {
     fn sentence(&self) -> String {
+        let Self { img_size, instead_of, steps, least } = self;
         format!(
-            "Pre-training was left out: {} of it would have fitted into the time budget, and it is done from {} on \
-             (about --time-budget {}m).",
-            counted(self.epochs, "epoch", "epochs"),
-            thousands(self.least),
-            self.minutes
+            "All epochs of fine-tuning have crops of {img_size} px: those with {instead_of} px would have had {}, and pay \
+             from {} on.",
+            counted(*steps, "optimiser step", "optimiser steps"),
+            thousands(*least)
+        )
+    }
+}
+
+impl ManyLabels {
+    fn sentence(&self) -> String {
+        let [labelled, images, most] = [self.labelled, self.images, self.most].map(thousands);
+        format!(
+            "There was no pre-training: {labelled} of {images} training images have a label, and it is done where \
+             {most} or fewer have."
         )
     }
 }

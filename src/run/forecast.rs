@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::config::{Layers, OptimConfig, RunConfig};
 use crate::error::{Error, Result};
-use crate::report::facts::{Decided, LeftOut, Smaller};
+use crate::report::facts::{Decided, ManyLabels, SmallCrops, Smaller};
 use crate::train::checkpoint::StageName;
 pub use memory::Memory;
 pub use timing::{Costs, measure};
@@ -112,6 +112,13 @@ pub fn with_smaller(config: &RunConfig, smaller: &Smaller) -> RunConfig {
     config
 }
 
+/// The settings with small crops throughout fine-tuning.
+pub fn with_small_crops(config: &RunConfig, crops: &SmallCrops) -> RunConfig {
+    let mut config = config.clone();
+    config.finetune.img_size = crops.img_size;
+    config
+}
+
 /// The longest schedules that a budget is scaled to.
 struct Longest {
     /// Epochs of the paper's longest.
@@ -172,6 +179,17 @@ impl Forecast {
         })
     }
 
+    /// Small crops throughout fine-tuning where the epochs of `config` with large ones have too few steps.
+    pub fn small_crops(&self, config: &RunConfig) -> Option<SmallCrops> {
+        let finetune = &config.finetune;
+        let stage = self.stages.iter().find(|stage| stage.stage == StageName::Finetune)?;
+        let (epochs, least) = (finetune.optim.epochs, finetune.least_full_steps);
+        let early = finetune.early_of(epochs);
+        let steps = (epochs - early) * stage.costs.steps_per_epoch;
+        let (img_size, instead_of) = (finetune.early_img_size, finetune.img_size);
+        (early > 0 && steps < least).then_some(SmallCrops { img_size, instead_of, steps, least })
+    }
+
     /// Seconds of the time budget for what is still to be done.
     fn budget(&self, config: &RunConfig) -> f64 {
         config.time_budget * 60.0 * (1.0 - RESERVE) - self.preparing
@@ -187,13 +205,11 @@ impl Forecast {
         let free = |stage: &StageForecast| !chosen.contains(&stage.stage);
         if config.time_budget > 0.0 && self.stages.iter().any(free) {
             let longest = Longest::of(&config, self.from_random)?;
-            let mut fits = self.scale(budget, free, &longest);
-            let may = !chosen.contains(&StageName::Pretrain)
-                && self.labelled().is_some_and(|share| share > config.pretrain.few_labels);
-            if may && self.leave_out(config.pretrain.least_steps, &longest) {
-                fits = self.scale(budget, free, &longest);
+            let may = !chosen.contains(&StageName::Pretrain);
+            if may && self.leave_out(config.pretrain.few_labels) {
                 config.pretrain.optim.epochs = 0;
             }
+            let fits = self.scale(budget, free, &longest);
             self.unused = self.left_of(60.0 * config.time_budget, free, &longest);
             // Epochs that somebody chose are no choice of ours.
             self.alone = match chosen {
@@ -274,27 +290,16 @@ impl Forecast {
         alone.scale(budget, |_| true, longest).then(|| alone.stages[0].epochs)
     }
 
-    /// Share of the images of pre-training that have a label; none if there are not both stages.
-    fn labelled(&self) -> Option<f64> {
-        let [pretrain, finetune] = &self.stages[..] else { return None };
-        Some(finetune.costs.images as f64 / pretrain.costs.images as f64)
-    }
-
-    /// Takes out a pre-training before fine-tuning of fewer than `least_steps`, unless it has the `longest`
-    /// schedule. Says whether it has taken it out.
-    fn leave_out(&mut self, least_steps: usize, longest: &Longest) -> bool {
+    /// Takes out a pre-training before fine-tuning if more than a share `few_labels` of its images have a label.
+    /// Says whether it has taken it out.
+    fn leave_out(&mut self, few_labels: f64) -> bool {
         let [pretrain, finetune] = &self.stages[..] else { return false };
-        let most = longest.of_stage(pretrain, false);
-        let least = least_steps.div_ceil(pretrain.costs.steps_per_epoch).min(most);
-        if pretrain.epochs >= least {
+        let (labelled, images) = (finetune.costs.images, pretrain.costs.images);
+        let most = (few_labels * images as f64 + ROUNDING).floor() as usize;
+        if labelled <= most {
             return false;
         }
-        let factor = least as f64 / pretrain.epochs as f64;
-        let after = finetune.resized((finetune.epochs as f64 * factor).round() as usize);
-        let all = pretrain.resized(least).seconds() + after.seconds() + self.finishing;
-        let from = (all + self.preparing) / (1.0 - RESERVE);
-        let minutes = (from / 60.0).ceil() as usize;
-        self.decided.left_out = Some(LeftOut { epochs: pretrain.epochs, least, minutes });
+        self.decided.without_pretraining = Some(ManyLabels { labelled, images, most });
         self.stages.remove(0);
         true
     }
@@ -340,6 +345,8 @@ impl Forecast {
 
 /// Epochs are not scaled to more than this times the recipe's, before the paper's bound.
 const LARGEST_FACTOR: f64 = 1e4;
+/// What a product of a share and a number of images may miss by.
+const ROUNDING: f64 = 1e-6;
 /// Halvings that find a factor of an epoch in 10,000.
 const BISECTIONS: usize = 40;
 

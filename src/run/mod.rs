@@ -42,6 +42,7 @@ use crate::engine::device;
 use crate::engine::{self, Machine, Products, TrainState, collective};
 use crate::error::{Error, Result};
 use crate::method;
+use crate::report::facts::Decided;
 use crate::report::words::duration;
 use crate::train::checkpoint::{self, StageName};
 use folder::Found;
@@ -124,8 +125,8 @@ pub fn plan(
     ui: &dyn Ui,
 ) -> Result<Planned> {
     let began = Instant::now();
-    let wanted = config;
-    let mut config = resolved(wanted)?;
+    let mut wanted = config.clone();
+    let mut config = resolved(&wanted)?;
     check_threads(config.threads)?;
     frozen::check_init(request, &config)?;
     let data = prepare::prepare(request, &config, ui)?;
@@ -133,15 +134,27 @@ pub fn plan(
         best::check(&config.finetune, &data)?;
     }
     ranks::check(&config, &data)?;
+    let mut decided = Decided::default();
     let mut forecast = forecast::measure(request, &config, &data, began.elapsed())?;
-    if let Some(smaller) = ranks::first(forecast.smaller(&config, chosen))? {
-        config = resolved(&forecast::with_smaller(wanted, &smaller))?;
+    decided.smaller = ranks::first(forecast.smaller(&config, chosen))?;
+    if let Some(smaller) = &decided.smaller {
+        wanted = forecast::with_smaller(&wanted, smaller);
+        config = resolved(&wanted)?;
         forecast = forecast::measure(request, &config, &data, began.elapsed())?;
-        forecast.decided.smaller = Some(smaller);
     }
+    let mut fitted = ranks::first(forecast.fit(&config, chosen)?)?;
+    if let Some(crops) = forecast.small_crops(&fitted) {
+        wanted = forecast::with_small_crops(&wanted, &crops);
+        config = resolved(&wanted)?;
+        forecast = forecast::measure(request, &config, &data, began.elapsed())?;
+        fitted = ranks::first(forecast.fit(&config, chosen)?)?;
+        decided.small_crops = Some(crops);
+    }
+    (forecast.decided.smaller, forecast.decided.small_crops) =
+        (decided.smaller, decided.small_crops);
     // Of the model that is trained.
-    not_to_be_had(request, wanted, &config).iter().for_each(|note| ui.note(note));
-    let config = ranks::first(forecast.fit(&config, chosen)?)?;
+    not_to_be_had(request, &wanted, &fitted).iter().for_each(|note| ui.note(note));
+    let config = fitted;
     without_effect(request, &config, &data).iter().for_each(|note| ui.note(note));
     Ok(Planned { config, data, forecast })
 }

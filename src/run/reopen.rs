@@ -136,7 +136,7 @@ impl Found {
 mod tests {
     use super::*;
     use crate::data::SplitOrigin;
-    use crate::report::facts::{Decided, LeftOut, Smaller};
+    use crate::report::facts::{Decided, ManyLabels, Smaller};
 
     #[test]
     fn what_was_decided_stays_in_the_run() {
@@ -156,8 +156,9 @@ mod tests {
             steps: 100,
             least: 2000,
         };
-        let left_out = LeftOut { epochs: 3, least: 12, minutes: 45 };
-        let decided = Decided { smaller: Some(smaller), left_out: Some(left_out) };
+        let alone = ManyLabels { labelled: 30, images: 40, most: 4 };
+        let without_pretraining = Some(alone);
+        let decided = Decided { smaller: Some(smaller), without_pretraining, small_crops: None };
         let found = Found {
             data_name: "photos".to_owned(),
             split_origin: SplitOrigin::Given,

@@ -39,8 +39,11 @@ pub fn settle(mut layers: Layers, stages: Stages) -> Result<Resolved> {
         return Ok(resolved);
     }
     // A flag is about all stages; where nothing reads it, the run has what its recipe says.
-    layers.withdraw(&idle);
-    settle(layers, stages)
+    match layers.withdraw(&idle) {
+        true => settle(layers, stages),
+        // What follows from another setting is nobody's to take back.
+        false => Ok(resolved),
+    }
 }
 
 /// Settings that go with weights: the model, and how an image becomes its input.
@@ -137,9 +140,7 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
     let budget = config.time_budget > 0.0;
     let cases = [
         ("few_images", budget, NO_BUDGET),
-        ("pretrain.least_steps", budget, NO_BUDGET),
         ("pretrain.few_labels", budget, NO_BUDGET),
-        ("pretrain.few_labels", pretrain.least_steps > 0, "pretrain.least_steps is 0"),
         ("pretrain.probe_share", budget || pretrain.probe_share == 0.0, NO_BUDGET),
         ("finetune.eval_share", budget || finetune.eval_share == 0.0, NO_BUDGET),
         ("model.small_below", !config.model.small.is_empty(), "there is no smaller model"),
@@ -169,6 +170,12 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
         (
             "finetune.early_img_size",
             finetune.early_share > 0.0 && early_is_smaller,
+            "no epochs have smaller crops",
+        ),
+        (
+            // Whoever names img_size sets it to 0 without knowing.
+            "finetune.least_full_steps",
+            finetune.least_full_steps == 0 || finetune.early_share > 0.0 && early_is_smaller,
             "no epochs have smaller crops",
         ),
         (

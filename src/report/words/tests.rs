@@ -149,16 +149,21 @@ fn how_fine_tuning_was_done_is_said() {
 #[test]
 fn what_was_decided_by_the_time_is_said() {
     let mut data = sample(5, 12);
-    say(&data, &[], &["left out:", "taken instead"]);
-    data.decided.left_out = Some(LeftOut { epochs: 3, least: 1200, minutes: 45 });
-    let left_out = "Pre-training was left out: 3 epochs of it would have fitted into the time budget, and it is done \
-                    from 1,200 on (about --time-budget 45m).";
-    say(&data, &[left_out], &["taken instead"]);
+    say(&data, &[], &["no pre-training", "taken instead"]);
+    data.decided.without_pretraining = Some(ManyLabels { labelled: 2000, images: 2040, most: 204 });
+    let alone = "There was no pre-training: 2,000 of 2,040 training images have a label, and it is done where 204 or \
+                 fewer have.";
+    say(&data, &[alone], &["taken instead"]);
     let (name, instead_of) = ("pvt_v2_b0_small".to_owned(), "pvt_v2_b0".to_owned());
     data.decided.smaller = Some(Smaller { name, instead_of, steps: 1, least: 2000 });
     let smaller = "pvt_v2_b0_small was taken instead of pvt_v2_b0, which had time for 1 optimiser step: it is trained \
                    from 2,000 on";
-    say(&data, &[left_out, smaller], &[]);
+    say(&data, &[alone, smaller], &["have crops of"]);
+    let crops = SmallCrops { img_size: 64, instead_of: 112, steps: 1, least: 2000 };
+    data.decided.small_crops = Some(crops);
+    let few = "All epochs of fine-tuning have crops of 64 px: those with 112 px would have had 1 optimiser step, and pay \
+               from 2,000 on.";
+    say(&data, &[alone, smaller, few], &[]);
 }
 
 #[test]

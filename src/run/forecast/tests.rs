@@ -111,7 +111,7 @@ fn measurements_stay_within_their_share_of_the_time() {
     let mut made = forecast();
     made.stages = vec![stage(StageName::Finetune, bounded, 50)];
     made.stages.insert(0, stage(StageName::Pretrain, bounded, 50));
-    config.pretrain.least_steps = 0;
+    config.pretrain.few_labels = 1.0;
     let fitted = made.fit(&config, &[]).expect("fits");
     let RunConfig { pretrain: before, finetune: after, .. } = &fitted;
     assert_eq!(before.probe_every, bounded.every(before.optim.epochs));
@@ -148,45 +148,32 @@ fn a_budget_holds_all_parts() {
 }
 
 #[test]
-fn pre_training_of_too_few_steps_is_left_out_and_said() {
-    let mut made = forecast();
-    assert!(made.scale(80.0, |_| true, &at_most(800)));
-    assert!(
-        !made.leave_out(490, &at_most(800)) && made.decided.left_out.is_none(),
-        "49 epochs of 10 steps fit"
-    );
-    assert!(!made.leave_out(980, &at_most(49)), "no schedule is longer");
-    assert!(made.leave_out(971, &at_most(800)));
-    // Twice 49 and 24: 98 + 5 + 0.5 and 48 + 1 + 0.25 seconds, 3 at the end and 7 at the start, and a twentieth.
-    // 171 seconds.
-    let left_out = LeftOut { epochs: 49, least: 98, minutes: 3 };
-    assert_eq!(made.decided.left_out, Some(left_out));
-    assert!(made.scale(80.0, |_| true, &at_most(800)));
+fn pre_training_is_left_out_where_many_images_have_a_label() {
+    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
+    config.time_budget = 87.0 / 0.95 / 60.0;
+    config.pretrain.few_labels = 0.1;
+    let fitted = |labelled: usize, chosen: &[StageName]| {
+        let mut made = forecast();
+        made.stages[1].costs.images = labelled;
+        let epochs = made.fit(&config, chosen).expect("fits").pretrain.optim.epochs;
+        (epochs, made)
+    };
+    let (epochs, made) = fitted(5, &[]);
+    let many = ManyLabels { labelled: 5, images: 40, most: 4 };
+    assert_eq!((epochs, made.decided.without_pretraining), (0, Some(many)));
     // All of the budget is fine-tuning's: 75 epochs, 3 evaluations, 2 checkpoints, 3 seconds at the end.
     assert_eq!(made.stages.len(), 1);
     assert_eq!((made.stages[0].epochs, made.seconds()), (75, 75.0 + 1.5 + 0.5 + 3.0));
     let text = made.describe();
-    let said = "no pre-training: the budget has room for 49 epochs of it, and it is done from 98 on (docs/recipes.md says \
-                why), which is from about --time-budget 3m on";
+    let said = "no pre-training: 5 of 40 training images have a label, and it is done where 4 or fewer have";
     assert!(text.contains(said), "{text}");
-    assert!(!forecast().describe().contains("no pre-training"));
-}
-
-#[test]
-fn images_without_labels_are_pre_trained_on_for_any_time() {
-    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
-    config.time_budget = 80.0 / 0.95 / 60.0;
-    let fitted = |labelled: usize, steps_per_epoch: usize| {
-        let mut made = forecast();
-        (made.stages[1].costs.images, made.stages[1].costs.steps_per_epoch) =
-            (labelled, steps_per_epoch);
-        made.fit(&config, &[]).expect("fits").pretrain.optim.epochs
-    };
-    assert_eq!(fitted(40, 10), 0, "fewer steps than quick's least");
-    assert_eq!(fitted(5, 2), 0, "more than a tenth of the images have a label");
-    assert!(fitted(4, 1) > 0, "nine of ten have none");
-    assert_eq!(fitted(40, 2), 0, "larger batches, all images with a label");
-    assert!(fitted(4, 10) > 0, "images are counted, and not steps");
+    let (epochs, made) = fitted(4, &[]);
+    assert!(epochs > 0 && made.decided.without_pretraining.is_none(), "nine of ten have none");
+    assert!(!made.describe().contains("training images have a label"));
+    let mut short = forecast();
+    config.time_budget = 160.0 / 60.0;
+    let asked_for = short.fit(&config, &[StageName::Pretrain]).expect("fits");
+    assert_eq!(asked_for.pretrain.optim.epochs, 100);
 }
 
 #[test]
@@ -210,8 +197,6 @@ fn fine_tuning_alone_may_have_the_epochs_of_both_stages() {
     let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
     (config.time_budget, config.few_images) = (10_000.0 / 60.0, 0);
     let mut made = forecast();
-    let slow = Costs { epoch: 100.0, early_epoch: 100.0, ..costs(10, true) };
-    made.stages[0] = stage(StageName::Pretrain, slow, 100); // 94 epochs would fit
     let fitted = made.fit(&config, &[]).expect("fits");
     assert_eq!(fitted.finetune.optim.epochs, 1600, "twice the longest");
     let alone = |from_random| {
@@ -242,6 +227,7 @@ fn a_budget_that_is_not_used_up_is_said() {
     config.few_images = 0;
     let mut said = |seconds: f64, chosen: &[StageName]| {
         config.time_budget = seconds / 60.0;
+        config.pretrain.few_labels = if chosen.is_empty() { 1.0 } else { 0.1 };
         let mut made = forecast();
         made.fit(&config, chosen).expect("fits");
         made.describe()
@@ -278,7 +264,7 @@ fn a_budget_that_is_too_short_says_for_what_and_which_is_not() {
     let other = said(0.5, &[StageName::Pretrain], &mut config, 2);
     assert!(other.contains("asked for, with one of the other stage, take 1 min 57 s"), "{other}");
     assert!(other.contains("--time-budget 3m or more"), "{other}");
-    config.pretrain.least_steps = 0;
+    config.pretrain.few_labels = 1.0;
     let both = said(0.1, &[], &mut config, 2);
     assert!(both.contains("one epoch of each stage takes 13 s"), "{both}");
 }
@@ -351,7 +337,7 @@ fn a_short_budget_has_the_smaller_model_and_says_why() {
     assert_eq!(of(&config, &[]).as_ref(), Some(&smaller));
     let applied = with_smaller(&config, &smaller);
     assert_eq!([&applied.model.name, &applied.model.small], ["pvt_v2_b0_small", ""]);
-    let decided = Decided { smaller: Some(smaller), left_out: None };
+    let decided = Decided { smaller: Some(smaller), ..Decided::default() };
     let said = Forecast { decided, ..forecast() }.describe();
     let words = "pvt_v2_b0_small: the budget has room for 800 steps of pvt_v2_b0, which is trained from 801 on";
     assert!(said.contains(words), "{said}");
@@ -367,4 +353,30 @@ fn a_short_budget_has_the_smaller_model_and_says_why() {
     let both = [StageName::Pretrain, StageName::Finetune];
     assert_eq!(of(&config, &both), None, "epochs that somebody chose");
     assert!(of(&config, &both[1..]).is_some(), "of one stage");
+}
+
+#[test]
+fn crops_are_small_throughout_where_large_ones_would_have_few_steps() {
+    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
+    let finetune = &mut config.finetune;
+    (finetune.early_img_size, finetune.img_size, finetune.early_share) = (64, 112, 0.8);
+    (finetune.optim.epochs, finetune.least_full_steps) = (50, 101);
+    // Ten epochs of ten steps.
+    let few = SmallCrops { img_size: 64, instead_of: 112, steps: 100, least: 101 };
+    assert_eq!(forecast().small_crops(&config), Some(few));
+    let applied = with_small_crops(&config, &few);
+    assert_eq!(applied.finetune.img_size, 64);
+    assert_eq!(forecast().small_crops(&applied), None, "they are small");
+    let enough = |change: fn(&mut RunConfig)| {
+        let mut config = config.clone();
+        change(&mut config);
+        forecast().small_crops(&config).is_none()
+    };
+    assert!(enough(|config| config.finetune.least_full_steps = 100));
+    assert!(enough(|config| config.finetune.early_share = 0.0), "all epochs have large ones");
+    let decided = Decided { small_crops: Some(few), ..Decided::default() };
+    let said = Forecast { decided, ..forecast() }.describe();
+    let words = "of 64 px in all epochs of fine-tuning: those with 112 px would have 100 steps, and pay from 101 on";
+    assert!(said.contains(words), "{said}");
+    assert!(!forecast().describe().contains("crops     of"));
 }

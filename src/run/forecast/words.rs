@@ -1,7 +1,7 @@
 //! A forecast as the user reads it.
 
 use super::{Forecast, RESERVE};
-use crate::report::facts::{LeftOut, Smaller};
+use crate::report::facts::{ManyLabels, SmallCrops, Smaller};
 use crate::report::words::{counted, duration};
 use crate::train::checkpoint::StageName;
 
@@ -66,11 +66,17 @@ impl Forecast {
                 counted(*steps, "step", "steps")
             );
         }
-        if let Some(LeftOut { epochs, least, minutes }) = self.decided.left_out {
+        if let Some(SmallCrops { img_size, instead_of, steps, least }) = self.decided.small_crops {
             text += &format!(
-                "  no pre-training: the budget has room for {} of it, and it is done from {least} on \
-                 (docs/recipes.md says why), which is from about --time-budget {minutes}m on\n",
-                counted(epochs, "epoch", "epochs"),
+                "  crops     of {img_size} px in all epochs of fine-tuning: those with {instead_of} px would have {}, \
+                 and pay from {least} on (docs/recipes.md says why)\n",
+                counted(steps, "step", "steps")
+            );
+        }
+        if let Some(ManyLabels { labelled, images, most }) = self.decided.without_pretraining {
+            text += &format!(
+                "  no pre-training: {labelled} of {images} training images have a label, and it is done where \
+                 {most} or fewer have (docs/recipes.md says why)\n"
             );
         }
         if let Some(epochs) = self.alone {

@@ -64,6 +64,20 @@ fn what_the_method_does_not_read_is_refused_from_every_layer() {
     assert!(refused(by_env, BOTH).contains("FEWVIT_PRETRAIN__CUTMIX does nothing: dino"));
 }
 
+/// A size that somebody names has no smaller crops instead, with every recipe and whether it is smaller or not.
+#[test]
+fn a_size_that_was_named_stays() {
+    for recipe in ["paper", "quick"] {
+        for side in [32, 64, 160] {
+            let resolved = settle(layers(recipe, &[&format!("finetune.img_size={side}")]), BOTH);
+            let finetune = resolved.expect("in range").config.finetune;
+            assert_eq!((finetune.img_size, finetune.least_full_steps), (side, 0), "{recipe}");
+        }
+    }
+    let quick = settle(layers("quick", &[]), BOTH).expect("a recipe").config.finetune;
+    assert!(quick.least_full_steps > 0);
+}
+
 /// Every key that only some methods read is one of the configuration.
 #[test]
 fn methods_read_keys_that_there_are() {
@@ -89,11 +103,9 @@ fn what_is_switched_off_or_of_another_optimiser_is_refused() {
         ),
         ("paper", &["pretrain.cutmix=0", "pretrain.cutmix_lambda=raw"], "CutMix is off"),
         ("paper", &["few_images=70"], "there is no time budget"),
-        ("paper", &["pretrain.least_steps=70"], "there is no time budget"),
         ("paper", &["finetune.eval_share=0.1"], "there is no time budget"),
         ("paper", &["pretrain.probe_share=0.1"], "there is no time budget"),
         ("paper", &["pretrain.few_labels=0.1"], "there is no time budget"),
-        ("paper", &["time_budget=5", "pretrain.few_labels=0.1"], "least_steps is 0"),
         (
             "paper",
             &["finetune.optim.lr_schedule=constant", "finetune.optim.min_lr=1e-6"],
