@@ -181,10 +181,12 @@ fn listen() -> std::io::Result<()> {
         for signal in &mut signals {
             BY_SYSTEM.store(signal != SIGINT, Ordering::Relaxed);
             if STOP.swap(true, Ordering::Relaxed) {
-                let _ = writeln!(
-                    std::io::stderr(),
-                    "\nstopped at once: what came after the last checkpoint is lost"
-                );
+                if first() {
+                    let _ = writeln!(
+                        std::io::stderr(),
+                        "\nstopped at once: what came after the last checkpoint is lost"
+                    );
+                }
                 std::process::exit(if signal == SIGINT { 130 } else { 75 });
             }
             if first() {

@@ -119,8 +119,8 @@ fn duplicates(manifest: &Manifest, looks: &[(usize, &Look)]) -> (Vec<Leak>, Vec<
         let differs = |other: &&&Sample| {
             other.label.zip(sample.label).is_some_and(|(other, own)| other != own)
         };
-        let before = same.iter().take_while(|other| other.id != sample.id);
-        if let Some(other) = before.into_iter().find(differs) {
+        let mut before = same.iter().take_while(|other| other.id != sample.id);
+        if let Some(other) = before.find(differs) {
             conflicts.push(format!("{} = {}", other.id, sample.id));
         }
     }

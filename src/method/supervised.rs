@@ -143,19 +143,16 @@ mod tests {
         let mut config =
             Layers::new("paper").and_then(Layers::build).expect("a recipe").config.finetune;
         (config.optim.epochs, config.plain_epochs) = (6, 2);
-        let method = Supervised::finetuning(&config, vec![0, 1, 2, 3], 4);
-        let mixed = |epoch: usize| {
-            let mut rng = crate::rng::stream(1, crate::rng::Purpose::Mix, epoch as u32, 0, 0);
-            method.mix(&mut rng, epoch, 4, 32) != Mix::none(4)
+        let mixed = |config: &FinetuneConfig| {
+            let method = Supervised::finetuning(config, vec![0, 1, 2, 3], 4);
+            [0, 1, 2, 3, 4, 5].map(|epoch: usize| {
+                let mut rng = crate::rng::stream(1, crate::rng::Purpose::Mix, epoch as u32, 0, 0);
+                method.mix(&mut rng, epoch, 4, 32) != Mix::none(4)
+            })
         };
-        assert_eq!([0, 1, 2, 3, 4, 5].map(mixed), [true, true, true, true, false, false]);
+        assert_eq!(mixed(&config), [true, true, true, true, false, false]);
         (config.plain_warmup, config.optim.warmup_epochs) = (true, 1.5);
-        let method = Supervised::finetuning(&config, vec![0, 1, 2, 3], 4);
-        let mixed = |epoch: usize| {
-            let mut rng = crate::rng::stream(1, crate::rng::Purpose::Mix, epoch as u32, 0, 0);
-            method.mix(&mut rng, epoch, 4, 32) != Mix::none(4)
-        };
-        assert_eq!([0, 1, 2, 3, 4, 5].map(mixed), [false, false, true, true, false, false]);
+        assert_eq!(mixed(&config), [false, false, true, true, false, false]);
     }
 
     #[test]

@@ -105,7 +105,7 @@ fn limits(data: &ReportData) -> String {
             "- Confidences are not probabilities of being right: on average they miss by {:.1} points.",
             100.0 * m.ece
         );
-        let _ = write!(text, "{}{}", least_often_right(data, m), unmeasured(data, m));
+        let _ = write!(text, "{}{}", least_often_right(data, m), never_measured(data, m));
     }
     text
 }
@@ -125,7 +125,7 @@ fn least_often_right(data: &ReportData, metrics: &Metrics) -> String {
 }
 
 /// The classes without an image that they could be measured on.
-fn unmeasured(data: &ReportData, metrics: &Metrics) -> String {
+fn never_measured(data: &ReportData, metrics: &Metrics) -> String {
     let without = metrics.per_class.iter().enumerate().filter(|(_, c)| c.recall.is_none());
     let names: Vec<String> = without.map(|(i, _)| data.class_name(i).to_owned()).collect();
     match names.is_empty() {

@@ -78,7 +78,7 @@ pub struct Forecast {
     /// Whether there is a time budget.
     #[serde(skip)]
     pub budgeted: bool,
-    /// What the time budget decided: the model, and whether there is pre-training.
+    /// What was decided by the time and the labels: the model, the crops, and whether there is pre-training.
     #[serde(flatten)]
     pub decided: Decided,
     /// Its stages.
@@ -278,8 +278,8 @@ impl Forecast {
         let left = seconds - self.preparing - self.seconds();
         let alone = self.stages.len() == 1;
         let is_longest = |s: &StageForecast| s.epochs == longest.of_stage(s, alone);
-        let scaled: Vec<_> = self.stages.iter().filter(|stage| free(stage)).collect();
-        let all = !scaled.is_empty() && scaled.into_iter().all(is_longest);
+        let mut scaled = self.stages.iter().filter(|stage| free(stage)).peekable();
+        let all = scaled.peek().is_some() && scaled.all(is_longest);
         (all && left > NOT_WORTH_SAYING * seconds).then_some(left)
     }
 

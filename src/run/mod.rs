@@ -134,27 +134,26 @@ pub fn plan(
         best::check(&config.finetune, &data)?;
     }
     ranks::check(&config, &data)?;
-    let mut decided = Decided::default();
-    let mut forecast = forecast::measure(request, &config, &data, began.elapsed())?;
-    decided.smaller = ranks::first(forecast.smaller(&config, chosen))?;
-    if let Some(smaller) = &decided.smaller {
+    let measure = |config: &RunConfig| forecast::measure(request, config, &data, began.elapsed());
+    let mut forecast = measure(&config)?;
+    let smaller = ranks::first(forecast.smaller(&config, chosen))?;
+    if let Some(smaller) = &smaller {
         wanted = forecast::with_smaller(&wanted, smaller);
         config = resolved(&wanted)?;
-        forecast = forecast::measure(request, &config, &data, began.elapsed())?;
+        forecast = measure(&config)?;
     }
     let mut fitted = ranks::first(forecast.fit(&config, chosen)?)?;
-    if let Some(crops) = forecast.small_crops(&fitted) {
-        wanted = forecast::with_small_crops(&wanted, &crops);
+    let small_crops = forecast.small_crops(&fitted);
+    if let Some(crops) = &small_crops {
+        wanted = forecast::with_small_crops(&wanted, crops);
         config = resolved(&wanted)?;
-        forecast = forecast::measure(request, &config, &data, began.elapsed())?;
+        forecast = measure(&config)?;
         fitted = ranks::first(forecast.fit(&config, chosen)?)?;
-        decided.small_crops = Some(crops);
     }
-    (forecast.decided.smaller, forecast.decided.small_crops) =
-        (decided.smaller, decided.small_crops);
-    // Of the model that is trained.
-    not_to_be_had(request, &wanted, &fitted).iter().for_each(|note| ui.note(note));
+    forecast.decided = Decided { smaller, small_crops, ..forecast.decided };
     let config = fitted;
+    // Of the model that is trained.
+    not_to_be_had(request, &wanted, &config).iter().for_each(|note| ui.note(note));
     without_effect(request, &config, &data).iter().for_each(|note| ui.note(note));
     Ok(Planned { config, data, forecast })
 }

@@ -170,6 +170,7 @@ fn pre_training_is_left_out_where_many_images_have_a_label() {
     let (epochs, made) = fitted(4, &[]);
     assert!(epochs > 0 && made.decided.without_pretraining.is_none(), "nine of ten have none");
     assert!(!made.describe().contains("training images have a label"));
+    assert_eq!(fitted(40, &[]).0, 0, "all images have a label");
     let mut short = forecast();
     config.time_budget = 160.0 / 60.0;
     let asked_for = short.fit(&config, &[StageName::Pretrain]).expect("fits");

@@ -56,7 +56,7 @@ impl Forecast {
         text
     }
 
-    /// What the time budget decided, a line each.
+    /// What was decided, a line each.
     fn decisions(&self) -> String {
         let mut text = String::new();
         if let Some(Smaller { name, instead_of, steps, least }) = &self.decided.smaller {
