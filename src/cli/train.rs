@@ -47,11 +47,17 @@ fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Resul
                 .to_owned(),
         ));
     }
-    let is_fixed = |trained: bool, stage| !trained || chosen.contains(&stage);
-    let fixed = is_fixed(pretrain, StageName::Pretrain) && is_fixed(finetune, StageName::Finetune);
+    let is_free = |trained: bool, stage| trained && !chosen.contains(&stage);
+    let free = [(pretrain, StageName::Pretrain), (finetune, StageName::Finetune)];
+    let free = free.into_iter().filter(|&(trained, stage)| is_free(trained, stage)).count();
+    let epochs = match (free, chosen.is_empty()) {
+        (0, _) => Epochs::Given,
+        (_, false) => Epochs::GivenOfOneStage,
+        (_, true) => Epochs::Free,
+    };
     let minutes = resolved.config.time_budget;
     let chosen_budget = resolved.chosen("time_budget");
-    if fixed && chosen_budget && minutes > 0.0 {
+    if epochs == Epochs::Given && chosen_budget && minutes > 0.0 {
         return Err(Error::Usage(
             "the time budget does nothing: the epochs of every stage are given\n  leave one of the \
              two out"
@@ -59,11 +65,11 @@ fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Resul
         ));
     }
     if args.is_quick_by_default(job) {
-        Progress::new().note(&quick_by_default(minutes, fixed, chosen_budget));
+        Progress::new().note(&quick_by_default(minutes, epochs, chosen_budget));
     } else if job == Job::Train && args.recipe.is_none() && !resolved.chosen("about.name") {
         Progress::new().note(PAPER_UNDER_A_FILE);
     } else {
-        Progress::new().note(&recipe_line(&resolved.config.about.name, minutes, fixed));
+        Progress::new().note(&recipe_line(&resolved.config.about.name, minutes, epochs));
     }
     let sources = resolved.sources();
     let config = resolved.config;
@@ -83,25 +89,42 @@ fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Resul
 const PAPER_UNDER_A_FILE: &str = "recipe `paper`, as -c was given and no --recipe: --recipe quick fits its \
                                   epochs to a time budget";
 
-/// What a run does that was asked for without a recipe: whether its epochs are `fixed`, and if they are not,
-/// whether somebody has `chosen` the minutes that they fit into.
-fn quick_by_default(minutes: f64, fixed: bool, chosen: bool) -> String {
-    let more = match fixed || chosen {
+/// Whether somebody gave the epochs of a run.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Epochs {
+    /// Those of no stage.
+    Free,
+    /// Those of one of two stages.
+    GivenOfOneStage,
+    /// Those of every stage.
+    Given,
+}
+
+/// What a run does that was asked for without a recipe: what its `epochs` go by, and whether somebody has
+/// `chosen` the minutes that they fit into.
+fn quick_by_default(minutes: f64, epochs: Epochs, chosen: bool) -> String {
+    let more = match epochs == Epochs::Given || chosen {
         true => "",
         false => "--time-budget 2h gives it more, ",
     };
-    let line = recipe_line("quick", minutes, fixed);
+    let line = recipe_line("quick", minutes, epochs);
     format!("{line}: {more}--recipe paper is the paper's whole schedule")
 }
 
 /// The recipe of a run, and what its epochs go by.
-fn recipe_line(name: &str, minutes: f64, fixed: bool) -> String {
-    let within = match (fixed, minutes) {
-        (true, _) => "with the epochs asked for".to_owned(),
-        (false, 0.0) => "without a time budget".to_owned(),
-        (false, minutes) => format!("within {}", duration(60.0 * minutes)),
+fn recipe_line(name: &str, minutes: f64, epochs: Epochs) -> String {
+    let budget = match minutes {
+        0.0 => "without a time budget".to_owned(),
+        minutes => format!("within {}", duration(60.0 * minutes)),
     };
-    format!("recipe `{name}`, {within}")
+    let goes_by = match epochs {
+        Epochs::Given => "with the epochs asked for".to_owned(),
+        Epochs::GivenOfOneStage => {
+            format!("with the epochs asked for of one stage, the other {budget}")
+        }
+        Epochs::Free => budget,
+    };
+    format!("recipe `{name}`, {goes_by}")
 }
 
 /// Plans and runs, the epochs of the `chosen` stages as they are; `None` after a dry run.
@@ -195,22 +218,32 @@ fn report(summary: &Summary, json: bool) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use super::{quick_by_default, recipe_line};
+    use super::{Epochs, quick_by_default, recipe_line};
 
     #[test]
     fn the_budget_that_counts_is_said() {
         let said = [
             (
-                quick_by_default(30.0, false, false),
+                quick_by_default(30.0, Epochs::Free, false),
                 "within 30 min 00 s: --time-budget 2h gives it more",
             ),
-            (quick_by_default(120.0, false, true), "within 2 h 00 min: --recipe paper"),
-            (quick_by_default(0.0, false, true), "without a time budget: --recipe paper"),
-            (quick_by_default(30.0, true, false), "with the epochs asked for: --recipe paper"),
+            (quick_by_default(120.0, Epochs::Free, true), "within 2 h 00 min: --recipe paper"),
+            (quick_by_default(0.0, Epochs::Free, true), "without a time budget: --recipe paper"),
+            (
+                quick_by_default(30.0, Epochs::Given, false),
+                "with the epochs asked for: --recipe paper",
+            ),
+            (
+                quick_by_default(30.0, Epochs::GivenOfOneStage, true),
+                "with the epochs asked for of one stage, the other within 30 min 00 s: --recipe paper",
+            ),
         ];
         for (text, words) in said {
             assert!(text.starts_with(&format!("recipe `quick`, {words}")), "{text}");
         }
-        assert_eq!(recipe_line("paper", 0.0, false), "recipe `paper`, without a time budget");
+        assert_eq!(
+            recipe_line("paper", 0.0, Epochs::Free),
+            "recipe `paper`, without a time budget"
+        );
     }
 }

@@ -87,6 +87,9 @@ pub struct DataFacts {
     /// Those of them that have a label; runs of earlier versions do not say.
     #[serde(default)]
     pub labelled_images: usize,
+    /// Validation images beside those that the accuracy is measured on; runs of earlier versions do not say.
+    #[serde(default)]
+    pub val_images: usize,
     /// Images the accuracy is measured on.
     pub test_images: usize,
     /// What those are called: `test`, `val`.
@@ -264,6 +267,7 @@ pub(crate) mod tests {
                 classes: (0..classes).map(name).collect(),
                 train_images: 2040,
                 labelled_images: 2040,
+                val_images: 0,
                 test_images: labels.len(),
                 test_split: "test".to_string(),
                 split_made: true,

@@ -63,13 +63,17 @@ impl ReportData {
             0 => String::new(),
             n => format!(" and {} {} images", thousands(n), images.test_split),
         };
+        let val = match images.val_images {
+            0 => String::new(),
+            n => format!(", {} validation images", thousands(n)),
+        };
         let classes = match images.classes.len() {
             0 => "without labels".to_string(),
             n => format!("of {}{}", counted(n, "class", "classes"), self.few_labels()),
         };
         let mut sentences = vec![
             format!(
-                "{}: {} training images{held_out} {classes}.",
+                "{}: {} training images{val}{held_out} {classes}.",
                 images.name,
                 thousands(images.train_images)
             ),

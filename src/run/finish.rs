@@ -203,6 +203,7 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
             classes: data.manifest.classes.clone(),
             train_images: data.train.len(),
             labelled_images: data.labelled().len(),
+            val_images: data.val_beside_held_out(),
             test_images: data.held_out.len(),
             test_split: data.split_name(&data.held_out).to_owned(),
             split_made: data.manifest.split_origin.is_made(),

@@ -237,6 +237,14 @@ impl Prepared {
         }
     }
 
+    /// Validation images, where others are measured at the end.
+    pub fn val_beside_held_out(&self) -> usize {
+        match self.held_out.first().map(|&i| self.manifest.samples[i].split) {
+            Some(Split::Val) => 0,
+            _ => self.manifest.indices(Split::Val).len(),
+        }
+    }
+
     /// Images measured at the end that have the content of a training image.
     pub fn leaks(&self) -> usize {
         let digest = |i: &usize| self.digests[*i].as_ref();

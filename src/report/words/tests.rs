@@ -39,6 +39,15 @@ fn says_the_number_in_plain_words() {
 }
 
 #[test]
+fn validation_images_are_counted_where_others_are_measured() {
+    let mut data = sample(5, 12);
+    assert!(data.done()[0].starts_with("flowers: 2,040 training images and 60 test images of 5"));
+    data.data.val_images = 341;
+    let text = "flowers: 2,040 training images, 341 validation images and 60 test images of 5";
+    assert!(data.done()[0].starts_with(text), "{}", data.done()[0]);
+}
+
+#[test]
 fn random_weights_are_called_that_and_nothing_else_is() {
     let mut data = sample(5, 12);
     say(&data, &[ONLY, "The weights started at random."], &["does not know", "licences of those"]);
