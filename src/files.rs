@@ -8,6 +8,9 @@ use serde::Serialize;
 
 use crate::error::{Error, Result};
 
+/// The file that makes a folder a run's.
+pub const RUN: &str = "run.json";
+
 /// Writes `bytes` to `path` so that either the old or the new content is there after a crash.
 ///
 /// # Errors

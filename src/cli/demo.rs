@@ -8,6 +8,7 @@ use crate::config::{Layers, RunConfig};
 use crate::data::synth::{self, SPECIES};
 use crate::error::{Error, Result};
 use crate::eval::metric::{difference_interval, mcnemar_p};
+use crate::files;
 use crate::report::words::{duration, interval};
 use crate::run::{self, Folder, Summary, Ui};
 use crate::study::{Base, Choices, Grid, Place, Study, Worker};
@@ -82,7 +83,7 @@ fn study(seed: u64) -> Result<Study> {
 /// How to go on with the run that was stopped.
 fn with_hint(error: Error, grid: &Grid, place: &Place) -> Error {
     let begun =
-        |job: &PathBuf| job.join("run.json").is_file() && !job.join("report.json").is_file();
+        |job: &PathBuf| job.join(files::RUN).is_file() && !job.join("report.json").is_file();
     let runs = grid.jobs.iter().map(|job| place.run(job));
     match runs.into_iter().find(begun) {
         Some(run) => super::train::with_resume(error, &run),

@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use crate::files;
+
 /// Names of files and folders, in small letters. Names that begin with a dot need no entry.
 const CLUTTER: [&str; 33] = [
     // macOS
@@ -62,7 +64,7 @@ pub(super) fn is_own_folder(has: impl Fn(&str) -> bool) -> bool {
     let all = |names: &[&str]| names.iter().all(|name| has(name));
     let beside = ["config.toml", "env.json", "splits.csv", "checkpoints", "plots", "export"];
     // Other programs have a `run.json`, too.
-    beside.iter().any(|name| all(&["run.json", name]))
+    beside.iter().any(|name| all(&[files::RUN, name]))
         || all(&["splits.csv", "config.toml"])
         || all(&["splits.csv", "classes.txt", "checkpoints"])
         || all(&["config.json", "model.safetensors"])

@@ -20,6 +20,7 @@ use super::words::{counted, shortened};
 use super::{folders, named};
 use crate::config::DataConfig;
 use crate::error::{Error, Result};
+use crate::files;
 
 const LAYOUTS: &str = "expected DATA/CLASS/*.jpg, DATA/{train,test}/CLASS/*.jpg, a folder of \
                        images, a .tar, .tar.gz or .zip of those, or a .csv, .tsv, .json or .jsonl table";
@@ -140,7 +141,7 @@ fn located(path: &Path, hops: usize) -> Result<Located> {
 
 /// Where the images of the run in this folder lie, if it holds one.
 fn data_of_run(folder: &Path) -> Option<PathBuf> {
-    let text = std::fs::read(folder.join("run.json")).ok()?;
+    let text = std::fs::read(folder.join(files::RUN)).ok()?;
     let run: serde_json::Value = serde_json::from_slice(&text).ok()?;
     Some(run.get("data")?.as_str()?.into())
 }

@@ -11,7 +11,7 @@ use crate::config::Depth;
 use crate::engine::{Machine, Model};
 use crate::error::{Error, Result};
 use crate::eval::infer::EvalView;
-use crate::files::write_atomically;
+use crate::files::{self, write_atomically};
 use crate::nn::ParamSpec;
 use crate::weights;
 
@@ -112,7 +112,7 @@ pub fn describe(folder: &Path) -> Result<Description> {
     let folder = inner(folder);
     let path = folder.join("config.json");
     if !path.exists() {
-        let hint = match (folder.join("run.json").is_file(), folder.is_file(), folder.is_dir()) {
+        let hint = match (folder.join(files::RUN).is_file(), folder.is_file(), folder.is_dir()) {
             (true, ..) => {
                 "a run that stopped before its end has none yet: fewvit resume finishes it"
             }

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Error, Result};
 use crate::eval::metric;
+use crate::files;
 
 /// Stage of the last row, which holds the final measurement.
 pub const FINAL: &str = "test";
@@ -232,14 +233,14 @@ const PREDICTIONS_HEADER: &[u8] = b"file,label,predicted,confidence,correct,top5
 /// # Errors
 /// The file is taken.
 pub fn check_predictions_path(path: &Path) -> Result<()> {
-    let run = crate::files::folder_of(path).join("run.json");
+    let run = files::folder_of(path).join(files::RUN);
     if path.exists() && run.is_file() {
         return Err(Error::Usage(format!(
             "{} belongs to a run, whose measurement it is; it is left as it is\n  give another name",
             path.display()
         )));
     }
-    crate::files::refuse_to_replace(path, |content| content.starts_with(PREDICTIONS_HEADER))
+    files::refuse_to_replace(path, |content| content.starts_with(PREDICTIONS_HEADER))
 }
 
 /// Writes `predictions.csv`.
@@ -268,7 +269,7 @@ mod tests {
         let path = folder.path().join("predictions.csv");
         std::fs::write(&path, PREDICTIONS_HEADER).expect("written");
         check_predictions_path(&path).expect("an earlier output");
-        std::fs::write(folder.path().join("run.json"), "{}").expect("written");
+        std::fs::write(folder.path().join(files::RUN), "{}").expect("written");
         check_predictions_path(&folder.path().join("other.csv")).expect("a name that is free");
         let error = check_predictions_path(&path).expect_err("the run's");
         assert_eq!(error.exit_code(), 2);

@@ -12,7 +12,7 @@ use crate::config::RunConfig;
 use crate::data::SplitOrigin;
 use crate::data::digest::Digest;
 use crate::error::{Error, Result};
-use crate::files::{self, write_atomically};
+use crate::files::{self, RUN, write_atomically};
 use crate::report::facts::Decided;
 
 /// A run's folder. Only one process at a time has it to write to.
@@ -79,9 +79,6 @@ fn remove_left_over(place: &Path) {
         }
     }
 }
-
-/// The file that makes a folder a run's.
-const RUN: &str = "run.json";
 
 /// Files that must be as they were when the run began.
 const PINNED: [&str; 3] = ["config.toml", "splits.csv", "classes.txt"];
@@ -431,7 +428,7 @@ mod tests {
             racers.into_iter().filter_map(|racer| racer.join().expect("no panic")).collect()
         });
         assert_eq!(taken.len(), 1);
-        std::fs::write(path.join("run.json"), "{}").expect("written");
+        std::fs::write(path.join(RUN), "{}").expect("written");
         let mut second = Folder::open(&path).expect("a run");
         let error = second.lock().expect_err("the first has it").to_string();
         assert!(error.contains(&format!("process {}", std::process::id())), "{error}");
@@ -446,7 +443,7 @@ mod tests {
         std::fs::create_dir_all(root.join("export")).expect("made");
         std::fs::write(root.join("export/model.onnx"), "").expect("written");
         assert!(Folder::around(&root).is_none());
-        std::fs::write(root.join("run.json"), "{}").expect("written");
+        std::fs::write(root.join(RUN), "{}").expect("written");
         for inside in ["", "export", "export/model.onnx"] {
             let around = Folder::around(&root.join(inside)).expect(inside);
             assert_eq!(around.root(), root.canonicalize().expect("there"), "{inside}");

@@ -9,7 +9,7 @@ use super::grid::{Cell, Grid, Job, Start};
 use super::place::{Claim, Place, State, now};
 use crate::config::mark_fitted;
 use crate::error::{Error, Result, caught};
-use crate::files::absolute;
+use crate::files::{self, absolute};
 use crate::run::{self, Folder, Request, Summary, Ui};
 
 /// How a study is done.
@@ -195,7 +195,7 @@ impl<'a> Worker<'a> {
         let data = self.grid.data.get(&job.data).map(|path| absolute(path));
         let data = data.ok_or_else(|| Error::Data(format!("no data given for {}", job.data)))?;
         self.place.write(job, State::Begun)?;
-        if root.join("run.json").is_file() {
+        if root.join(files::RUN).is_file() {
             let mut folder = Folder::open(&root)?;
             return run::resume(&mut folder, Some(&data), ui, self.interrupted);
         }
@@ -231,7 +231,7 @@ const BEFORE_RUN: [&str; 8] = [
     "data_report.json",
     "config.toml",
     "env.json",
-    "run.json",
+    files::RUN,
 ];
 
 /// Removes the folder of a run that was killed before it began to train. Anything else stays.
