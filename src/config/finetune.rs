@@ -23,8 +23,15 @@ pub struct FinetuneConfig {
     pub early_img_size: usize,
     /// Optimiser steps that the epochs with crops of `img_size` need to pay: with fewer, all have
     /// `early_img_size`.
-    #[serde(default)] // absent in runs of earlier versions
+    #[serde(default)] // absent in runs of earlier versions, as the next two
     pub least_full_steps: usize,
+    /// Side of the crops that a share of these epochs has instead, in pixels: as many as take the time of all;
+    /// 0 = none.
+    #[serde(default)]
+    pub large_img_size: usize,
+    /// Optimiser steps that the epochs with crops of `large_img_size` need to pay: with fewer, they have `img_size`.
+    #[serde(default)]
+    pub least_large_steps: usize,
     /// Area range of RandomResizedCrop.
     pub scale: [f64; 2],
     /// Augmentation.
@@ -94,6 +101,28 @@ impl FinetuneConfig {
         }
     }
 
+    /// Share of the time of an epoch with crops of `large_img_size` that one with `img_size` takes, by their areas.
+    fn area_share(&self) -> f64 {
+        (self.img_size as f64 / self.large_img_size as f64).powi(2)
+    }
+
+    /// Whether some epochs may have larger crops than `img_size`.
+    pub fn may_be_larger(&self) -> bool {
+        self.large_img_size > self.img_size
+    }
+
+    /// Epochs of `epochs` that would have crops of `large_img_size`, in about the time of those with `img_size`.
+    pub fn large_of(&self, epochs: usize) -> usize {
+        let full = epochs - self.early_of(epochs);
+        (full as f64 * self.area_share()).round() as usize
+    }
+
+    /// The same with crops of `large_img_size` in so many of the last epochs that they take as long.
+    pub fn enlarged(&self) -> Self {
+        let early_share = 1.0 - (1.0 - self.early_share) * self.area_share();
+        Self { img_size: self.large_img_size, early_share, ..self.clone() }
+    }
+
     /// The epochs that are not plain, from 0.
     pub fn mixed_epochs(&self) -> Range<usize> {
         let warmup = if self.plain_warmup { self.optim.warmup_epochs.ceil() as usize } else { 0 };
@@ -157,6 +186,19 @@ mod tests {
         let of = |epochs| early_epochs(epochs, 0.85);
         assert_eq!([0, 1, 2, 3, 20, 100].map(of), [0, 0, 1, 2, 17, 85]);
         assert_eq!(early_epochs(10, 0.0), 0);
+    }
+
+    #[test]
+    fn large_crops_take_the_time_of_those_that_they_stand_for() {
+        let mut config =
+            Layers::new("quick").and_then(Layers::build).expect("valid").config.finetune;
+        (config.img_size, config.large_img_size, config.early_share) = (112, 224, 0.8);
+        assert_eq!((config.early_of(1000), config.large_of(1000)), (800, 50));
+        let large = config.enlarged();
+        assert_eq!((large.img_size, large.early_of(1000)), (224, 950));
+        assert!(config.may_be_larger() && !large.may_be_larger());
+        config.large_img_size = 0;
+        assert!(!config.may_be_larger());
     }
 
     #[test]

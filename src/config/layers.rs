@@ -92,6 +92,7 @@ const MODEL: &str = "model.name";
 const SMALL: &str = "model.small";
 const IMG_SIZE: &str = "finetune.img_size";
 const LEAST_FULL_STEPS: &str = "finetune.least_full_steps";
+const LARGE_IMG_SIZE: &str = "finetune.large_img_size";
 /// How often accuracy is measured in each stage, and the most of the time that it may take.
 const MEASURED: [(&str, &str); 2] = [
     ("pretrain.probe_every", "pretrain.probe_share"),
@@ -157,10 +158,12 @@ impl Layers {
                 settings.entry(key.to_owned()).or_default().push(setting.clone());
             }
         }
-        // Whoever names a model wants that one and no smaller one, whoever names a size no smaller crops, and
+        // Whoever names a model wants that one and no smaller one, whoever names a size no other crops, and
         // whoever says when to measure no fewer measurements.
         let measured = MEASURED.map(|(every, share)| (every, share, Value::from(0.0)));
-        let named = [(MODEL, SMALL, Value::from("")), (IMG_SIZE, LEAST_FULL_STEPS, Value::from(0))];
+        let crops =
+            [LEAST_FULL_STEPS, LARGE_IMG_SIZE].map(|beside| (IMG_SIZE, beside, Value::from(0)));
+        let named = crops.into_iter().chain([(MODEL, SMALL, Value::from(""))]);
         for (key, beside, none) in measured.into_iter().chain(named) {
             if let (Some(named), None) = (self.last(key), self.last(beside)) {
                 let none = Setting { value: none, source: named.source.clone() };

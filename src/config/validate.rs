@@ -112,8 +112,10 @@ impl Checks {
         let finetune = &config.finetune;
         let early = (finetune.early_share > 0.0)
             .then_some(("finetune.early_img_size", finetune.early_img_size));
-        let sides: BTreeSet<_> =
-            crops.chain([("finetune.img_size", finetune.img_size)]).chain(early).collect();
+        let large = (finetune.large_img_size > 0)
+            .then_some(("finetune.large_img_size", finetune.large_img_size));
+        let full = [("finetune.img_size", finetune.img_size)];
+        let sides: BTreeSet<_> = crops.chain(full).chain(early).chain(large).collect();
         for (key, side) in sides {
             if let Err(error) = spec.check_img_size(side) {
                 self.refuse(key, &error);
@@ -179,6 +181,8 @@ impl Checks {
         self.below_1("class_weights_beta", finetune.class_weights_beta);
         self.count("repeats", finetune.repeats, 1, 64);
         self.count("least_full_steps", finetune.least_full_steps, 0, 1_000_000_000);
+        self.count("large_img_size", finetune.large_img_size, 0, LARGEST_SIDE);
+        self.count("least_large_steps", finetune.least_large_steps, 0, 1_000_000_000);
         let (every, patience) = (finetune.eval_every, finetune.patience);
         let measured = finetune.keep == Keep::Last || every > 0;
         self.below_1("eval_share", finetune.eval_share);

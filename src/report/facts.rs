@@ -58,19 +58,22 @@ pub struct Decided {
     pub without_pretraining: Option<ManyLabels>,
     /// Small crops in all epochs of fine-tuning instead of the first ones.
     #[serde(default)]
-    pub small_crops: Option<SmallCrops>,
+    pub small_crops: Option<Crops>,
+    /// The larger crops of fine-tuning's last epochs, if it has time for them.
+    #[serde(default)]
+    pub large_crops: Option<Crops>,
 }
 
-/// Small crops that all epochs of fine-tuning have.
+/// Crops of another size than the recipe's that epochs of fine-tuning have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct SmallCrops {
+pub struct Crops {
     /// Their side in pixels.
     pub img_size: usize,
     /// The recipe's for the last epochs.
     pub instead_of: usize,
-    /// Optimiser steps that the epochs with these would have had.
+    /// Optimiser steps of the last epochs with the larger of the two.
     pub steps: usize,
-    /// Steps from which on they are taken.
+    /// Steps from which on the larger ones are taken.
     pub least: usize,
 }
 

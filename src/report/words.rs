@@ -2,7 +2,7 @@
 
 use super::ReportData;
 use super::facts::{
-    Choice, ManyLabels, Past, Provenance, SmallCrops, Smaller, StageFacts, Stopped, TestUse,
+    Choice, Crops, ManyLabels, Past, Provenance, Smaller, StageFacts, Stopped, TestUse,
     WeightsFile, learned_from,
 };
 
@@ -85,7 +85,8 @@ impl ReportData {
             ),
         ];
         sentences.extend(self.decided.smaller.as_ref().map(Smaller::sentence));
-        sentences.extend(self.decided.small_crops.as_ref().map(SmallCrops::sentence));
+        sentences.extend(self.decided.small_crops.as_ref().map(Crops::small));
+        sentences.extend(self.decided.large_crops.as_ref().map(Crops::large));
         sentences.push(self.provenance.sentence());
         sentences.extend(self.decided.without_pretraining.as_ref().map(ManyLabels::sentence));
         sentences.extend(self.stages.iter().map(StageFacts::sentence));
@@ -222,12 +223,22 @@ impl Smaller {
     }
 }
 
-impl SmallCrops {
-    fn sentence(&self) -> String {
+impl Crops {
+    fn small(&self) -> String {
         let Self { img_size, instead_of, steps, least } = self;
         format!(
             "All epochs of fine-tuning have crops of {img_size} px: those with {instead_of} px would have had {}, and pay \
              from {} on.",
+            counted(*steps, "optimiser step", "optimiser steps"),
+            thousands(*least)
+        )
+    }
+
+    fn large(&self) -> String {
+        let Self { img_size, instead_of, steps, least } = self;
+        format!(
+            "The last epochs of fine-tuning have crops of {img_size} px instead of {instead_of}: they had time for {}, and \
+             pay from {} on.",
             counted(*steps, "optimiser step", "optimiser steps"),
             thousands(*least)
         )

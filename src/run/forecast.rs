@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::config::{Layers, OptimConfig, RunConfig};
 use crate::error::{Error, Result};
-use crate::report::facts::{Decided, ManyLabels, SmallCrops, Smaller};
+use crate::report::facts::{Crops, Decided, ManyLabels, Smaller};
 use crate::train::checkpoint::StageName;
 pub use memory::Memory;
 pub use timing::{Costs, measure};
@@ -113,10 +113,15 @@ pub fn with_smaller(config: &RunConfig, smaller: &Smaller) -> RunConfig {
 }
 
 /// The settings with small crops throughout fine-tuning.
-pub fn with_small_crops(config: &RunConfig, crops: &SmallCrops) -> RunConfig {
+pub fn with_small_crops(config: &RunConfig, crops: &Crops) -> RunConfig {
     let mut config = config.clone();
     config.finetune.img_size = crops.img_size;
     config
+}
+
+/// The settings with larger crops at the end of fine-tuning.
+pub fn with_large_crops(config: &RunConfig) -> RunConfig {
+    RunConfig { finetune: config.finetune.enlarged(), ..config.clone() }
 }
 
 /// The longest schedules that a budget is scaled to.
@@ -180,14 +185,29 @@ impl Forecast {
     }
 
     /// Small crops throughout fine-tuning where the epochs of `config` with large ones have too few steps.
-    pub fn small_crops(&self, config: &RunConfig) -> Option<SmallCrops> {
+    pub fn small_crops(&self, config: &RunConfig) -> Option<Crops> {
         let finetune = &config.finetune;
-        let stage = self.stages.iter().find(|stage| stage.stage == StageName::Finetune)?;
         let (epochs, least) = (finetune.optim.epochs, finetune.least_full_steps);
         let early = finetune.early_of(epochs);
-        let steps = (epochs - early) * stage.costs.steps_per_epoch;
+        let steps = self.finetuning_steps(epochs - early)?;
         let (img_size, instead_of) = (finetune.early_img_size, finetune.img_size);
-        (early > 0 && steps < least).then_some(SmallCrops { img_size, instead_of, steps, least })
+        (early > 0 && steps < least).then_some(Crops { img_size, instead_of, steps, least })
+    }
+
+    /// Larger crops at the end of fine-tuning where the epochs of `config` leave enough steps for them.
+    pub fn large_crops(&self, config: &RunConfig) -> Option<Crops> {
+        let finetune = &config.finetune;
+        let (epochs, least) = (finetune.optim.epochs, finetune.least_large_steps);
+        let may = finetune.may_be_larger() && finetune.early_of(epochs) > 0;
+        let steps = self.finetuning_steps(finetune.large_of(epochs))?;
+        let (img_size, instead_of) = (finetune.large_img_size, finetune.img_size);
+        (may && steps >= least).then_some(Crops { img_size, instead_of, steps, least })
+    }
+
+    /// Optimiser steps of `epochs` of fine-tuning, if there is any.
+    fn finetuning_steps(&self, epochs: usize) -> Option<usize> {
+        let stage = self.stages.iter().find(|stage| stage.stage == StageName::Finetune)?;
+        Some(epochs * stage.costs.steps_per_epoch)
     }
 
     /// Seconds of the time budget for what is still to be done.

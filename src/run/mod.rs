@@ -143,14 +143,19 @@ pub fn plan(
         forecast = measure(&config)?;
     }
     let mut fitted = ranks::first(forecast.fit(&config, chosen)?)?;
-    let small_crops = forecast.small_crops(&fitted);
-    if let Some(crops) = &small_crops {
-        wanted = forecast::with_small_crops(&wanted, crops);
+    let (small_crops, large_crops) = (forecast.small_crops(&fitted), forecast.large_crops(&fitted));
+    let other_crops = match (&small_crops, large_crops) {
+        (Some(crops), _) => Some(forecast::with_small_crops(&wanted, crops)),
+        (None, Some(_)) => Some(forecast::with_large_crops(&wanted)),
+        (None, None) => None,
+    };
+    if let Some(other_crops) = other_crops {
+        wanted = other_crops;
         config = resolved(&wanted)?;
         forecast = measure(&config)?;
         fitted = ranks::first(forecast.fit(&config, chosen)?)?;
     }
-    forecast.decided = Decided { smaller, small_crops, ..forecast.decided };
+    forecast.decided = Decided { smaller, small_crops, large_crops, ..forecast.decided };
     let config = fitted;
     // Of the model that is trained.
     not_to_be_had(request, &wanted, &config).iter().for_each(|note| ui.note(note));

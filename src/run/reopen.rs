@@ -158,7 +158,7 @@ mod tests {
         };
         let alone = ManyLabels { labelled: 30, images: 40, most: 4 };
         let without_pretraining = Some(alone);
-        let decided = Decided { smaller: Some(smaller), without_pretraining, small_crops: None };
+        let decided = Decided { smaller: Some(smaller), without_pretraining, ..Decided::default() };
         let found = Found {
             data_name: "photos".to_owned(),
             split_origin: SplitOrigin::Given,
@@ -168,7 +168,7 @@ mod tests {
         folder.write_run(&request, &found).expect("written");
         assert_eq!(folder.read_found().expect("readable"), Some(found.clone()));
         // A run of an earlier version says nothing of it.
-        let path = folder.join("run.json");
+        let path = folder.join(crate::files::RUN);
         let text = std::fs::read_to_string(&path).expect("there");
         let mut old: serde_json::Value = serde_json::from_str(&text).expect("JSON");
         old["found"].as_object_mut().expect("an object").remove("decided").expect("there");

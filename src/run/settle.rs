@@ -179,6 +179,17 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
             "no epochs have smaller crops",
         ),
         (
+            // Likewise.
+            "finetune.large_img_size",
+            finetune.large_img_size == 0 || early_is_smaller && finetune.may_be_larger(),
+            "no epochs have larger crops than finetune.img_size",
+        ),
+        (
+            "finetune.least_large_steps",
+            finetune.least_large_steps == 0 || finetune.large_img_size > 0,
+            "finetune.large_img_size is 0",
+        ),
+        (
             "finetune.plain_scale",
             finetune.plain_epochs > 0 || finetune.plain_warmup,
             "there are no plain epochs",

@@ -71,11 +71,12 @@ fn a_size_that_was_named_stays() {
         for side in [32, 64, 160] {
             let resolved = settle(layers(recipe, &[&format!("finetune.img_size={side}")]), BOTH);
             let finetune = resolved.expect("in range").config.finetune;
-            assert_eq!((finetune.img_size, finetune.least_full_steps), (side, 0), "{recipe}");
+            let others = (finetune.least_full_steps, finetune.large_img_size);
+            assert_eq!((finetune.img_size, others), (side, (0, 0)), "{recipe}");
         }
     }
     let quick = settle(layers("quick", &[]), BOTH).expect("a recipe").config.finetune;
-    assert!(quick.least_full_steps > 0);
+    assert!(quick.least_full_steps > 0 && quick.may_be_larger());
 }
 
 /// Every key that only some methods read is one of the configuration.
