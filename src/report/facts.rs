@@ -77,6 +77,13 @@ pub struct Crops {
     pub least: usize,
 }
 
+impl Crops {
+    /// The same where the larger ones have so many `steps`; none if these are too few for them.
+    pub fn with_steps(self, steps: usize) -> Option<Self> {
+        (steps >= self.least).then_some(Self { steps, ..self })
+    }
+}
+
 /// A smaller model that was taken.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Smaller {

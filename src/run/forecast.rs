@@ -188,10 +188,14 @@ impl Forecast {
     pub fn small_crops(&self, config: &RunConfig) -> Option<Crops> {
         let finetune = &config.finetune;
         let (epochs, least) = (finetune.optim.epochs, finetune.least_full_steps);
-        let early = finetune.early_of(epochs);
-        let steps = self.finetuning_steps(epochs - early)?;
+        let steps = self.full_steps(config)?;
         let (img_size, instead_of) = (finetune.early_img_size, finetune.img_size);
-        (early > 0 && steps < least).then_some(Crops { img_size, instead_of, steps, least })
+        (finetune.early_of(epochs) > 0 && steps < least).then_some(Crops {
+            img_size,
+            instead_of,
+            steps,
+            least,
+        })
     }
 
     /// Larger crops at the end of fine-tuning where the epochs of `config` leave enough steps for them.
@@ -202,6 +206,12 @@ impl Forecast {
         let steps = self.finetuning_steps(finetune.large_of(epochs))?;
         let (img_size, instead_of) = (finetune.large_img_size, finetune.img_size);
         (may && steps >= least).then_some(Crops { img_size, instead_of, steps, least })
+    }
+
+    /// Optimiser steps of fine-tuning with crops of `finetune.img_size`, if there is any fine-tuning.
+    pub fn full_steps(&self, config: &RunConfig) -> Option<usize> {
+        let epochs = config.finetune.optim.epochs;
+        self.finetuning_steps(epochs - config.finetune.early_of(epochs))
     }
 
     /// Optimiser steps of `epochs` of fine-tuning, if there is any.

@@ -143,17 +143,25 @@ pub fn plan(
         forecast = measure(&config)?;
     }
     let mut fitted = ranks::first(forecast.fit(&config, chosen)?)?;
-    let (small_crops, large_crops) = (forecast.small_crops(&fitted), forecast.large_crops(&fitted));
+    let small_crops = forecast.small_crops(&fitted);
+    let mut large_crops = match small_crops {
+        Some(_) => None,
+        None => forecast.large_crops(&fitted),
+    };
     let other_crops = match (&small_crops, large_crops) {
         (Some(crops), _) => Some(forecast::with_small_crops(&wanted, crops)),
         (None, Some(_)) => Some(forecast::with_large_crops(&wanted)),
         (None, None) => None,
     };
     if let Some(other_crops) = other_crops {
-        wanted = other_crops;
-        config = resolved(&wanted)?;
-        forecast = measure(&config)?;
-        fitted = ranks::first(forecast.fit(&config, chosen)?)?;
+        let config = resolved(&other_crops)?;
+        let mut timed = measure(&config)?;
+        let refitted = ranks::first(timed.fit(&config, chosen)?)?;
+        // Large crops may take longer than their area says, and leave time for too few steps.
+        large_crops = large_crops.and_then(|crops| crops.with_steps(timed.full_steps(&refitted)?));
+        if small_crops.is_some() || large_crops.is_some() {
+            (wanted, forecast, fitted) = (other_crops, timed, refitted);
+        }
     }
     forecast.decided = Decided { smaller, small_crops, large_crops, ..forecast.decided };
     let config = fitted;

@@ -391,7 +391,10 @@ fn crops_are_larger_at_the_end_where_there_is_time_for_them() {
     // A quarter of forty epochs, of ten steps each.
     let large = Crops { img_size: 224, instead_of: 112, steps: 100, least: 100 };
     assert_eq!(forecast().large_crops(&config), Some(large));
+    assert_eq!(large.with_steps(101), Some(Crops { steps: 101, ..large }));
+    assert_eq!(large.with_steps(99), None, "too few after all");
     let applied = with_large_crops(&config);
+    assert_eq!(forecast().full_steps(&applied), Some(100));
     assert_eq!((applied.finetune.img_size, applied.finetune.early_of(200)), (224, 190));
     assert_eq!(forecast().large_crops(&applied), None, "they are large");
     let none = |change: fn(&mut RunConfig)| {
