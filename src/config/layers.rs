@@ -89,15 +89,6 @@ const METHOD: &str = "pretrain.method";
 /// A time budget may be a text with a unit, as its flag takes it.
 const BUDGET: &str = "time_budget";
 const MODEL: &str = "model.name";
-const SMALL: &str = "model.small";
-const IMG_SIZE: &str = "finetune.img_size";
-const LEAST_FULL_STEPS: &str = "finetune.least_full_steps";
-const LARGE_IMG_SIZE: &str = "finetune.large_img_size";
-/// How often accuracy is measured in each stage, and the most of the time that it may take.
-const MEASURED: [(&str, &str); 2] = [
-    ("pretrain.probe_every", "pretrain.probe_share"),
-    ("finetune.eval_every", "finetune.eval_share"),
-];
 
 impl Layers {
     /// The default recipe with the recipe `name` over it.
@@ -158,16 +149,21 @@ impl Layers {
                 settings.entry(key.to_owned()).or_default().push(setting.clone());
             }
         }
-        // Whoever names a model wants that one and no smaller one, whoever names a size no other crops, and
-        // whoever says when to measure no fewer measurements.
-        let measured = MEASURED.map(|(every, share)| (every, share, Value::from(0.0)));
-        let crops =
-            [LEAST_FULL_STEPS, LARGE_IMG_SIZE].map(|beside| (IMG_SIZE, beside, Value::from(0)));
-        let named = crops.into_iter().chain([(MODEL, SMALL, Value::from(""))]);
-        for (key, beside, none) in measured.into_iter().chain(named) {
+        // Whoever names a model wants that one and no smaller one, whoever names a method of pre-training wants
+        // it however many labels there are, whoever names a size no other crops, and whoever says when to
+        // measure no fewer measurements.
+        let follow = [
+            (MODEL, "model.small", Value::from("")),
+            (METHOD, "pretrain.few_labels", Value::from(1.0)),
+            ("finetune.img_size", "finetune.least_full_steps", Value::from(0)),
+            ("finetune.img_size", "finetune.large_img_size", Value::from(0)),
+            ("pretrain.probe_every", "pretrain.probe_share", Value::from(0.0)),
+            ("finetune.eval_every", "finetune.eval_share", Value::from(0.0)),
+        ];
+        for (key, beside, value) in follow {
             if let (Some(named), None) = (self.last(key), self.last(beside)) {
-                let none = Setting { value: none, source: named.source.clone() };
-                settings.entry(beside.to_owned()).or_default().push(none);
+                let follows = Setting { value, source: named.source.clone() };
+                settings.entry(beside.to_owned()).or_default().push(follows);
             }
         }
         Ok(settings)

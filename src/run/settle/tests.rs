@@ -79,6 +79,23 @@ fn a_size_that_was_named_stays() {
     assert!(quick.least_full_steps > 0 && quick.may_be_larger());
 }
 
+/// Somebody who names a method of pre-training gets it in any recipe, whatever has a label; a file may say both.
+#[test]
+fn a_method_that_was_named_stays() {
+    for recipe in ["paper", "quick"] {
+        for method in ["idmm", "dino"] {
+            let named = settle(layers(recipe, &[&format!("pretrain.method={method}")]), BOTH);
+            assert_eq!(named.expect("fits").config.pretrain.few_labels, 1.0, "{recipe} {method}");
+        }
+    }
+    let both = ["pretrain.method=dino", "pretrain.few_labels=0.2"];
+    let few_labels = |sets: &[&str]| {
+        settle(layers("quick", sets), BOTH).expect("fits").config.pretrain.few_labels
+    };
+    assert_eq!(few_labels(&both), 0.2);
+    assert!(few_labels(&[]) < 1.0);
+}
+
 /// Every key that only some methods read is one of the configuration.
 #[test]
 fn methods_read_keys_that_there_are() {
