@@ -16,12 +16,12 @@ use crate::data::Split;
 use crate::engine::Products;
 use crate::run::measured::Wanted;
 
-/// Vision transformers trained from scratch on a few thousand images.
+/// Vision transformers trained from scratch on a few hundred to ten thousand images.
 #[derive(Parser, Clone, Debug)]
 #[command(
     name = "fewvit",
     version,
-    about = "Vision transformers trained from scratch on a few thousand images",
+    about = "Vision transformers trained from scratch on a few hundred to ten thousand images",
     arg_required_else_help = true,
     after_help = TOP
 )]

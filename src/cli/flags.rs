@@ -172,7 +172,8 @@ pub struct TrainArgs {
         allow_negative_numbers = true
     )]
     pub mixup: Option<f64>,
-    /// Pre-training method: idmm, simclr, supcon, moco-v2, moco-v3, dino or supervised
+    /// Pre-training method: idmm, simclr, supcon, moco-v2, moco-v3, dino or supervised; with `quick` it also
+    /// takes place where many images have a label
     #[arg(long, value_name = "NAME", help_heading = "Pre-training")]
     pub method: Option<String>,
     /// Go on with the student of a method whose recipe takes the teacher (dino)
