@@ -29,9 +29,9 @@ pub struct FinetuneConfig {
     /// 0 = none.
     #[serde(default)]
     pub large_img_size: usize,
-    /// Optimiser steps that the epochs with crops of `large_img_size` need to pay: with fewer, they have `img_size`.
+    /// Epochs with crops of `large_img_size` from which on they pay: where there would be fewer, there are none.
     #[serde(default)]
-    pub least_large_steps: usize,
+    pub least_large_epochs: usize,
     /// Area range of RandomResizedCrop.
     pub scale: [f64; 2],
     /// Augmentation.
@@ -111,10 +111,19 @@ impl FinetuneConfig {
         self.large_img_size > self.img_size
     }
 
-    /// Epochs of `epochs` that would have crops of `large_img_size`, in about the time of those with `img_size`.
-    pub fn large_of(&self, epochs: usize) -> usize {
-        let full = epochs - self.early_of(epochs);
-        (full as f64 * self.area_share()).round() as usize
+    /// Whether some epochs have crops of `early_img_size`.
+    pub fn has_early(&self) -> bool {
+        self.early_of(self.optim.epochs) > 0
+    }
+
+    /// Epochs with crops of `img_size`.
+    pub fn full_epochs(&self) -> usize {
+        self.optim.epochs - self.early_of(self.optim.epochs)
+    }
+
+    /// Epochs that would have crops of `large_img_size`, in about the time of those with `img_size`.
+    pub fn large_epochs(&self) -> usize {
+        (self.full_epochs() as f64 * self.area_share()).round() as usize
     }
 
     /// The same with crops of `large_img_size` in so many of the last epochs that they take as long.
@@ -193,9 +202,10 @@ mod tests {
         let mut config =
             Layers::new("quick").and_then(Layers::build).expect("valid").config.finetune;
         (config.img_size, config.large_img_size, config.early_share) = (112, 224, 0.8);
-        assert_eq!((config.early_of(1000), config.large_of(1000)), (800, 50));
+        config.optim.epochs = 1000;
+        assert_eq!((config.full_epochs(), config.large_epochs()), (200, 50));
         let large = config.enlarged();
-        assert_eq!((large.img_size, large.early_of(1000)), (224, 950));
+        assert_eq!((large.img_size, large.full_epochs()), (224, 50));
         assert!(config.may_be_larger() && !large.may_be_larger());
         config.large_img_size = 0;
         assert!(!config.may_be_larger());

@@ -182,7 +182,7 @@ impl Checks {
         self.count("repeats", finetune.repeats, 1, 64);
         self.count("least_full_steps", finetune.least_full_steps, 0, 1_000_000_000);
         self.count("large_img_size", finetune.large_img_size, 0, LARGEST_SIDE);
-        self.count("least_large_steps", finetune.least_large_steps, 0, 1_000_000_000);
+        self.count("least_large_epochs", finetune.least_large_epochs, 0, 1_000_000);
         let (every, patience) = (finetune.eval_every, finetune.patience);
         let measured = finetune.keep == Keep::Last || every > 0;
         self.below_1("eval_share", finetune.eval_share);

@@ -58,29 +58,42 @@ pub struct Decided {
     pub without_pretraining: Option<ManyLabels>,
     /// Small crops in all epochs of fine-tuning instead of the first ones.
     #[serde(default)]
-    pub small_crops: Option<Crops>,
+    pub small_crops: Option<SmallCrops>,
     /// The larger crops of fine-tuning's last epochs, if it has time for them.
     #[serde(default)]
-    pub large_crops: Option<Crops>,
+    pub large_crops: Option<LargeCrops>,
 }
 
-/// Crops of another size than the recipe's that epochs of fine-tuning have.
+/// Small crops that all epochs of fine-tuning have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Crops {
+pub struct SmallCrops {
     /// Their side in pixels.
     pub img_size: usize,
     /// The recipe's for the last epochs.
     pub instead_of: usize,
-    /// Optimiser steps of the last epochs with the larger of the two.
+    /// Optimiser steps that the epochs with these would have had.
     pub steps: usize,
-    /// Steps from which on the larger ones are taken.
+    /// Steps from which on they are taken.
     pub least: usize,
 }
 
-impl Crops {
-    /// The same where the larger ones have so many `steps`; none if these are too few for them.
-    pub fn with_steps(self, steps: usize) -> Option<Self> {
-        (steps >= self.least).then_some(Self { steps, ..self })
+/// Larger crops that the last epochs of fine-tuning have.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LargeCrops {
+    /// Their side in pixels.
+    pub img_size: usize,
+    /// The recipe's for the last epochs.
+    pub instead_of: usize,
+    /// Epochs that have them.
+    pub epochs: usize,
+    /// Epochs from which on they are taken.
+    pub least: usize,
+}
+
+impl LargeCrops {
+    /// The same in so many `epochs`; none if these are too few for them.
+    pub fn with_epochs(self, epochs: usize) -> Option<Self> {
+        (epochs >= self.least).then_some(Self { epochs, ..self })
     }
 }
 

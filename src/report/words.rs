@@ -2,8 +2,8 @@
 
 use super::ReportData;
 use super::facts::{
-    Choice, Crops, ManyLabels, Past, Provenance, Smaller, StageFacts, Stopped, TestUse,
-    WeightsFile, learned_from,
+    Choice, LargeCrops, ManyLabels, Past, Provenance, SmallCrops, Smaller, StageFacts, Stopped,
+    TestUse, WeightsFile, learned_from,
 };
 
 /// What an interval of this program covers, and what it does not.
@@ -85,8 +85,8 @@ impl ReportData {
             ),
         ];
         sentences.extend(self.decided.smaller.as_ref().map(Smaller::sentence));
-        sentences.extend(self.decided.small_crops.as_ref().map(Crops::small));
-        sentences.extend(self.decided.large_crops.as_ref().map(Crops::large));
+        sentences.extend(self.decided.small_crops.as_ref().map(SmallCrops::sentence));
+        sentences.extend(self.decided.large_crops.as_ref().map(LargeCrops::sentence));
         sentences.push(self.provenance.sentence());
         sentences.extend(self.decided.without_pretraining.as_ref().map(ManyLabels::sentence));
         sentences.extend(self.stages.iter().map(StageFacts::sentence));
@@ -223,8 +223,8 @@ impl Smaller {
     }
 }
 
-impl Crops {
-    fn small(&self) -> String {
+impl SmallCrops {
+    fn sentence(&self) -> String {
         let Self { img_size, instead_of, steps, least } = self;
         format!(
             "All epochs of fine-tuning have crops of {img_size} px: those with {instead_of} px would have had {}, and pay \
@@ -233,13 +233,14 @@ impl Crops {
             thousands(*least)
         )
     }
+}
 
-    fn large(&self) -> String {
-        let Self { img_size, instead_of, steps, least } = self;
+impl LargeCrops {
+    fn sentence(&self) -> String {
+        let Self { img_size, instead_of, epochs, least } = self;
         format!(
-            "The last epochs of fine-tuning have crops of {img_size} px instead of {instead_of}: they had time for {}, and \
-             pay from {} on.",
-            counted(*steps, "optimiser step", "optimiser steps"),
+            "The last {} of fine-tuning have crops of {img_size} px instead of {instead_of}, which pay from {} on.",
+            counted(*epochs, "epoch", "epochs"),
             thousands(*least)
         )
     }

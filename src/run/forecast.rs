@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::config::{Layers, OptimConfig, RunConfig};
 use crate::error::{Error, Result};
-use crate::report::facts::{Crops, Decided, ManyLabels, Smaller};
+use crate::report::facts::{Decided, LargeCrops, ManyLabels, SmallCrops, Smaller};
 use crate::train::checkpoint::StageName;
 pub use memory::Memory;
 pub use timing::{Costs, measure};
@@ -113,7 +113,7 @@ pub fn with_smaller(config: &RunConfig, smaller: &Smaller) -> RunConfig {
 }
 
 /// The settings with small crops throughout fine-tuning.
-pub fn with_small_crops(config: &RunConfig, crops: &Crops) -> RunConfig {
+pub fn with_small_crops(config: &RunConfig, crops: &SmallCrops) -> RunConfig {
     let mut config = config.clone();
     config.finetune.img_size = crops.img_size;
     config
@@ -185,39 +185,25 @@ impl Forecast {
     }
 
     /// Small crops throughout fine-tuning where the epochs of `config` with large ones have too few steps.
-    pub fn small_crops(&self, config: &RunConfig) -> Option<Crops> {
+    pub fn small_crops(&self, config: &RunConfig) -> Option<SmallCrops> {
         let finetune = &config.finetune;
-        let (epochs, least) = (finetune.optim.epochs, finetune.least_full_steps);
-        let steps = self.full_steps(config)?;
-        let (img_size, instead_of) = (finetune.early_img_size, finetune.img_size);
-        (finetune.early_of(epochs) > 0 && steps < least).then_some(Crops {
-            img_size,
-            instead_of,
-            steps,
-            least,
-        })
-    }
-
-    /// Larger crops at the end of fine-tuning where the epochs of `config` leave enough steps for them.
-    pub fn large_crops(&self, config: &RunConfig) -> Option<Crops> {
-        let finetune = &config.finetune;
-        let (epochs, least) = (finetune.optim.epochs, finetune.least_large_steps);
-        let may = finetune.may_be_larger() && finetune.early_of(epochs) > 0;
-        let steps = self.finetuning_steps(finetune.large_of(epochs))?;
-        let (img_size, instead_of) = (finetune.large_img_size, finetune.img_size);
-        (may && steps >= least).then_some(Crops { img_size, instead_of, steps, least })
-    }
-
-    /// Optimiser steps of fine-tuning with crops of `finetune.img_size`, if there is any fine-tuning.
-    pub fn full_steps(&self, config: &RunConfig) -> Option<usize> {
-        let epochs = config.finetune.optim.epochs;
-        self.finetuning_steps(epochs - config.finetune.early_of(epochs))
-    }
-
-    /// Optimiser steps of `epochs` of fine-tuning, if there is any.
-    fn finetuning_steps(&self, epochs: usize) -> Option<usize> {
         let stage = self.stages.iter().find(|stage| stage.stage == StageName::Finetune)?;
-        Some(epochs * stage.costs.steps_per_epoch)
+        let steps = finetune.full_epochs() * stage.costs.steps_per_epoch;
+        let (few, least) = (finetune.has_early(), finetune.least_full_steps);
+        let (img_size, instead_of) = (finetune.early_img_size, finetune.img_size);
+        (few && steps < least).then_some(SmallCrops { img_size, instead_of, steps, least })
+    }
+
+    /// Larger crops at the end of fine-tuning where the epochs of `config` leave enough of them.
+    pub fn large_crops(&self, config: &RunConfig) -> Option<LargeCrops> {
+        let finetune = &config.finetune;
+        let is_there = self.stages.iter().any(|stage| stage.stage == StageName::Finetune);
+        if !is_there || !finetune.has_early() || !finetune.may_be_larger() {
+            return None;
+        }
+        let (epochs, least) = (finetune.large_epochs(), finetune.least_large_epochs);
+        let (img_size, instead_of) = (finetune.large_img_size, finetune.img_size);
+        LargeCrops { img_size, instead_of, epochs, least }.with_epochs(epochs)
     }
 
     /// Seconds of the time budget for what is still to be done.

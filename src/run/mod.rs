@@ -157,8 +157,9 @@ pub fn plan(
         let config = resolved(&other_crops)?;
         let mut timed = measure(&config)?;
         let refitted = ranks::first(timed.fit(&config, chosen)?)?;
-        // Large crops may take longer than their area says, and leave time for too few steps.
-        large_crops = large_crops.and_then(|crops| crops.with_steps(timed.full_steps(&refitted)?));
+        // Large crops may take longer than their area says, and leave time for too few epochs.
+        let epochs = refitted.finetune.full_epochs();
+        large_crops = large_crops.and_then(|crops| crops.with_epochs(epochs));
         if small_crops.is_some() || large_crops.is_some() {
             (wanted, forecast, fitted) = (other_crops, timed, refitted);
         }

@@ -186,8 +186,8 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
             "no epochs have larger crops than finetune.img_size",
         ),
         (
-            "finetune.least_large_steps",
-            finetune.least_large_steps == 0 || finetune.large_img_size > 0,
+            "finetune.least_large_epochs",
+            finetune.least_large_epochs == 0 || finetune.large_img_size > 0,
             "finetune.large_img_size is 0",
         ),
         (

@@ -168,15 +168,14 @@ fn what_was_decided_by_the_time_is_said() {
     let smaller = "pvt_v2_b0_small was taken instead of pvt_v2_b0, which had time for 1 optimiser step: it is trained \
                    from 2,000 on";
     say(&data, &[alone, smaller], &["have crops of"]);
-    let crops = Crops { img_size: 64, instead_of: 112, steps: 1, least: 2000 };
+    let crops = SmallCrops { img_size: 64, instead_of: 112, steps: 1, least: 2000 };
     data.decided.small_crops = Some(crops);
     let few = "All epochs of fine-tuning have crops of 64 px: those with 112 px would have had 1 optimiser step, and pay \
                from 2,000 on.";
     say(&data, &[alone, smaller, few], &["instead of 112"]);
-    let crops = Crops { img_size: 160, instead_of: 112, steps: 2500, least: 2000 };
+    let crops = LargeCrops { img_size: 160, instead_of: 112, epochs: 75, least: 60 };
     (data.decided.small_crops, data.decided.large_crops) = (None, Some(crops));
-    let large = "The last epochs of fine-tuning have crops of 160 px instead of 112: they had time for 2,500 optimiser \
-                 steps, and pay from 2,000 on.";
+    let large = "The last 75 epochs of fine-tuning have crops of 160 px instead of 112, which pay from 60 on.";
     say(&data, &[alone, smaller, large], &["All epochs"]);
 }
 

@@ -363,7 +363,7 @@ fn crops_are_small_throughout_where_large_ones_would_have_few_steps() {
     (finetune.early_img_size, finetune.img_size, finetune.early_share) = (64, 112, 0.8);
     (finetune.optim.epochs, finetune.least_full_steps) = (50, 101);
     // Ten epochs of ten steps.
-    let few = Crops { img_size: 64, instead_of: 112, steps: 100, least: 101 };
+    let few = SmallCrops { img_size: 64, instead_of: 112, steps: 100, least: 101 };
     assert_eq!(forecast().small_crops(&config), Some(few));
     let applied = with_small_crops(&config, &few);
     assert_eq!(applied.finetune.img_size, 64);
@@ -387,14 +387,14 @@ fn crops_are_larger_at_the_end_where_there_is_time_for_them() {
     let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
     let finetune = &mut config.finetune;
     (finetune.early_img_size, finetune.img_size, finetune.early_share) = (64, 112, 0.8);
-    (finetune.optim.epochs, finetune.large_img_size, finetune.least_large_steps) = (200, 224, 100);
-    // A quarter of forty epochs, of ten steps each.
-    let large = Crops { img_size: 224, instead_of: 112, steps: 100, least: 100 };
+    (finetune.optim.epochs, finetune.large_img_size, finetune.least_large_epochs) = (200, 224, 10);
+    // A quarter of forty epochs.
+    let large = LargeCrops { img_size: 224, instead_of: 112, epochs: 10, least: 10 };
     assert_eq!(forecast().large_crops(&config), Some(large));
-    assert_eq!(large.with_steps(101), Some(Crops { steps: 101, ..large }));
-    assert_eq!(large.with_steps(99), None, "too few after all");
+    assert_eq!(large.with_epochs(11), Some(LargeCrops { epochs: 11, ..large }));
+    assert_eq!(large.with_epochs(9), None, "too few after all");
     let applied = with_large_crops(&config);
-    assert_eq!(forecast().full_steps(&applied), Some(100));
+    assert_eq!(applied.finetune.full_epochs(), 10);
     assert_eq!((applied.finetune.img_size, applied.finetune.early_of(200)), (224, 190));
     assert_eq!(forecast().large_crops(&applied), None, "they are large");
     let none = |change: fn(&mut RunConfig)| {
@@ -402,13 +402,12 @@ fn crops_are_larger_at_the_end_where_there_is_time_for_them() {
         change(&mut config);
         forecast().large_crops(&config).is_none()
     };
-    assert!(none(|config| config.finetune.least_large_steps = 101));
+    assert!(none(|config| config.finetune.least_large_epochs = 11));
     assert!(none(|config| config.finetune.large_img_size = 0));
     assert!(none(|config| config.finetune.early_share = 0.0), "a model of one size");
     let decided = Decided { large_crops: Some(large), ..Decided::default() };
     let said = Forecast { decided, ..forecast() }.describe();
-    let words = "of 224 px in the last epochs of fine-tuning, not 112: there is time for 100 steps with them, and they pay \
-                 from 100 on";
+    let words = "of 224 px in the last 10 epochs of fine-tuning, not 112: they pay from 10 on";
     assert!(said.contains(words), "{said}");
-    assert!(!forecast().describe().contains("in the last epochs"));
+    assert!(!forecast().describe().contains("px in the last"));
 }

@@ -1,7 +1,7 @@
 //! A forecast as the user reads it.
 
 use super::{Forecast, RESERVE};
-use crate::report::facts::{Crops, ManyLabels, Smaller};
+use crate::report::facts::{LargeCrops, ManyLabels, SmallCrops, Smaller};
 use crate::report::words::{counted, duration};
 use crate::train::checkpoint::StageName;
 
@@ -66,18 +66,18 @@ impl Forecast {
                 counted(*steps, "step", "steps")
             );
         }
-        if let Some(Crops { img_size, instead_of, steps, least }) = self.decided.small_crops {
+        if let Some(SmallCrops { img_size, instead_of, steps, least }) = self.decided.small_crops {
             text += &format!(
                 "  crops     of {img_size} px in all epochs of fine-tuning: those with {instead_of} px would have {}, \
                  and pay from {least} on (docs/recipes.md says why)\n",
                 counted(steps, "step", "steps")
             );
         }
-        if let Some(Crops { img_size, instead_of, steps, least }) = self.decided.large_crops {
+        if let Some(LargeCrops { img_size, instead_of, epochs, least }) = self.decided.large_crops {
             text += &format!(
-                "  crops     of {img_size} px in the last epochs of fine-tuning, not {instead_of}: there is time for {} \
-                 with them, and they pay from {least} on (docs/recipes.md says why)\n",
-                counted(steps, "step", "steps")
+                "  crops     of {img_size} px in the last {} of fine-tuning, not {instead_of}: they pay from {least} on \
+                 (docs/recipes.md says why)\n",
+                counted(epochs, "epoch", "epochs")
             );
         }
         if let Some(ManyLabels { labelled, images, most }) = self.decided.without_pretraining {
