@@ -184,10 +184,15 @@ impl Forecast {
         })
     }
 
+    /// What the stage `name` will take, if the run has it.
+    fn stage(&self, name: StageName) -> Option<&StageForecast> {
+        self.stages.iter().find(|stage| stage.stage == name)
+    }
+
     /// Small crops throughout fine-tuning where the epochs of `config` with large ones have too few steps.
     pub fn small_crops(&self, config: &RunConfig) -> Option<SmallCrops> {
         let finetune = &config.finetune;
-        let stage = self.stages.iter().find(|stage| stage.stage == StageName::Finetune)?;
+        let stage = self.stage(StageName::Finetune)?;
         let steps = finetune.full_epochs() * stage.costs.steps_per_epoch;
         let (few, least) = (finetune.has_early(), finetune.least_full_steps);
         let (img_size, instead_of) = (finetune.early_img_size, finetune.img_size);
@@ -197,8 +202,8 @@ impl Forecast {
     /// Larger crops at the end of fine-tuning where the epochs of `config` leave enough of them.
     pub fn large_crops(&self, config: &RunConfig) -> Option<LargeCrops> {
         let finetune = &config.finetune;
-        let is_there = self.stages.iter().any(|stage| stage.stage == StageName::Finetune);
-        if !is_there || !finetune.has_early() || !finetune.may_be_larger() {
+        self.stage(StageName::Finetune)?;
+        if !finetune.has_early() || !finetune.may_be_larger() {
             return None;
         }
         let (epochs, least) = (finetune.large_epochs(), finetune.least_large_epochs);
@@ -349,8 +354,7 @@ impl Forecast {
     /// Progress units of a stage until optimiser step `step`, a share of its measurements and checkpoints
     /// included.
     pub fn units_until(&self, stage: StageName, step: usize) -> u64 {
-        let found = self.stages.iter().find(|s| s.stage == stage);
-        found.map_or(0, |s| (1000.0 * s.seconds_until(step)).round() as u64)
+        self.stage(stage).map_or(0, |s| (1000.0 * s.seconds_until(step)).round() as u64)
     }
 
     /// Progress units of what follows the last step.

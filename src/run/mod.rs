@@ -144,15 +144,10 @@ pub fn plan(
     }
     let mut fitted = ranks::first(forecast.fit(&config, chosen)?)?;
     let small_crops = forecast.small_crops(&fitted);
-    let mut large_crops = match small_crops {
-        Some(_) => None,
-        None => forecast.large_crops(&fitted),
-    };
-    let other_crops = match (&small_crops, large_crops) {
-        (Some(crops), _) => Some(forecast::with_small_crops(&wanted, crops)),
-        (None, Some(_)) => Some(forecast::with_large_crops(&wanted)),
-        (None, None) => None,
-    };
+    let mut large_crops = forecast.large_crops(&fitted).filter(|_| small_crops.is_none());
+    let smaller_crops = small_crops.map(|crops| forecast::with_small_crops(&wanted, &crops));
+    let other_crops =
+        smaller_crops.or_else(|| large_crops.map(|_| forecast::with_large_crops(&wanted)));
     if let Some(other_crops) = other_crops {
         let config = resolved(&other_crops)?;
         let mut timed = measure(&config)?;

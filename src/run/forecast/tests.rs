@@ -56,6 +56,10 @@ fn forecast() -> Forecast {
     }
 }
 
+fn quick() -> RunConfig {
+    Layers::new("quick").and_then(Layers::build).expect("a recipe").config
+}
+
 /// No schedule of more than `epochs`, of both stages, however few the images.
 fn at_most(epochs: usize) -> Longest {
     Longest { epochs, few_images: 0, from_random: false }
@@ -106,7 +110,7 @@ fn measurements_stay_within_their_share_of_the_time() {
     let none = Costs { measurement: 0.0, ..bounded };
     assert_eq!(none.every(100), 5, "nothing to measure");
     assert_eq!(Costs { every: 0, ..bounded }.measurements(100), 0, "not asked for");
-    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
+    let mut config = quick();
     config.time_budget = 1000.0 / 60.0;
     let mut made = forecast();
     made.stages = vec![stage(StageName::Finetune, bounded, 50)];
@@ -149,7 +153,7 @@ fn a_budget_holds_all_parts() {
 
 #[test]
 fn pre_training_is_left_out_where_many_images_have_a_label() {
-    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
+    let mut config = quick();
     config.time_budget = 87.0 / 0.95 / 60.0;
     config.pretrain.few_labels = 0.1;
     let fitted = |labelled: usize, chosen: &[StageName]| {
@@ -195,7 +199,7 @@ fn few_images_have_the_steps_of_many_in_their_longest_schedule() {
 
 #[test]
 fn fine_tuning_alone_may_have_the_epochs_of_both_stages() {
-    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
+    let mut config = quick();
     (config.time_budget, config.few_images) = (10_000.0 / 60.0, 0);
     let mut made = forecast();
     let fitted = made.fit(&config, &[]).expect("fits");
@@ -212,7 +216,7 @@ fn fine_tuning_alone_may_have_the_epochs_of_both_stages() {
 
 #[test]
 fn epochs_of_fine_tuning_that_somebody_chose_keep_no_short_pre_training() {
-    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
+    let mut config = quick();
     config.time_budget = 170.0 / 0.95 / 60.0;
     let fitted = |chosen: &[StageName]| {
         let fitted = forecast().fit(&config, chosen).expect("fits");
@@ -224,7 +228,7 @@ fn epochs_of_fine_tuning_that_somebody_chose_keep_no_short_pre_training() {
 
 #[test]
 fn a_budget_that_is_not_used_up_is_said() {
-    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
+    let mut config = quick();
     config.few_images = 0;
     let mut said = |seconds: f64, chosen: &[StageName]| {
         config.time_budget = seconds / 60.0;
@@ -245,7 +249,7 @@ fn a_budget_that_is_not_used_up_is_said() {
 
 #[test]
 fn a_budget_that_is_too_short_says_for_what_and_which_is_not() {
-    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
+    let mut config = quick();
     let said = |minutes: f64, chosen: &[StageName], config: &mut RunConfig, stages: usize| {
         config.time_budget = minutes;
         let mut made = forecast();
@@ -327,7 +331,7 @@ fn what_was_turned_down_is_said_with_its_epochs() {
 
 #[test]
 fn a_short_budget_has_the_smaller_model_and_says_why() {
-    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
+    let mut config = quick();
     let model = ["pvt_v2_b0", "pvt_v2_b0_small"].map(str::to_owned);
     [config.model.name, config.model.small] = model.clone();
     // Ten steps take a second; seven seconds of 87.01 have passed.
@@ -356,12 +360,19 @@ fn a_short_budget_has_the_smaller_model_and_says_why() {
     assert!(of(&config, &both[1..]).is_some(), "of one stage");
 }
 
-#[test]
-fn crops_are_small_throughout_where_large_ones_would_have_few_steps() {
-    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
+/// `quick` with so many epochs of fine-tuning, four fifths of them with crops of 64 px and the last of 112.
+fn with_small_crops_first(epochs: usize) -> RunConfig {
+    let mut config = quick();
     let finetune = &mut config.finetune;
     (finetune.early_img_size, finetune.img_size, finetune.early_share) = (64, 112, 0.8);
-    (finetune.optim.epochs, finetune.least_full_steps) = (50, 101);
+    finetune.optim.epochs = epochs;
+    config
+}
+
+#[test]
+fn crops_are_small_throughout_where_large_ones_would_have_few_steps() {
+    let mut config = with_small_crops_first(50);
+    config.finetune.least_full_steps = 101;
     // Ten epochs of ten steps.
     let few = SmallCrops { img_size: 64, instead_of: 112, steps: 100, least: 101 };
     assert_eq!(forecast().small_crops(&config), Some(few));
@@ -384,10 +395,8 @@ fn crops_are_small_throughout_where_large_ones_would_have_few_steps() {
 
 #[test]
 fn crops_are_larger_at_the_end_where_there_is_time_for_them() {
-    let mut config = Layers::new("quick").and_then(Layers::build).expect("a recipe").config;
-    let finetune = &mut config.finetune;
-    (finetune.early_img_size, finetune.img_size, finetune.early_share) = (64, 112, 0.8);
-    (finetune.optim.epochs, finetune.large_img_size, finetune.least_large_epochs) = (200, 224, 10);
+    let mut config = with_small_crops_first(200);
+    (config.finetune.large_img_size, config.finetune.least_large_epochs) = (224, 10);
     // A quarter of forty epochs.
     let large = LargeCrops { img_size: 224, instead_of: 112, epochs: 10, least: 10 };
     assert_eq!(forecast().large_crops(&config), Some(large));

@@ -26,7 +26,7 @@ impl Forecast {
                 bytes(s.memory.total())
             );
         }
-        let what = match self.stages.iter().any(|stage| stage.stage == StageName::Finetune) {
+        let what = match self.stage(StageName::Finetune).is_some() {
             true => "final measurement, ONNX file, report",
             false => "report",
         };
