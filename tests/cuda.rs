@@ -268,7 +268,8 @@ fn optimisers() -> Vec<OptimConfig> {
     let recipe = recipe.pretrain.optim;
     let adamw = OptimConfig { clip_grad: 0.5, ema: Ema::PerStep, eps: 1e-3, ..recipe };
     let sgd = OptimConfig { kind: OptimKind::Sgd, momentum: 0.9, ema: Ema::Off, ..adamw };
-    vec![adamw, OptimConfig { clip_mode: ClipMode::Parameter, ..sgd }]
+    let muon = OptimConfig { kind: OptimKind::Muon, momentum: 0.9, ..adamw };
+    vec![adamw, OptimConfig { clip_mode: ClipMode::Parameter, ..sgd }, muon]
 }
 
 /// Three steps, of which the last layer sits out the first.

@@ -109,7 +109,7 @@ mod tests {
         assert_eq!(table["seed"].as_integer(), Some(5));
         let text = output("fewvit config --recipe quick --lr 2e-4 --explain finetune.optim.lr");
         let expected = "finetune.optim.lr = 0.0002\n  set by --lr\n  \
-                        instead of 0.001 from recipe `quick`\n  \
+                        instead of 0.002 from recipe `quick`\n  \
                         instead of 0.001 from recipe `paper`, [for.pvt_v2]\n  \
                         instead of 0.0005 from recipe `paper`\n";
         assert_eq!(text, expected);

@@ -223,14 +223,14 @@ pub struct OptimConfig {
     /// Share of all epochs that these are at most.
     #[serde(default = "all_epochs")]
     pub decay_share: f64,
-    /// Weight decay: decoupled in AdamW, added to the gradient in SGD.
+    /// Weight decay: decoupled in AdamW and Muon, added to the gradient in SGD.
     pub weight_decay: f64,
     /// Weight decay at the end, reached along half a cosine; 0 = `weight_decay` throughout.
     #[serde(default)]
     pub weight_decay_end: f64,
-    /// SGD's momentum.
+    /// Momentum of SGD and of Muon.
     pub momentum: f64,
-    /// AdamW's decay of the first moment.
+    /// AdamW's decay of the first moment, also of what Muon leaves to it.
     pub beta1: f64,
     /// AdamW's decay of the second moment.
     pub beta2: f64,
@@ -285,6 +285,8 @@ pub enum OptimKind {
     AdamW,
     /// Stochastic gradient descent with momentum, as PyTorch has it.
     Sgd,
+    /// Momentum made orthogonal for the backbone's matrices, AdamW for all else (Jordan et al. 2024).
+    Muon,
 }
 
 /// Whose gradient norm `clip_grad` bounds.

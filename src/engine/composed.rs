@@ -156,7 +156,8 @@ impl Engine for ComposedEngine {
 
     fn update(&mut self, update: &Update) -> Result<()> {
         let (values, squared, threads) = (&mut self.gradient[..], self.squared, self.threads);
-        self.state.update(Gradient { values, squared, threads }, update);
+        let gradient = Gradient { values, squared, threads, precision: Precision::F32 };
+        self.state.update(gradient, update);
         Ok(())
     }
 

@@ -182,8 +182,7 @@ impl Machine {
             )));
         }
         if let DeviceName::Cuda(index) = self.device {
-            let products = (micro_batch, self.products);
-            return cuda::engine(index, net, products, state);
+            return cuda::engine(index, self, net, micro_batch, state);
         }
         let device = device::open(self.device)?;
         Ok(Box::new(ComposedEngine::new(&device, self.threads, net, micro_batch, state)))

@@ -1,12 +1,15 @@
-//! AdamW and SGD over the flat parameter vector (recipe appendix B).
+//! AdamW, SGD and Muon over the flat parameter vector (recipe appendix B).
 
-use fewvit_kernels::{AdamW, Sgd, adamw_step, average_step, sgd_step};
+use fewvit_kernels::{AdamW, Precision, Sgd, adamw_step, average_step, sgd_step};
 
+use self::muon::{Muon, muon_step};
 use super::passes::{CHUNK, Gradient, average, for_each};
 use super::{TrainState, Update};
 use crate::config::{Ema, OptimConfig, OptimKind};
 use crate::nn::ParamSpec;
 use crate::schedule;
+
+pub mod muon;
 
 impl TrainState {
     /// One step on the gradient of all parameters but those that the model has frozen; counts the step.
@@ -19,7 +22,9 @@ impl TrainState {
         self.progress.step += 1;
         let decay = (config.ema == Ema::PerStep).then(|| self.count_average()).flatten();
         let (clipping, threads) = (gradient.clipping(config, &self.specs), gradient.threads);
-        let pieces = self.pieces(gradient.values, |spec, step| Rule::at(spec, step, update));
+        let precision = gradient.precision;
+        let rule = |spec: &ParamSpec, step| Rule::at(spec, step, update, precision);
+        let pieces = self.pieces(gradient.values, rule);
         for_each(threads, pieces.into_iter(), |(parameter, piece)| {
             piece.step(clipping.of(parameter), decay);
         });
@@ -64,8 +69,9 @@ impl TrainState {
         let mut pieces = Vec::new();
         for (parameter, spec) in self.specs.iter().enumerate() {
             let rule = rule(spec, self.progress.step);
-            let lens =
-                (0..spec.range.len()).step_by(CHUNK).map(|i| CHUNK.min(spec.range.len() - i));
+            let len = spec.range.len();
+            let longest = if let Rule::Muon(_) = rule { len } else { CHUNK };
+            let lens = (0..len).step_by(longest).map(|i| longest.min(len - i));
             pieces.extend(lens.map(|len| (parameter, Piece { rule, ..rest.split_off(len) })));
         }
         pieces
@@ -79,27 +85,37 @@ pub(super) enum Rule {
     Rest,
     AdamW(AdamW),
     Sgd(Sgd),
+    Muon(Muon),
 }
 
 impl Rule {
-    /// In the stage's `step`, from 1.
-    pub(super) fn at(spec: &ParamSpec, step: usize, update: &Update) -> Self {
+    /// In the stage's `step`, from 1, with products in `precision`.
+    pub(super) fn at(spec: &ParamSpec, step: usize, update: &Update, precision: Precision) -> Self {
         let &Update { lr, optim, late } = update;
         match step.saturating_sub(late(&spec.key)) {
             0 => Self::Rest,
             _ if spec.frozen => Self::Rest,
-            step => Self::of(spec, step, lr, optim),
+            step => Self::of(spec, step, lr, optim, precision),
         }
     }
 
     /// In the parameter's `step`, from 1.
-    fn of(spec: &ParamSpec, step: usize, lr: f64, config: &OptimConfig) -> Self {
+    fn of(
+        spec: &ParamSpec,
+        step: usize,
+        lr: f64,
+        config: &OptimConfig,
+        precision: Precision,
+    ) -> Self {
         let decayed = !(config.no_decay_1d && spec.shape.len() <= 1);
         let weight_decay = if decayed { config.weight_decay as f32 } else { 0.0 };
         let (lr, momentum) = (lr as f32, config.momentum as f32);
-        match config.kind {
-            OptimKind::Sgd => Self::Sgd(Sgd { lr, momentum, weight_decay }),
-            OptimKind::AdamW => Self::AdamW(AdamW {
+        match (config.kind, muon::sides(spec)) {
+            (OptimKind::Muon, Some(sides)) => {
+                Self::Muon(Muon { lr, momentum, weight_decay, sides, precision })
+            }
+            (OptimKind::Sgd, _) => Self::Sgd(Sgd { lr, momentum, weight_decay }),
+            (OptimKind::AdamW | OptimKind::Muon, _) => Self::AdamW(AdamW {
                 lr,
                 beta1: config.beta1 as f32,
                 beta2: config.beta2 as f32,
@@ -147,6 +163,7 @@ impl<'a> Piece<'a> {
             Rule::Rest => {}
             Rule::AdamW(options) => adamw_step(values, gradient, m, v, &options),
             Rule::Sgd(options) => sgd_step(values, gradient, m, &options),
+            Rule::Muon(options) => muon_step(values, gradient, m, &options),
         }
         if let (Some(decay), Some(ema)) = (decay, ema) {
             average_step(ema, values, decay);

@@ -4,7 +4,7 @@
 
 use std::sync::{Mutex, PoisonError};
 
-use fewvit_kernels::{average_step, total_of};
+use fewvit_kernels::{Precision, average_step, total_of};
 
 use crate::config::{ClipMode, OptimConfig};
 use crate::nn::ParamSpec;
@@ -21,6 +21,8 @@ pub struct Gradient<'a> {
     pub squared: f64,
     /// Threads that passes over it are split between.
     pub threads: usize,
+    /// Of products that the optimiser makes of it.
+    pub precision: Precision,
 }
 
 impl<'a> Gradient<'a> {

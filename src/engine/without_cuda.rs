@@ -1,7 +1,7 @@
 //! What stands in for NVIDIA cards in a binary that was built without them.
 
 use super::device::Card;
-use super::{Engine, Model, Products, TrainState};
+use super::{Engine, Machine, Model, TrainState};
 use crate::backbone::NetSpec;
 use crate::error::{Error, Result};
 
@@ -32,8 +32,9 @@ pub fn check(_: usize) -> Result<()> {
 /// Always.
 pub fn engine(
     _: usize,
+    _: &Machine,
     _: &NetSpec,
-    _: (usize, Products),
+    _: usize,
     _: TrainState,
 ) -> Result<Box<dyn Engine>> {
     Err(missing())

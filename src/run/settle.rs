@@ -119,7 +119,9 @@ fn of_optim(key: &str, section: &str, optim: &OptimConfig, why: OfOptim) -> Opti
 
 fn unread_by_kind(key: &str, optim: &OptimConfig) -> Option<&'static str> {
     match (key, optim.kind) {
-        ("momentum", OptimKind::AdamW) => Some("only SGD has a momentum, AdamW has betas"),
+        ("momentum", OptimKind::AdamW) => {
+            Some("only SGD and Muon have a momentum, AdamW has betas")
+        }
         ("beta1" | "beta2" | "eps", OptimKind::Sgd) => {
             Some("only AdamW has betas and eps, SGD has a momentum")
         }

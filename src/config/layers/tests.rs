@@ -264,7 +264,7 @@ fn families_have_the_values_of_their_run_scripts() {
         assert_eq!((optim.lr, optim.warmup_epochs, optim.drop_path), (last_lr, warmup, 0.1));
         // Recipes with values of their own keep them.
         let optim = built("quick", &[&model]).config.pretrain.optim;
-        assert_eq!((optim.lr, optim.warmup_epochs), (1e-3, 5.0));
+        assert_eq!((optim.lr, optim.warmup_epochs), (2e-3, 5.0));
     }
     let resolved = built("paper", &["model.name=pvt_v2_b3"]);
     let expected = "finetune.optim.lr = 0.001\n  set by recipe `paper`, [for.pvt_v2]\n  \

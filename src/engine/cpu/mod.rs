@@ -109,9 +109,9 @@ impl Engine for CpuEngine {
     }
 
     fn update(&mut self, update: &Update) -> Result<()> {
-        let threads = self.team.workers.len();
+        let (threads, precision) = (self.team.workers.len(), self.team.precision);
         let values = &mut self.team.workers[0].sum;
-        let gradient = Gradient { values, squared: self.squared, threads };
+        let gradient = Gradient { values, squared: self.squared, threads, precision };
         self.state.update(gradient, update);
         Ok(())
     }

@@ -3,19 +3,21 @@
 use std::ops::Range;
 use std::sync::Arc;
 
+use fewvit_kernels::Precision;
+
 use super::feed::Feed;
 use super::gpu::{Gpu, Memory, View, args};
 use super::inputs::Inputs;
 use super::network::{Network, Parameters};
 use super::vectors::Vectors;
 use crate::backbone::{NetSpec, Weights};
-use crate::config::{Ema, OptimConfig};
+use crate::config::{Ema, OptimConfig, OptimKind};
 use crate::data::loader::{Batch, Crops};
 use crate::engine::batches::{MicroBatch, rows_of, samples, split};
 use crate::engine::coupling::{Taught, coupled_loss};
 use crate::engine::optim::Rule;
-use crate::engine::passes::factors;
-use crate::engine::{Engine, Products, Progress, Slope, StepInput, TrainState, Update};
+use crate::engine::passes::{Gradient, factors};
+use crate::engine::{Engine, Machine, Products, Progress, Slope, StepInput, TrainState, Update};
 use crate::error::{Error, Result};
 use crate::method::{BatchLoss, Objective, RowLoss};
 use crate::nn::DropPath;
@@ -31,6 +33,8 @@ pub struct CudaEngine {
     micro_batch: usize,
     /// Of the backbone's products and of the heads of coupled losses.
     products: Products,
+    /// Of the CPU, for its part of a step.
+    threads: usize,
     vectors: Vectors,
     weights: Memory,
     m: Memory,
@@ -62,16 +66,18 @@ struct Pieces {
 
 impl CudaEngine {
     /// Trains the model `net` on from `state`, `micro_batch` rows at a time, 0 = as many as fit,
-    /// with such products.
+    /// with the products and, for what the CPU does, the threads of `machine`.
     ///
     /// # Errors
     /// There is not enough memory, an img-size that the backbone cannot take.
     pub fn new(
         gpu: Arc<Gpu>,
+        machine: &Machine,
         net: &NetSpec,
-        (micro_batch, products): (usize, Products),
+        micro_batch: usize,
         state: TrainState,
     ) -> Result<Self> {
+        let &Machine { threads, products, .. } = machine;
         let card = gpu.clone();
         let _turn = card.turn()?;
         gpu.learn(&state.tuned);
@@ -95,6 +101,7 @@ impl CudaEngine {
             of_backbone,
             micro_batch,
             products,
+            threads,
             vectors,
             weights,
             m,
@@ -295,6 +302,24 @@ impl CudaEngine {
         self.gpu.each("average", self.vectors.len, args![average, weights, keep])
     }
 
+    /// A step whose products the CPU makes; every vector is on the card and here afterwards.
+    fn update_on_cpu(&mut self, update: &Update) -> Result<()> {
+        self.refresh()?;
+        let mut gradient = self.kept_gradient()?;
+        let (squared, threads) = (self.squares.iter().sum(), self.threads);
+        let precision = Precision::F32;
+        self.state.update(Gradient { values: &mut gradient, squared, threads, precision }, update);
+        let gpu = self.gpu.clone();
+        let _turn = gpu.turn()?;
+        let TrainState { values, m, v, ema, .. } = &self.state;
+        let of_average = ema.as_ref().zip(self.ema.as_ref());
+        let copies = [(values, &self.weights), (m, &self.m), (v, &self.v)];
+        for (from, to) in copies.into_iter().chain(of_average) {
+            self.vectors.write_from(&gpu, to.view(), 0, from)?;
+        }
+        Ok(())
+    }
+
     /// Brings the copies up to date.
     fn refresh(&mut self) -> Result<()> {
         if !std::mem::take(&mut self.stale) {
@@ -336,6 +361,9 @@ impl Engine for CudaEngine {
     }
 
     fn update(&mut self, update: &Update) -> Result<()> {
+        if update.optim.kind == OptimKind::Muon {
+            return self.update_on_cpu(update);
+        }
         let gpu = self.gpu.clone();
         let _turn = gpu.turn()?;
         self.state.progress.step += 1;
@@ -345,8 +373,9 @@ impl Engine for CudaEngine {
         let step = self.state.progress.step;
         let clipping = self.clipping(update.optim);
         let rules = self.state.specs.iter().zip(clipping);
-        let rules: Vec<[f32; Rule::WORDS]> =
-            rules.map(|(spec, clipping)| Rule::at(spec, step, update).words(clipping)).collect();
+        let rules: Vec<[f32; Rule::WORDS]> = rules
+            .map(|(spec, clipping)| Rule::at(spec, step, update, Precision::F32).words(clipping))
+            .collect();
         let Pieces { table, places, rules: to, .. } = &self.pieces;
         self.gpu.upload(to.view(), rules.as_flattened())?;
         let average = decay.and(self.ema.as_ref()).map(Memory::view);

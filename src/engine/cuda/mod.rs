@@ -24,7 +24,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use gpu::{Gpu, Kernels};
 
 use super::device::Card;
-use super::{Engine, Model, Products, TrainState};
+use super::{Engine, Machine, Model, TrainState};
 use crate::backbone::NetSpec;
 use crate::error::Result;
 
@@ -73,18 +73,19 @@ pub fn check(index: usize) -> Result<()> {
     open(index).map(|_| ())
 }
 
-/// An engine on card `index` that trains the model `net` on from `state`; `products` are the rows at a time, 0
-/// = as many as its memory holds, and how exact they are.
+/// An engine on card `index` that trains the model `net` on from `state`, `micro_batch` rows at a time, 0 = as
+/// many as its memory holds, with the products and threads of `machine`.
 ///
 /// # Errors
 /// As [`check`]; not enough memory.
 pub fn engine(
     index: usize,
+    machine: &Machine,
     net: &NetSpec,
-    products: (usize, Products),
+    micro_batch: usize,
     state: TrainState,
 ) -> Result<Box<dyn Engine>> {
-    Ok(Box::new(engine::CudaEngine::new(open(index)?, net, products, state)?))
+    Ok(Box::new(engine::CudaEngine::new(open(index)?, machine, net, micro_batch, state)?))
 }
 
 /// The model `net` with the given weights on card `index`, to be asked.

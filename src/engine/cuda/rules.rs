@@ -15,6 +15,7 @@ impl Rule {
     /// eps and root.
     pub fn words(self, scale: f32) -> [f32; Self::WORDS] {
         match self {
+            Self::Muon(_) => unreachable!("the CPU makes Muon's steps"),
             Self::Rest => [Self::REST, scale, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0],
             Self::Sgd(Sgd { lr, momentum, weight_decay }) => {
                 [Self::SGD, scale, lr, weight_decay, momentum, 0.0, 0.0, 0.0]

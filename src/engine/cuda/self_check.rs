@@ -16,7 +16,7 @@ use crate::data::augment::{CropBox, DrawnView, Op};
 use crate::data::loader::{Batch, CropBatch, Crops, DrawnCrops};
 use crate::data::mixing::{Mix, MixKind};
 use crate::engine::composed::ComposedEngine;
-use crate::engine::{Engine, Products, StepInput, TrainState, Update};
+use crate::engine::{Engine, Machine, StepInput, TrainState, Update};
 use crate::error::{Error, Result};
 use crate::loss::Smoothing;
 use crate::method::{Objective, RowLoss};
@@ -75,7 +75,7 @@ const OPS: [Op; 8] = [
 pub fn self_check(gpu: &Arc<Gpu>) -> Result<()> {
     for (family, told) in FAMILIES {
         let (net, state) = start(told)?;
-        let card = CudaEngine::new(gpu.clone(), &net, (2, Products::F32), state.clone())?;
+        let card = CudaEngine::new(gpu.clone(), &Machine::cpu(1), &net, 2, state.clone())?;
         let cpu = ComposedEngine::new(&ops::cpu(), 1, &net, ROWS, state.clone());
         let (seen, expected) = (answer(Box::new(card))?, answer(Box::new(cpu))?);
         compare(family, &state, &seen, &expected)?;

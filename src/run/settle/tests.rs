@@ -110,7 +110,7 @@ fn methods_read_keys_that_there_are() {
 #[test]
 fn what_is_switched_off_or_of_another_optimiser_is_refused() {
     for (recipe, sets, why) in [
-        ("paper", &["finetune.optim.momentum=0.8"][..], "only SGD has a momentum"),
+        ("paper", &["finetune.optim.momentum=0.8"][..], "only SGD and Muon have a momentum"),
         ("paper-simclr", &["pretrain.optim.beta1=0.8"], "only AdamW has betas"),
         ("paper", &["finetune.augment.blur_sigma=[1.0,2.0]"], "the blur is off"),
         ("paper", &["finetune.optim.clip_mode=parameter"], "nothing is clipped"),
@@ -146,6 +146,7 @@ fn what_is_switched_off_or_of_another_optimiser_is_refused() {
     }
     for sets in [
         &["finetune.optim.kind=sgd", "finetune.optim.momentum=0.8"][..],
+        &["finetune.optim.kind=muon", "finetune.optim.momentum=0.9", "finetune.optim.beta1=0.8"],
         &["finetune.augment.blur=0.1", "finetune.augment.blur_sigma=[1.0,2.0]"],
         &["model.name=t2t_vit_7", "model.pos_embed=regenerate"],
     ] {
