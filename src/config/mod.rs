@@ -208,8 +208,8 @@ pub struct OptimConfig {
     pub epochs: usize,
     /// Images a step.
     pub batch_size: usize,
-    /// Crops a worker passes through the model at a time; 0 = chosen for the model and img-size, on `cuda` as
-    /// many as its memory holds.
+    /// Crops a worker passes through the model at a time; of the smaller ones of early epochs as many as have
+    /// as many pixels, up to 64. 0 = chosen for the model and img-size, on `cuda` as many as its memory holds.
     pub micro_batch: usize,
     /// Peak learning rate; never scaled by the batch size.
     pub lr: f64,

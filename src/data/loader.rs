@@ -169,8 +169,8 @@ pub enum Rows {
     Own(Arc<OwnRows>),
 }
 
-/// The own rows of each group, given how many rows each group has.
-pub type OwnRows = dyn Fn(&[usize]) -> Vec<Vec<Range<usize>>> + Send + Sync;
+/// The own rows of each group, given how many rows each group has and the img-size of the first.
+pub type OwnRows = dyn Fn(&[usize], usize) -> Vec<Vec<Range<usize>>> + Send + Sync;
 
 /// What a stage's batches are made from. Everything in a batch follows from this and the step.
 #[derive(Clone)]
@@ -231,13 +231,13 @@ impl BatchSource {
         let samples: Vec<usize> = turns.iter().map(|turn| turn.sample).collect();
         let rows = self.views.groups.iter().map(|group| samples.len() * group.count);
         let rows: Vec<usize> = rows.collect();
+        let img_size = |group: &ViewGroup| self.views.augment(group, epoch as u32).img_size();
         let wanted = match &self.rows {
             Rows::All => None,
-            Rows::Own(own) => Some(own(&rows)),
+            Rows::Own(own) => Some(own(&rows, self.views.groups.first().map_or(0, img_size))),
         };
         let group = |(index, group): (usize, &ViewGroup)| {
-            let (rows, img_size) =
-                (rows[index], self.views.augment(group, epoch as u32).img_size());
+            let (rows, img_size) = (rows[index], img_size(group));
             let mut rng = stream(self.seed, Purpose::Mix, 0, step as u64, index as u32);
             let mix = (self.mix)(&mut rng, epoch, rows, img_size);
             let wanted = wanted.as_ref().map(|wanted| &wanted[index][..]);

@@ -59,9 +59,18 @@ pub fn micro_batch(wanted: usize, spec: &Spec, img_size: usize, device: DeviceNa
     }
     let pixels = (img_size * img_size).max(1);
     let size = spec.num_params(img_size).clamp(SMALL_MODEL, 2 * SMALL_MODEL);
-    (16 * 112 * 112 * size / SMALL_MODEL / pixels).clamp(1, 64)
+    (16 * 112 * 112 * size / SMALL_MODEL / pixels).clamp(1, MOST_ROWS)
 }
 
+/// Rows that a worker passes through the model at a time where crops have `img_size` and are no larger than
+/// those `of` a stage, of which it would take `rows`: as many as have as many pixels, up to 64.
+pub fn scaled_micro_batch(rows: usize, of: usize, img_size: usize) -> usize {
+    let as_large = rows * of * of / (img_size * img_size).max(1);
+    rows.max(as_large.min(MOST_ROWS))
+}
+
+/// Rows of a small size beyond which there is nothing to gain.
+const MOST_ROWS: usize = 64;
 /// Parameters.
 const SMALL_MODEL: usize = 10_000_000;
 
@@ -118,17 +127,18 @@ pub(super) fn rows_of(views: Range<usize>, images: usize) -> Range<usize> {
     views.start * images..views.end.saturating_mul(images)
 }
 
-/// The rows of each group that the workers of this process pass through a model, `micro_batch` at a
-/// time; `None` if it is the only process.
+/// The rows of each group that the workers of this process pass through a model, `micro_batch` of an
+/// img-size at a time; `None` if it is the only process.
 pub fn own_rows(
     machine: &Machine,
     method: &Arc<dyn Method>,
-    micro_batch: usize,
+    micro_batch: impl Fn(usize) -> usize + Send + Sync + 'static,
 ) -> Option<Arc<OwnRows>> {
     let (rank, processes) = (machine.ranks.rank(), machine.ranks.size());
     let threads = machine.threads;
     let method = method.clone();
-    let own = move |groups: &[usize]| {
+    let own = move |groups: &[usize], img_size: usize| {
+        let micro_batch = micro_batch(img_size);
         let views = method.views().groups.first().map_or(1, |group| group.count);
         let images = groups.first().map_or(0, |rows| rows / views);
         let mut own = vec![Vec::new(); groups.len()];
@@ -203,6 +213,20 @@ mod tests {
     use super::*;
     use crate::data::loader::Crops;
     use crate::data::mixing::Mix;
+
+    #[test]
+    fn as_many_smaller_crops_pass_through_the_model_as_have_as_many_pixels() {
+        for (rows, of, img_size, expected) in [
+            (16, 112, 112, 16),
+            (16, 112, 64, 49),
+            (7, 160, 64, 43),
+            (2, 448, 64, 64),
+            (100, 112, 64, 100),
+            (0, 224, 64, 0),
+        ] {
+            assert_eq!(scaled_micro_batch(rows, of, img_size), expected, "{rows} of {of}");
+        }
+    }
 
     #[test]
     fn every_row_is_in_one_micro_batch_and_workers_get_equal_shares() {

@@ -31,7 +31,7 @@ use crate::data::loader::{Batch, Cutting};
 use crate::error::{Error, Result};
 use crate::method::Objective;
 use crate::nn::DropPath;
-pub use batches::{micro_batch, own_rows};
+pub use batches::{micro_batch, own_rows, scaled_micro_batch};
 use collective::{Collective, Single};
 use composed::ComposedEngine;
 use cpu::CpuEngine;

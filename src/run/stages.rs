@@ -80,6 +80,8 @@ fn stage<'a>(
     let mixing = method.clone();
     let micro_batch =
         engine::micro_batch(optim.micro_batch, &net.spec, net.img_size, machine.device);
+    let of = net.img_size;
+    let rows_at = move |img_size| engine::scaled_micro_batch(micro_batch, of, img_size);
     let source = BatchSource {
         images,
         views: Arc::new(method.views().clone()),
@@ -88,7 +90,7 @@ fn stage<'a>(
         batch_size: optim.batch_size,
         drop_last: optim.drop_last,
         threads: machine.threads,
-        rows: engine::own_rows(&machine, &method, micro_batch).map_or(Rows::All, Rows::Own),
+        rows: engine::own_rows(&machine, &method, rows_at).map_or(Rows::All, Rows::Own),
         cutting: machine.cutting(),
         balance: None,
         repeats: 1,

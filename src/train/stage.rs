@@ -12,7 +12,7 @@ use super::checkpoint::{self, StageName};
 use crate::backbone::NetSpec;
 use crate::config::{DataConfig, Ema, OptimConfig};
 use crate::data::loader::{Batch, BatchSource};
-use crate::engine::{Engine, Machine, Slope, StepInput, TrainState, Update};
+use crate::engine::{Engine, Machine, Slope, StepInput, TrainState, Update, scaled_micro_batch};
 use crate::error::{Error, Result};
 use crate::loss::Chance;
 use crate::method::{Method, Objective};
@@ -39,7 +39,7 @@ pub struct Stage<'a> {
     pub data: &'a DataConfig,
     /// What computes.
     pub machine: Machine,
-    /// Rows a worker passes through the model at a time.
+    /// Rows of the model's img-size that a worker passes through the model at a time.
     pub micro_batch: usize,
     /// Whether dropout that a model is built with acts.
     pub dropout: bool,
@@ -60,6 +60,8 @@ pub struct StepRecord {
     pub crops: usize,
     /// Duration of the step.
     pub seconds: f64,
+    /// Of these, what came after the gradient: the optimiser and averages.
+    pub update_seconds: f64,
 }
 
 /// What was seen in one epoch.
@@ -211,7 +213,13 @@ impl Stage<'_> {
     /// # Errors
     /// As [`Machine::engine`].
     pub fn engine(&self, state: TrainState) -> Result<Box<dyn Engine>> {
-        self.machine.engine(&self.net_at(state.progress.step), self.micro_batch, state)
+        let step = state.progress.step;
+        self.machine.engine(&self.net_at(step), self.micro_batch_at(step), state)
+    }
+
+    /// Rows a worker passes through the model at a time in optimiser step `step`.
+    pub fn micro_batch_at(&self, step: usize) -> usize {
+        scaled_micro_batch(self.micro_batch, self.net.img_size, self.img_size(step))
     }
 
     /// The model at the size of the crops of optimiser step `step`.
@@ -242,14 +250,16 @@ impl Stage<'_> {
         let late = |key: &str| self.method.frozen_epochs(key).saturating_mul(steps_per_epoch);
         let weight_decay = schedule::weight_decay(self.optim, step, self.total_steps());
         let optim = OptimConfig { weight_decay, ..*self.optim };
+        let slope_known = started.elapsed();
         engine.update(&Update { lr, optim: &optim, late: &late })?;
         self.follow(engine, false)?;
         let seconds = started.elapsed().as_secs_f64();
+        let update_seconds = seconds - slope_known.as_secs_f64();
         let progress = engine.progress();
         progress.epoch_grad_norm += squared.sqrt();
         progress.epoch_loss += loss;
         let crops = batch.groups.iter().map(|group| group.samples.len()).sum();
-        Ok(StepRecord { step, epoch, loss, lr, crops, seconds })
+        Ok(StepRecord { step, epoch, loss, lr, crops, seconds, update_seconds })
     }
 
     /// The loss of the next step on `batch` and its gradient, which the engine keeps. What the method

@@ -156,7 +156,7 @@ fn parts_of_a_batch_have_the_rows_of_the_whole_one() {
         let dealt: Vec<_> = whole.groups.iter().map(&mut deal).collect();
         for part in 0..parts {
             let owners = dealt.clone();
-            let own = move |rows: &[usize]| {
+            let own = move |rows: &[usize], _| {
                 assert!(rows.iter().copied().eq(owners.iter().map(Vec::len)));
                 let of_group = |owners: &Vec<usize>| {
                     let own = (0..owners.len()).filter(|&row| owners[row] == part);
@@ -183,7 +183,7 @@ fn parts_of_a_batch_have_the_rows_of_the_whole_one() {
 
 fn one_row(row: usize) -> Rows {
     let own = row..row + 1;
-    Rows::Own(Arc::new(move |rows| rows.iter().map(|_| vec![own.clone()]).collect()))
+    Rows::Own(Arc::new(move |rows, _| rows.iter().map(|_| vec![own.clone()]).collect()))
 }
 
 #[test]

@@ -15,7 +15,7 @@ use crate::report::facts::Decided;
 use crate::run::prepare::Prepared;
 use crate::run::{Request, finish, stages};
 use crate::train::checkpoint::StageName;
-use crate::train::stage::Stage;
+use crate::train::stage::{Stage, StepRecord};
 
 /// Steps that are timed, with the loader beside them as in the run.
 const TIMED_STEPS: usize = 4;
@@ -127,6 +127,30 @@ pub fn measure(
     })
 }
 
+/// Steps of fewer crops than a run's.
+struct Tried {
+    steps: usize,
+    /// Of all steps together.
+    crops: usize,
+    /// Seconds for batches, losses and gradients.
+    passes: f64,
+    /// Seconds for the optimiser, as many a step whatever its crops.
+    updates: f64,
+}
+
+impl Tried {
+    fn add(&mut self, record: &StepRecord) {
+        self.crops += record.crops;
+        self.updates += record.update_seconds;
+    }
+
+    /// Crops a second in steps of `whole` crops.
+    fn crops_per_second(&self, whole: usize) -> f64 {
+        let update = self.updates / (self.steps * whole) as f64;
+        (self.passes / self.crops as f64 + update).recip()
+    }
+}
+
 /// What is tried out.
 struct Trial<'a> {
     config: &'a RunConfig,
@@ -209,7 +233,7 @@ impl Trial<'_> {
         let (samples, batch) = (stage.source.images.len(), stage.source.batch_size);
         let mut fresh = stage.fresh(stage.source.seed)?;
         // Just enough images for two micro-batches a worker; a card takes all it can.
-        let rows = match stage.micro_batch {
+        let rows = match stage.micro_batch_at(epoch * stage.source.steps_per_epoch()) {
             0 => usize::MAX,
             rows => 2 * stage.machine.threads * rows,
         };
@@ -226,16 +250,18 @@ impl Trial<'_> {
         let first = epoch * trial.source.steps_per_epoch();
         fresh.progress.step = first;
         let mut engine = trial.engine(fresh)?;
-        let (mut started, mut crops) = (Instant::now(), 0);
+        let mut tried = Tried { steps: timed, crops: 0, passes: 0.0, updates: 0.0 };
+        let mut started = Instant::now();
         for (i, batch) in trial.source.prefetch(first, first + 1 + timed).enumerate() {
             let record = trial.step(&mut *engine, &batch?)?;
             // The first step warms caches and clocks.
             match i {
                 0 => started = Instant::now(),
-                _ => crops += record.crops,
+                _ => tried.add(&record),
             }
         }
-        let crops_per_second = crops as f64 / started.elapsed().as_secs_f64();
+        tried.passes = started.elapsed().as_secs_f64() - tried.updates;
+        let crops_per_second = tried.crops_per_second(samples.min(batch) * views);
         let state = engine.into_state()?;
         Ok((crops_per_second, self.an_image(stage, &state)?, state))
     }
@@ -286,5 +312,28 @@ impl Trial<'_> {
         knn_leave_one_out(&features, &labels, classes, eval.knn_k, eval.knn_temperature);
         // Every image is compared with every other.
         health + started.elapsed().as_secs_f64() * (n as f64 / some as f64).powi(2)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_optimiser_is_as_slow_in_a_step_of_all_crops_as_in_one_of_few() {
+        let mut tried = Tried { steps: 4, crops: 0, passes: 8.0, updates: 0.0 };
+        let record = StepRecord {
+            step: 0,
+            epoch: 0,
+            loss: 1.0,
+            lr: 0.1,
+            crops: 8,
+            seconds: 2.5,
+            update_seconds: 0.5,
+        };
+        (0..4).for_each(|_| tried.add(&record));
+        // Two seconds for 8 crops, then half a second: 8 and a half for 32.
+        assert_eq!(tried.crops_per_second(8), 8.0 / 2.5);
+        assert!((tried.crops_per_second(32) - 32.0 / 8.5).abs() < 1e-9);
     }
 }
