@@ -285,7 +285,8 @@ pub enum OptimKind {
     AdamW,
     /// Stochastic gradient descent with momentum, as PyTorch has it.
     Sgd,
-    /// Momentum made orthogonal for the backbone's matrices, AdamW for all else (Jordan et al. 2024).
+    /// Momentum made orthogonal for the matrices of all layers but the head, AdamW for all else (Jordan et al.
+    /// 2024).
     Muon,
 }
 

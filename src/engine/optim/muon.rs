@@ -28,8 +28,9 @@ pub struct Muon {
     pub precision: Precision,
 }
 
-/// Rows and columns of a parameter that Muon moves: the weights of the backbone's linear layers and of its
-/// convolutions from channels to channels. Heads, vectors and what has a value for each place are AdamW's.
+/// Rows and columns of a parameter that Muon moves: the weights of linear layers but the last one, the head,
+/// and of convolutions from channels to channels. The head, vectors and what has a value for each place are
+/// AdamW's.
 pub fn sides(spec: &ParamSpec) -> Option<[usize; 2]> {
     if spec.key.starts_with("head.") {
         return None;
