@@ -43,7 +43,7 @@ pub fn sides(spec: &ParamSpec) -> Option<[usize; 2]> {
 }
 
 /// One step on a matrix `p` with gradient `g` and momentum `m`: m moves towards g, p is multiplied by
-/// 1 - lr wd, and p -= 0.2 lr sqrt(max(rows, columns)) U with the U of [`orthogonal`] for Nesterov's mean
+/// 1 - lr wd, and p -= 0.2 lr sqrt(max(rows, columns)) U with the U of `orthogonal` for Nesterov's mean
 /// of m and g.
 pub fn muon_step(p: &mut [f32], g: &[f32], m: &mut [f32], options: &Muon) {
     let &Muon { lr, momentum, weight_decay, sides: [rows, columns], precision } = options;
