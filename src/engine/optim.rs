@@ -23,10 +23,9 @@ impl TrainState {
         let decay = (config.ema == Ema::PerStep).then(|| self.count_average()).flatten();
         let (clipping, threads) = (gradient.clipping(config, &self.specs), gradient.threads);
         let precision = gradient.precision;
-        let rule = |spec: &ParamSpec, step| Rule::at(spec, step, update, precision);
-        let pieces = self.pieces(gradient.values, rule);
+        let pieces = self.pieces(gradient.values, |spec, step| Rule::at(spec, step, update));
         for_each(threads, pieces.into_iter(), |(parameter, piece)| {
-            piece.step(clipping.of(parameter), decay);
+            piece.step(clipping.of(parameter), decay, precision);
         });
     }
 
@@ -89,30 +88,24 @@ pub(super) enum Rule {
 }
 
 impl Rule {
-    /// In the stage's `step`, from 1, with products in `precision`.
-    pub(super) fn at(spec: &ParamSpec, step: usize, update: &Update, precision: Precision) -> Self {
+    /// In the stage's `step`, from 1.
+    pub(super) fn at(spec: &ParamSpec, step: usize, update: &Update) -> Self {
         let &Update { lr, optim, late } = update;
         match step.saturating_sub(late(&spec.key)) {
             0 => Self::Rest,
             _ if spec.frozen => Self::Rest,
-            step => Self::of(spec, step, lr, optim, precision),
+            step => Self::of(spec, step, lr, optim),
         }
     }
 
     /// In the parameter's `step`, from 1.
-    fn of(
-        spec: &ParamSpec,
-        step: usize,
-        lr: f64,
-        config: &OptimConfig,
-        precision: Precision,
-    ) -> Self {
+    fn of(spec: &ParamSpec, step: usize, lr: f64, config: &OptimConfig) -> Self {
         let decayed = !(config.no_decay_1d && spec.shape.len() <= 1);
         let weight_decay = if decayed { config.weight_decay as f32 } else { 0.0 };
         let (lr, momentum) = (lr as f32, config.momentum as f32);
         match (config.kind, muon::sides(spec)) {
             (OptimKind::Muon, Some(sides)) => {
-                Self::Muon(Muon { lr, momentum, weight_decay, sides, precision })
+                Self::Muon(Muon { lr, momentum, weight_decay, sides })
             }
             (OptimKind::Sgd, _) => Self::Sgd(Sgd { lr, momentum, weight_decay }),
             (OptimKind::AdamW | OptimKind::Muon, _) => Self::AdamW(AdamW {
@@ -153,8 +146,9 @@ impl<'a> Piece<'a> {
         }
     }
 
-    /// The step, with the gradient multiplied by `clipping`; then averages with `decay`.
-    fn step(self, clipping: Option<f32>, decay: Option<f32>) {
+    /// The step, with the gradient multiplied by `clipping` and products in `precision`; then averages with
+    /// `decay`.
+    fn step(self, clipping: Option<f32>, decay: Option<f32>, precision: Precision) {
         let Self { rule, gradient, values, m, v, ema } = self;
         if let Some(scale) = clipping {
             gradient.iter_mut().for_each(|g| *g *= scale);
@@ -163,7 +157,7 @@ impl<'a> Piece<'a> {
             Rule::Rest => {}
             Rule::AdamW(options) => adamw_step(values, gradient, m, v, &options),
             Rule::Sgd(options) => sgd_step(values, gradient, m, &options),
-            Rule::Muon(options) => muon_step(values, gradient, m, &options),
+            Rule::Muon(options) => muon_step(values, gradient, m, &options, precision),
         }
         if let (Some(decay), Some(ema)) = (decay, ema) {
             average_step(ema, values, decay);

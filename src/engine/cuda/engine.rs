@@ -373,9 +373,8 @@ impl Engine for CudaEngine {
         let step = self.state.progress.step;
         let clipping = self.clipping(update.optim);
         let rules = self.state.specs.iter().zip(clipping);
-        let rules: Vec<[f32; Rule::WORDS]> = rules
-            .map(|(spec, clipping)| Rule::at(spec, step, update, Precision::F32).words(clipping))
-            .collect();
+        let rules: Vec<[f32; Rule::WORDS]> =
+            rules.map(|(spec, clipping)| Rule::at(spec, step, update).words(clipping)).collect();
         let Pieces { table, places, rules: to, .. } = &self.pieces;
         self.gpu.upload(to.view(), rules.as_flattened())?;
         let average = decay.and(self.ema.as_ref()).map(Memory::view);

@@ -24,8 +24,6 @@ pub struct Muon {
     pub weight_decay: f32,
     /// Rows and columns of the matrix; a convolution's rows are its output channels.
     pub sides: [usize; 2],
-    /// Precision of the products.
-    pub precision: Precision,
 }
 
 /// Rows and columns of a parameter that Muon moves: the weights of linear layers but the last one, the head,
@@ -42,11 +40,11 @@ pub fn sides(spec: &ParamSpec) -> Option<[usize; 2]> {
     }
 }
 
-/// One step on a matrix `p` with gradient `g` and momentum `m`: m moves towards g, p is multiplied by
+/// One step on a matrix `p` with gradient `g` and momentum `m`, with products in `precision`: m moves towards g, p is multiplied by
 /// 1 - lr wd, and p -= 0.2 lr sqrt(max(rows, columns)) U with the U of `orthogonal` for Nesterov's mean
 /// of m and g.
-pub fn muon_step(p: &mut [f32], g: &[f32], m: &mut [f32], options: &Muon) {
-    let &Muon { lr, momentum, weight_decay, sides: [rows, columns], precision } = options;
+pub fn muon_step(p: &mut [f32], g: &[f32], m: &mut [f32], options: &Muon, precision: Precision) {
+    let &Muon { lr, momentum, weight_decay, sides: [rows, columns] } = options;
     let towards = |m: f32, g: f32| momentum * m + (1.0 - momentum) * g;
     m.iter_mut().zip(g).for_each(|(m, &g)| *m = towards(*m, g));
     let ahead: Vec<f32> = m.iter().zip(g).map(|(&m, &g)| towards(m, g)).collect();

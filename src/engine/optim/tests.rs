@@ -42,13 +42,18 @@ fn whole(values: &mut [f32], threads: usize) -> Gradient<'_> {
 fn specs() -> Vec<ParamSpec> {
     let shapes: [(&str, &[usize]); 4] =
         [("long", &[CHUNK / 2 + 3, 3]), ("bias", &[77]), ("frozen", &[5, 7]), ("late", &[9, 11])];
+    in_turn(shapes.map(|(key, shape)| (key, shape.to_vec())))
+}
+
+/// Parameters of such keys and shapes one after the other, the one called `frozen` frozen.
+fn in_turn<'a>(shapes: impl IntoIterator<Item = (&'a str, Vec<usize>)>) -> Vec<ParamSpec> {
     let mut start = 0;
-    let spec = |(key, shape): (&str, &[usize])| {
+    let spec = |(key, shape): (&str, Vec<usize>)| {
         let range = start..start + shape.iter().product::<usize>();
         start = range.end;
-        ParamSpec { key: key.to_owned(), shape: shape.to_vec(), range, frozen: key == "frozen" }
+        ParamSpec { key: key.to_owned(), shape, range, frozen: key == "frozen" }
     };
-    shapes.map(spec).to_vec()
+    shapes.into_iter().map(spec).collect()
 }
 
 fn late(key: &str) -> usize {
@@ -74,10 +79,10 @@ fn update_plainly(state: &mut TrainState, gradient: &mut [f32], lr: f64, config:
         let [p, m, v] = [&mut state.values, &mut state.m, &mut state.v];
         let [p, m, v] = [p, m, v].map(|vector| &mut vector[spec.range.clone()]);
         let gradient = &gradient[spec.range.clone()];
-        match Rule::of(spec, step, lr, config, Precision::F32) {
+        match Rule::of(spec, step, lr, config) {
             Rule::AdamW(options) => adamw_step(p, gradient, m, v, &options),
             Rule::Sgd(options) => sgd_step(p, gradient, m, &options),
-            Rule::Muon(options) => muon_step(p, gradient, m, &options),
+            Rule::Muon(options) => muon_step(p, gradient, m, &options, Precision::F32),
             Rule::Rest => unreachable!("no frozen parameter"),
         }
     }
@@ -190,13 +195,8 @@ fn off_pytorch(precision: Precision) -> f32 {
     let names = file.names();
     let mut keys: Vec<&str> = names.iter().filter_map(|name| name.strip_prefix("0.")).collect();
     keys.sort_unstable();
-    let (mut specs, mut start) = (Vec::new(), 0);
-    for &key in &keys {
-        let shape = file.tensor(&format!("0.{key}")).expect("weights").shape().to_vec();
-        let range = start..start + shape.iter().product::<usize>();
-        start = range.end;
-        specs.push(ParamSpec { key: key.to_owned(), shape, range, frozen: false });
-    }
+    let shape = |key: &str| file.tensor(&format!("0.{key}")).expect("weights").shape().to_vec();
+    let specs = in_turn(keys.iter().map(|&key| (key, shape(key))));
     let all = |step: &str| keys.iter().flat_map(|key| values(&format!("{step}.{key}"))).collect();
     let config = OptimConfig {
         momentum: 0.95,
@@ -234,26 +234,14 @@ fn a_step_of_muon_is_as_long_as_one_of_adamw_whatever_the_gradient() {
             let len = sides[0] * sides[1];
             let gradient: Vec<f32> = values(len, 3).iter().map(|g| g * scale).collect();
             let (mut p, mut m) = (vec![0.0; len], vec![0.0; len]);
-            let options = Muon {
-                lr: 1.0,
-                momentum: 0.95,
-                weight_decay: 0.0,
-                sides,
-                precision: Precision::F32,
-            };
-            muon_step(&mut p, &gradient, &mut m, &options);
+            let options = Muon { lr: 1.0, momentum: 0.95, weight_decay: 0.0, sides };
+            muon_step(&mut p, &gradient, &mut m, &options, Precision::F32);
             let rms = (p.iter().map(|&p| p * p).sum::<f32>() / len as f32).sqrt();
             assert!((0.12..0.26).contains(&rms), "{sides:?}, {scale}: {rms}");
         }
     }
-    let options = Muon {
-        lr: 1.0,
-        momentum: 0.95,
-        weight_decay: 0.0,
-        sides: [3, 2],
-        precision: Precision::F32,
-    };
+    let options = Muon { lr: 1.0, momentum: 0.95, weight_decay: 0.0, sides: [3, 2] };
     let mut p = [1.0; 6];
-    muon_step(&mut p, &[0.0; 6], &mut [0.0; 6], &options);
+    muon_step(&mut p, &[0.0; 6], &mut [0.0; 6], &options, Precision::F32);
     assert_eq!(p, [1.0; 6], "no gradient, no step");
 }

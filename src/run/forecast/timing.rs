@@ -128,6 +128,7 @@ pub fn measure(
 }
 
 /// Steps of fewer crops than a run's.
+#[derive(Default)]
 struct Tried {
     steps: usize,
     /// Of all steps together.
@@ -140,6 +141,7 @@ struct Tried {
 
 impl Tried {
     fn add(&mut self, record: &StepRecord) {
+        self.steps += 1;
         self.crops += record.crops;
         self.updates += record.update_seconds;
     }
@@ -250,7 +252,7 @@ impl Trial<'_> {
         let first = epoch * trial.source.steps_per_epoch();
         fresh.progress.step = first;
         let mut engine = trial.engine(fresh)?;
-        let mut tried = Tried { steps: timed, crops: 0, passes: 0.0, updates: 0.0 };
+        let mut tried = Tried::default();
         let mut started = Instant::now();
         for (i, batch) in trial.source.prefetch(first, first + 1 + timed).enumerate() {
             let record = trial.step(&mut *engine, &batch?)?;
@@ -321,7 +323,7 @@ mod tests {
 
     #[test]
     fn the_optimiser_is_as_slow_in_a_step_of_all_crops_as_in_one_of_few() {
-        let mut tried = Tried { steps: 4, crops: 0, passes: 8.0, updates: 0.0 };
+        let mut tried = Tried { passes: 8.0, ..Tried::default() };
         let record = StepRecord {
             step: 0,
             epoch: 0,
