@@ -230,6 +230,9 @@ impl Forecast {
             if may && self.leave_out(config.pretrain.few_labels) {
                 config.pretrain.optim.epochs = 0;
             }
+            if !chosen.contains(&StageName::Finetune) {
+                self.lengthen_for_few_labels();
+            }
             let fits = self.scale(budget, free, &longest);
             self.unused = self.left_of(60.0 * config.time_budget, free, &longest);
             // Epochs that somebody chose are no choice of ours.
@@ -323,6 +326,15 @@ impl Forecast {
         self.decided.without_pretraining = Some(ManyLabels { labelled, images, most });
         self.stages.remove(0);
         true
+    }
+
+    /// Gives fine-tuning after pre-training as many times the epochs as pre-training has times the images: a part
+    /// of them with labels gets the share of the time that all of them would get.
+    fn lengthen_for_few_labels(&mut self) {
+        if let [pretrain, finetune] = &mut self.stages[..] {
+            let epochs = finetune.epochs * pretrain.costs.images / finetune.costs.images;
+            *finetune = finetune.resized(epochs);
+        }
     }
 
     /// Duration of all that is still to be done.

@@ -8,6 +8,7 @@ mod environment;
 mod finish;
 pub mod finished;
 mod first_head;
+mod fitting;
 pub mod folder;
 pub mod forecast;
 pub mod frozen;
@@ -42,9 +43,9 @@ use crate::engine::device;
 use crate::engine::{self, Machine, Products, TrainState, collective};
 use crate::error::{Error, Result};
 use crate::method;
-use crate::report::facts::Decided;
 use crate::report::words::duration;
 use crate::train::checkpoint::{self, StageName};
+use fitting::{Fitted, Fitting};
 use folder::Found;
 use forecast::Forecast;
 use prepare::Prepared;
@@ -125,42 +126,16 @@ pub fn plan(
     ui: &dyn Ui,
 ) -> Result<Planned> {
     let began = Instant::now();
-    let mut wanted = config.clone();
-    let mut config = resolved(&wanted)?;
-    check_threads(config.threads)?;
-    frozen::check_init(request, &config)?;
-    let data = prepare::prepare(request, &config, ui)?;
+    let settings = resolved(config)?;
+    check_threads(settings.threads)?;
+    frozen::check_init(request, &settings)?;
+    let data = prepare::prepare(request, &settings, ui)?;
     if request.finetune {
-        best::check(&config.finetune, &data)?;
+        best::check(&settings.finetune, &data)?;
     }
-    ranks::check(&config, &data)?;
-    let measure = |config: &RunConfig| forecast::measure(request, config, &data, began.elapsed());
-    let mut forecast = measure(&config)?;
-    let smaller = ranks::first(forecast.smaller(&config, chosen))?;
-    if let Some(smaller) = &smaller {
-        wanted = forecast::with_smaller(&wanted, smaller);
-        config = resolved(&wanted)?;
-        forecast = measure(&config)?;
-    }
-    let mut fitted = ranks::first(forecast.fit(&config, chosen)?)?;
-    let small_crops = forecast.small_crops(&fitted);
-    let mut large_crops = forecast.large_crops(&fitted).filter(|_| small_crops.is_none());
-    let smaller_crops = small_crops.map(|crops| forecast::with_small_crops(&wanted, &crops));
-    let other_crops =
-        smaller_crops.or_else(|| large_crops.map(|_| forecast::with_large_crops(&wanted)));
-    if let Some(other_crops) = other_crops {
-        let config = resolved(&other_crops)?;
-        let mut timed = measure(&config)?;
-        let refitted = ranks::first(timed.fit(&config, chosen)?)?;
-        // Large crops may take longer than their area says, and leave time for too few epochs.
-        let epochs = refitted.finetune.full_epochs();
-        large_crops = large_crops.and_then(|crops| crops.with_epochs(epochs));
-        if small_crops.is_some() || large_crops.is_some() {
-            (wanted, forecast, fitted) = (other_crops, timed, refitted);
-        }
-    }
-    forecast.decided = Decided { smaller, small_crops, large_crops, ..forecast.decided };
-    let config = fitted;
+    ranks::check(&settings, &data)?;
+    let fitting = Fitting { request, data: &data, chosen, began };
+    let Fitted { wanted, config, forecast } = fitting.decide(config)?;
     // Of the model that is trained.
     not_to_be_had(request, &wanted, &config).iter().for_each(|note| ui.note(note));
     without_effect(request, &config, &data).iter().for_each(|note| ui.note(note));

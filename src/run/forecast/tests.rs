@@ -182,6 +182,26 @@ fn pre_training_is_left_out_where_many_images_have_a_label() {
 }
 
 #[test]
+fn few_labels_leave_fine_tuning_its_share_of_the_time() {
+    let mut config = quick();
+    (config.time_budget, config.few_images) = (200.0 / 0.95 / 60.0, 40);
+    config.pretrain.few_labels = 1.0;
+    let fitted = |labelled: usize, chosen: &[StageName]| {
+        let mut made = forecast();
+        let part = labelled as f64 / 40.0;
+        let costs = Costs { images: labelled, epoch: part, early_epoch: part, ..costs(0, false) };
+        made.stages[1] = stage(StageName::Finetune, costs, 50);
+        made.fit(&config, chosen).expect("fits");
+        [0, 1].map(|i| (made.stages[i].epochs, made.stages[i].training))
+    };
+    // In 193 seconds both stages have less than 1.22 times their epochs: 100 and 50, or 200 of a quarter.
+    let [all, quarter] = [40, 10].map(|labelled| fitted(labelled, &[]));
+    assert_eq!(all, [(121, 121.0), (60, 60.0)]);
+    assert_eq!(quarter, [(121, 121.0), (243, 60.75)]);
+    assert_eq!(fitted(10, &[StageName::Finetune])[1].0, 50, "as chosen");
+}
+
+#[test]
 fn few_images_have_the_steps_of_many_in_their_longest_schedule() {
     let longest = Longest { few_images: 2040, ..at_most(800) };
     // Images, of which a step takes 32, epochs: 64 steps an epoch of 2,040 images are 51,200.
