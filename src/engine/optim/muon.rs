@@ -1,7 +1,7 @@
 //! Muon: steps along the momentum made orthogonal (Jordan et al., 2024, "Muon: an optimizer for hidden
 //! layers in neural networks"), as long as AdamW's (Liu et al., 2025, arXiv 2502.16982).
 
-use fewvit_kernels::{Epilogue, PackedB, Precision, matmul, matmul_transposed_a};
+use fewvit_kernels::{Epilogue, PackedB, Precision, matmul, matmul_transposed_a, total_of};
 
 use crate::nn::ParamSpec;
 
@@ -57,7 +57,7 @@ pub fn muon_step(p: &mut [f32], g: &[f32], m: &mut [f32], options: &Muon, precis
 /// Nearly U V^T of x = U S V^T `[rows, columns]`, by Newton-Schulz rounds: of a matrix that is not wider than
 /// high x (a + b x^T x + c (x^T x)^2), of a wider one likewise from the left. All zeros stay zeros.
 fn orthogonal(mut x: Vec<f32>, sides @ [rows, columns]: [usize; 2], of: Precision) -> Vec<f32> {
-    let norm = x.iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
+    let norm = total_of(&mut x, &[]).sqrt();
     if norm == 0.0 {
         return x;
     }
