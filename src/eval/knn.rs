@@ -10,10 +10,10 @@ const ROWS: usize = 4;
 /// for all of them.
 const BLOCK: usize = 64;
 
-/// Share of the training images whose class the *other* training images vote for.
+/// Share of the training images whose class the *other* training images vote for, of those whose class has
+/// other images. None if no class has two.
 ///
-/// `features` is `[n, dim]`, `k` at most `n - 1` (larger values count as that). 0 for fewer than two
-/// images.
+/// `features` is `[n, dim]`, `k` at most `n - 1` (larger values count as that).
 ///
 /// # Panics
 /// If the shapes do not fit or a label is not below `classes`.
@@ -23,9 +23,13 @@ pub fn knn_leave_one_out(
     classes: usize,
     k: usize,
     temperature: f64,
-) -> f64 {
+) -> Option<f64> {
+    let mut images = vec![0; classes];
+    labels.iter().for_each(|&label| images[label] += 1);
+    // The only image of its class is never right, whatever the features are.
+    let judged: usize = images.iter().filter(|&&n| n > 1).sum();
     let bank = Bank { features, labels, classes, k, temperature };
-    bank.accuracy(features, labels, true)
+    (judged > 0).then(|| bank.correct(features, labels, true) as f64 / judged as f64)
 }
 
 /// Share of the test images whose class their `k` nearest training images vote for.
@@ -42,7 +46,7 @@ pub fn knn(
     temperature: f64,
 ) -> f64 {
     let bank = Bank { features: train, labels: train_labels, classes, k, temperature };
-    bank.accuracy(test, test_labels, false)
+    bank.correct(test, test_labels, false) as f64 / test_labels.len().max(1) as f64
 }
 
 /// Training features and how they vote.
@@ -55,11 +59,11 @@ struct Bank<'a> {
 }
 
 impl Bank<'_> {
-    /// Share of `queries` predicted right; with `exclude_self` query `i` is training image `i`.
-    fn accuracy(&self, queries: &[f32], labels: &[usize], exclude_self: bool) -> f64 {
+    /// How many of `queries` are predicted right; with `exclude_self` query `i` is training image `i`.
+    fn correct(&self, queries: &[f32], labels: &[usize], exclude_self: bool) -> usize {
         let n = self.labels.len();
         if labels.is_empty() || n <= usize::from(exclude_self) || self.k == 0 {
-            return 0.0;
+            return 0;
         }
         let dim = self.features.len() / n;
         assert_eq!(self.features.len(), n * dim, "features must be [{n}, dim]");
@@ -69,7 +73,7 @@ impl Bank<'_> {
         let threads = std::thread::available_parallelism().map_or(1, usize::from);
         let blocks: Vec<usize> = (0..labels.len()).step_by(BLOCK).collect();
         // Every query is judged alone, so the split over threads cannot change the result.
-        let correct: usize = std::thread::scope(|scope| {
+        std::thread::scope(|scope| {
             let workers: Vec<_> = blocks
                 .chunks(blocks.len().div_ceil(threads))
                 .map(|own| {
@@ -85,8 +89,7 @@ impl Bank<'_> {
                 .into_iter()
                 .map(|w| w.join().unwrap_or_else(|e| std::panic::resume_unwind(e)))
                 .sum()
-        });
-        correct as f64 / labels.len() as f64
+        })
     }
 
     /// Similarities `[BLOCK, n]` of the block of packed queries from `first` on to the bank.
@@ -210,7 +213,7 @@ mod tests {
         for (k, t, leave_one_out, held_out) in
             [(1, 0.07, 47, 18), (10, 0.07, 49, 17), (20, 0.5, 56, 15), (500, 0.07, 50, 18)]
         {
-            let all = knn_leave_one_out(&x, &y, 7, k, t);
+            let all = knn_leave_one_out(&x, &y, 7, k, t).expect("classes of many images");
             assert_eq!((all * 120.0).round() as usize, leave_one_out, "k {k}, temperature {t}");
             let (train, test) = x.split_at(80 * 24);
             let accuracy = knn((train, &y[..80]), (test, &y[80..]), 7, k, t);
@@ -222,9 +225,15 @@ mod tests {
     fn leaves_out_only_the_image_itself() {
         // Two identical images of each class: the twin is the neighbour, alone it would be wrong.
         let x = [1.0, 0.0, 1.0, 0.0, 0.0, 2.0, 0.0, 3.0];
-        assert_eq!(knn_leave_one_out(&x, &[0, 0, 1, 1], 2, 1, 0.001), 1.0);
-        assert_eq!(knn_leave_one_out(&x, &[0, 1, 1, 0], 2, 1, 0.001), 0.0);
-        assert_eq!(knn_leave_one_out(&x[..2], &[0], 2, 5, 0.07), 0.0);
-        assert_eq!(knn_leave_one_out(&[], &[], 2, 5, 0.07), 0.0);
+        let of = |features: &[f32], labels: &[usize], k| {
+            knn_leave_one_out(features, labels, 2, k, 0.001)
+        };
+        assert_eq!(of(&x, &[0, 0, 1, 1], 1), Some(1.0));
+        assert_eq!(of(&x, &[0, 1, 1, 0], 1), Some(0.0));
+        // The only image of a class does not count, and one a class says nothing.
+        assert_eq!(of(&x[..6], &[0, 0, 1], 1), Some(1.0));
+        assert_eq!(of(&x[2..6], &[0, 1], 1), None);
+        assert_eq!(of(&x[..2], &[0], 5), None);
+        assert_eq!(of(&[], &[], 5), None);
     }
 }

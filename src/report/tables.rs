@@ -40,7 +40,7 @@ pub struct EpochRow {
     pub lr: Option<f64>,
     /// Mean norm of the epoch's gradients, before clipping.
     pub grad_norm: Option<f64>,
-    /// Leave-one-out k-NN accuracy on the training images.
+    /// Leave-one-out k-NN accuracy on the training images whose class has others.
     pub knn_top1: Option<f64>,
     /// Accuracy on the held-out images.
     pub top1: Option<f64>,

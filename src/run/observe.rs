@@ -89,7 +89,7 @@ impl<'a> Probe<'a> {
         }
     }
 
-    /// Leave-one-out k-NN accuracy of the training images' features, where labels exist, and how far
+    /// Leave-one-out k-NN accuracy of the training images' features, where a class has two labels, and how far
     /// apart two views of an image lie. Warns of features that have collapsed.
     fn neighbours(&self, record: &EpochRecord, state: &TrainState) -> Result<Found> {
         let data = self.context.data;
@@ -133,9 +133,9 @@ impl<'a> Probe<'a> {
             }
         };
         let eval = &self.context.config.eval;
-        let share =
+        let knn_top1 =
             knn_leave_one_out(&labelled, &labels, classes, eval.knn_k, eval.knn_temperature);
-        Ok(Found { knn_top1: Some(share), ..found })
+        Ok(Found { knn_top1, ..found })
     }
 
     /// Features of the recipe's first view of some training images, as `epoch` draws it.
