@@ -1,6 +1,7 @@
 //! What a run will take, from timing real steps and real measurements, and epochs that fit a time
 //! budget.
 
+mod crowd;
 mod memory;
 mod timing;
 mod words;
@@ -11,6 +12,7 @@ use crate::config::{Layers, OptimConfig, RunConfig};
 use crate::error::{Error, Result};
 use crate::report::facts::{Decided, LargeCrops, ManyLabels, SmallCrops, Smaller};
 use crate::train::checkpoint::StageName;
+pub use crowd::Crowd;
 pub use memory::Memory;
 pub use timing::{Costs, measure};
 pub use words::bytes;
@@ -75,6 +77,8 @@ impl StageForecast {
 pub struct Forecast {
     /// Seconds that reading the images and timing took; they are over.
     pub preparing: f64,
+    /// Other programs that slowed the timing down.
+    pub crowd: Option<Crowd>,
     /// Whether there is a time budget.
     #[serde(skip)]
     pub budgeted: bool,

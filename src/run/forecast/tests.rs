@@ -42,6 +42,7 @@ fn stage(name: StageName, costs: Costs, epochs: usize) -> StageForecast {
 fn forecast() -> Forecast {
     Forecast {
         preparing: 7.0,
+        crowd: None,
         budgeted: true,
         decided: Decided::default(),
         stages: vec![
@@ -304,6 +305,15 @@ fn a_long_run_says_how_it_could_be_shorter() {
     assert!(of(true, 2000).contains("shorter:  a shorter --time-budget, or"));
     assert!(of(false, 2000).contains("shorter:  --recipe quick --time-budget MINUTES"));
     assert!(!of(true, 20).contains("shorter:"));
+}
+
+#[test]
+fn other_programs_that_slow_the_timing_down_are_said() {
+    let of = |crowd| Forecast { crowd, ..forecast() }.describe();
+    let said = of(Some(Crowd { others: 0.84, cores: 2 }));
+    let busy = "note: other programs kept 0.8 of 2 cores busy while this was timed: without them this machine does more";
+    assert!(said.contains(busy), "{said}");
+    assert!(!of(None).contains("other programs"));
 }
 
 #[test]

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::crowd::Ticks;
 use super::memory::{Memory, bytes_of};
 use super::{Forecast, StageForecast};
 use crate::config::{HeadFrom, Keep, RunConfig, early_epochs};
@@ -99,7 +100,7 @@ pub fn measure(
     data: &Prepared,
     spent: Duration,
 ) -> Result<Forecast> {
-    let began = Instant::now();
+    let (began, before) = (Instant::now(), Ticks::now());
     let trial = Trial { config, data };
     let (mut forecasts, mut disk, mut finishing) = (Vec::new(), 0, REPORT);
     if request.pretrain {
@@ -116,6 +117,7 @@ pub fn measure(
     }
     Ok(Forecast {
         preparing: (spent + began.elapsed()).as_secs_f64(),
+        crowd: before.and_then(|before| Ticks::now()?.crowd(&before, config.threads)),
         budgeted: config.time_budget > 0.0,
         decided: Decided::default(),
         stages: forecasts,

@@ -1,6 +1,6 @@
 //! A forecast as the user reads it.
 
-use super::{Forecast, RESERVE};
+use super::{Crowd, Forecast, RESERVE};
 use crate::report::facts::{LargeCrops, ManyLabels, SmallCrops, Smaller};
 use crate::report::words::{counted, duration};
 use crate::train::checkpoint::StageName;
@@ -40,6 +40,13 @@ impl Forecast {
             bytes(self.disk),
             duration(self.preparing)
         );
+        if let Some(Crowd { others, cores }) = self.crowd {
+            text += &format!(
+                "\n  note: other programs kept {others:.1} of {} busy while this was timed: without \
+                 them this machine does more in the same time",
+                counted(cores, "core", "cores")
+            );
+        }
         if let Some(seconds) = self.unused {
             text += &format!(
                 "\n  note: {} of the time budget are left: that many epochs are the longest that it is scaled to \
