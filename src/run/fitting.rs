@@ -32,15 +32,16 @@ pub(super) struct Fitted {
 }
 
 impl Fitting<'_> {
-    /// Times real steps of `config` and fits its model, crops and epochs to the time budget.
+    /// Times real steps of the settings `wanted`, resolved as `config`, and fits their model, crops and epochs to the
+    /// time budget.
     ///
     /// # Errors
     /// A setting that cannot be used, or a budget too short for one epoch of each stage.
-    pub(super) fn decide(&self, config: &RunConfig) -> Result<Fitted> {
-        let mut timed = self.time(config.clone())?;
+    pub(super) fn decide(&self, wanted: &RunConfig, config: RunConfig) -> Result<Fitted> {
+        let mut timed = self.time(wanted.clone(), config)?;
         let smaller = ranks::first(timed.forecast.smaller(&timed.config, self.chosen))?;
         if let Some(smaller) = &smaller {
-            timed = self.time(forecast::with_smaller(config, smaller))?;
+            timed = self.resolve_and_time(forecast::with_smaller(wanted, smaller))?;
         }
         let mut fitted = self.with_other_crops(self.fit(timed)?)?;
         fitted.forecast.decided.smaller = smaller;
@@ -51,12 +52,13 @@ impl Fitting<'_> {
     fn with_other_crops(&self, fitted: Fitted) -> Result<Fitted> {
         let Fitted { wanted, config, forecast } = &fitted;
         if let Some(crops) = forecast.small_crops(config) {
-            let mut small = self.fit(self.time(forecast::with_small_crops(wanted, &crops))?)?;
+            let small = forecast::with_small_crops(wanted, &crops);
+            let mut small = self.fit(self.resolve_and_time(small)?)?;
             small.forecast.decided.small_crops = Some(crops);
             return Ok(small);
         }
         let Some(crops) = forecast.large_crops(config) else { return Ok(fitted) };
-        let mut large = self.fit(self.time(forecast::with_large_crops(wanted))?)?;
+        let mut large = self.fit(self.resolve_and_time(forecast::with_large_crops(wanted))?)?;
         // They may take longer than their area says, and leave time for too few epochs.
         let Some(crops) = crops.with_epochs(large.config.finetune.full_epochs()) else {
             return Ok(fitted);
@@ -66,8 +68,13 @@ impl Fitting<'_> {
     }
 
     /// Times real steps of the settings `wanted`.
-    fn time(&self, wanted: RunConfig) -> Result<Fitted> {
+    fn resolve_and_time(&self, wanted: RunConfig) -> Result<Fitted> {
         let config = resolved(&wanted)?;
+        self.time(wanted, config)
+    }
+
+    /// Times real steps of the settings `wanted`, resolved as `config`.
+    fn time(&self, wanted: RunConfig, config: RunConfig) -> Result<Fitted> {
         let forecast = forecast::measure(self.request, &config, self.data, self.began.elapsed())?;
         Ok(Fitted { wanted, config, forecast })
     }

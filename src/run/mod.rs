@@ -135,7 +135,7 @@ pub fn plan(
     }
     ranks::check(&settings, &data)?;
     let fitting = Fitting { request, data: &data, chosen, began };
-    let Fitted { wanted, config, forecast } = fitting.decide(config)?;
+    let Fitted { wanted, config, forecast } = fitting.decide(config, settings)?;
     // Of the model that is trained.
     not_to_be_had(request, &wanted, &config).iter().for_each(|note| ui.note(note));
     without_effect(request, &config, &data).iter().for_each(|note| ui.note(note));

@@ -40,9 +40,9 @@ pub fn sides(spec: &ParamSpec) -> Option<[usize; 2]> {
     }
 }
 
-/// One step on a matrix `p` with gradient `g` and momentum `m`, with products in `precision`: m moves towards g, p is multiplied by
-/// 1 - lr wd, and p -= 0.2 lr sqrt(max(rows, columns)) U with the U of `orthogonal` for Nesterov's mean
-/// of m and g.
+/// One step on a matrix `p` with gradient `g` and momentum `m`, with products in `precision`: m moves towards g,
+/// p is multiplied by 1 - lr wd, and p -= 0.2 lr sqrt(max(rows, columns)) U with the U of `orthogonal` for
+/// Nesterov's mean of m and g.
 pub fn muon_step(p: &mut [f32], g: &[f32], m: &mut [f32], options: &Muon, precision: Precision) {
     let &Muon { lr, momentum, weight_decay, sides: [rows, columns] } = options;
     let towards = |m: f32, g: f32| momentum * m + (1.0 - momentum) * g;
@@ -57,6 +57,7 @@ pub fn muon_step(p: &mut [f32], g: &[f32], m: &mut [f32], options: &Muon, precis
 /// Nearly U V^T of x = U S V^T `[rows, columns]`, by Newton-Schulz rounds: of a matrix that is not wider than
 /// high x (a + b x^T x + c (x^T x)^2), of a wider one likewise from the left. All zeros stay zeros.
 fn orthogonal(mut x: Vec<f32>, sides @ [rows, columns]: [usize; 2], of: Precision) -> Vec<f32> {
+    // With nothing added, the sum of the squares.
     let norm = total_of(&mut x, &[]).sqrt();
     if norm == 0.0 {
         return x;
