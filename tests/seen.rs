@@ -113,6 +113,51 @@ fn eval_measures_what_the_run_held_out_wherever_it_lies() {
     assert!(stderr(&output).contains("as most are: counted as new"), "{}", stderr(&output));
 }
 
+/// Writes the table of `photos`: of each class one test image, two training images with a label and two more,
+/// whose labels are there if `all_labels`.
+fn write_table(photos: &Path, all_labels: bool) {
+    let mut table = "file,label,split\n".to_owned();
+    for class in fs::read_dir(photos).expect("there").map(|entry| entry.expect("one").path()) {
+        let Ok(images) = fs::read_dir(&class) else { continue };
+        let mut images: Vec<_> = images.map(|image| image.expect("one").path()).collect();
+        images.sort();
+        let name = class.file_name().expect("a name").to_string_lossy();
+        for (i, image) in images.iter().enumerate() {
+            let file = image.strip_prefix(photos).expect("below").display();
+            let label = if i < 3 || all_labels { &name } else { "" };
+            let split = if i == 0 { "test" } else { "train" };
+            table += &format!("{file},{label},{split}\n");
+        }
+    }
+    fs::write(photos.join("index.csv"), table).expect("written");
+}
+
+#[test]
+fn images_that_had_no_label_were_trained_on_only_where_there_was_pretraining() {
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let data = class_folders(folder.path());
+    write_table(&data, false);
+    let run_folder = trained(folder.path(), &data);
+    let predict = || stderr(&run(["predict", text(&run_folder), text(&data)]));
+    assert!(predict().contains("trained on 24 of 60 images"), "{}", predict());
+    let eval = || json(&run(["eval", text(&run_folder), text(&data), "--json"]));
+    let own = eval();
+    assert_eq!((own["n"].as_u64(), own["images"]["left_out"].as_u64()), (Some(12), Some(48)));
+
+    // Labelled since, they are as good as test images.
+    write_table(&data, true);
+    let more = eval();
+    assert_eq!((more["n"].as_u64(), more["images"]["new"].as_u64()), (Some(36), Some(24)));
+    let knn = json(&run(["knn", text(&run_folder), text(&data), "--k", "3", "--json"]));
+    assert_eq!(knn["n"], 36);
+
+    fs::remove_dir_all(&run_folder).expect("removed");
+    write_table(&data, false);
+    let output = run(training(folder.path(), &data));
+    assert!(output.status.success(), "{}", stderr(&output));
+    assert!(predict().contains("trained on 48 of 60 images"), "{}", predict());
+}
+
 #[test]
 fn features_are_learned_and_measured_on_the_runs_own_halves() {
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -135,8 +135,9 @@ fn splits(args: &FrozenArgs) -> Result<Splits> {
     let data = data(args)?;
     let (train, test) = data.halves();
     let has_label = |i: &usize| data.manifest.samples[*i].label.is_some();
-    let train: Vec<usize> = train.into_iter().filter(has_label).collect();
-    if train.is_empty() || test.is_empty() || !test.iter().all(has_label) {
+    let [train, test] = [train, test].map(|half| half.into_iter().filter(has_label).collect());
+    let (train, test): (Vec<usize>, Vec<usize>) = (train, test);
+    if train.is_empty() || test.is_empty() {
         return Err(lacking(&args.data));
     }
     let frozen = open(args)?;

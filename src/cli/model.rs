@@ -32,9 +32,10 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     let classes = &model.description().classes;
     let mut data = super::measured(&args.model, &args.data, args.on_bad_image, threads)?;
     relabel(&mut data.manifest, classes)?;
-    let positions = data.positions(args.split.map_or(Wanted::HeldOut, SplitChoice::wanted))?;
+    let mut positions = data.positions(args.split.map_or(Wanted::HeldOut, SplitChoice::wanted))?;
     let samples = &data.manifest.samples;
-    if positions.iter().any(|&i| samples[i].label.is_none()) {
+    positions.retain(|&i| samples[i].label.is_some());
+    if positions.is_empty() {
         return Err(Error::Data(format!("{} has no labels to compare with", args.data.display())));
     }
     args.predictions.as_deref().map_or(Ok(()), tables::check_predictions_path)?;

@@ -36,13 +36,19 @@ pub struct Recognised {
 
 impl Seen {
     /// Those that the run in `folder` lists, and what was trained on in the runs that its weights
-    /// come from.
+    /// come from. Only pre-training looks at training images without a label: where there was none,
+    /// the run never saw them.
     ///
     /// # Errors
     /// `splits.csv` or `run.json` cannot be read.
     pub fn read(folder: &Folder) -> Result<Self> {
-        let mut seen = Self::of(split::read_csv(&folder.join("splits.csv"))?);
-        let earlier = folder.request()?.init.and_then(|init| Folder::around(&init));
+        let request = folder.request()?;
+        let mut listed = split::read_csv(&folder.join("splits.csv"))?;
+        if !request.pretrain {
+            listed.retain(|image| image.split != Split::Train || image.class.is_some());
+        }
+        let mut seen = Self::of(listed);
+        let earlier = request.init.and_then(|init| Folder::around(&init));
         if let Some(earlier) = earlier.filter(|earlier| earlier.root() != folder.root()) {
             let earlier = Self::read(&earlier)?;
             let trained = earlier.by_digest.into_iter().filter(|(_, split)| *split == Split::Train);

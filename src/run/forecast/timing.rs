@@ -296,8 +296,7 @@ impl Trial<'_> {
 
     /// Seconds of what a probe does with the features of the training images, of width `dim`.
     fn comparing(&self, dim: usize) -> f64 {
-        let n = self.data.train.len();
-        let some = n.min(TIMED_FEATURES);
+        let some = self.data.train.len().min(TIMED_FEATURES);
         if some < 2 {
             return 0.0;
         }
@@ -315,8 +314,9 @@ impl Trial<'_> {
         let labels: Vec<usize> = (0..some).map(|i| i / 2 % classes.max(1)).collect();
         let started = Instant::now();
         knn_leave_one_out(&features, &labels, classes, eval.knn_k, eval.knn_temperature);
-        // Every image is compared with every other.
-        health + started.elapsed().as_secs_f64() * (n as f64 / some as f64).powi(2)
+        // Every image with a label is compared with every other.
+        let labelled = self.data.labelled().len() as f64;
+        health + started.elapsed().as_secs_f64() * (labelled / some as f64).powi(2)
     }
 }
 
