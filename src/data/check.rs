@@ -112,9 +112,13 @@ fn duplicates(manifest: &Manifest, looks: &[(usize, &Look)]) -> (Vec<Leak>, Vec<
     let (mut leaks, mut conflicts) = (Vec::new(), Vec::new());
     for (i, look) in looks {
         let (sample, same) = (&manifest.samples[*i], &same[&look.digest]);
-        let trained = same.iter().find(|other| other.split == Split::Train);
+        let trained = same.iter().filter(|other| other.split == Split::Train);
+        // One with a label, if there is one: it is trained on in any case.
+        let trained = trained.min_by_key(|other| other.label.is_none());
         if let (false, Some(train)) = (sample.split == Split::Train, trained) {
-            leaks.push(Leak { train: train.id.clone(), held_out: sample.id.clone() });
+            let labelled = train.label.is_some();
+            let [train, held_out] = [train, sample].map(|sample| sample.id.clone());
+            leaks.push(Leak { train, held_out, labelled });
         }
         let differs = |other: &&&Sample| {
             other.label.zip(sample.label).is_some_and(|(other, own)| other != own)
@@ -200,6 +204,18 @@ mod tests {
             "{:?}",
             report.warnings
         );
+
+        let mut manifest = opened.manifest;
+        let unlabelled = ["train/a/5.png", "train/b/7.png"];
+        let without = manifest.samples.iter_mut().filter(|s| unlabelled.contains(&&*s.id));
+        without.for_each(|sample| sample.label = None);
+        let warnings = report_on(&manifest, Depth::Pil).warnings;
+        for expected in [
+            "2 held-out images also in training, so accuracy reads too high: test/a/1.png = train/a/6.png",
+            "1 held-out image also among the training images without a label: test/a/3.png = train/b/7.png",
+        ] {
+            assert!(warnings.iter().any(|w| w.starts_with(expected)), "{warnings:?}");
+        }
     }
 
     #[test]
@@ -216,7 +232,11 @@ mod tests {
         assert_eq!(report.imbalance, 2.0);
         let reasons: Vec<&str> = report.bad.iter().map(|bad| bad.reason.as_str()).collect();
         assert_eq!(reasons, ["is empty (0 bytes)", "is a text file, not an image"]);
-        let leak = Leak { train: "train/a/3.png".into(), held_out: "test/a/again.png".into() };
+        let leak = Leak {
+            train: "train/a/3.png".into(),
+            held_out: "test/a/again.png".into(),
+            labelled: true,
+        };
         assert_eq!(report.leaks, [leak]);
         let expected = [
             "2 images cannot be read: train/a/empty.png is empty",

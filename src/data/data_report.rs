@@ -111,6 +111,14 @@ pub struct Leak {
     pub train: String,
     /// The held-out image.
     pub held_out: String,
+    /// Whether the training image has a label; without one only pre-training looks at it.
+    #[serde(default = "yes")]
+    pub labelled: bool,
+}
+
+/// Reports of earlier versions do not say it of their few images without a label.
+fn yes() -> bool {
+    true
 }
 
 impl SplitCounts {
@@ -202,8 +210,14 @@ impl DataReport {
         };
         let bad = self.bad.iter().map(|bad| format!("{} {}", bad.file, bad.reason)).collect();
         say(bad, "image", "cannot be read");
-        let leaks = self.leaks.iter().map(|l| format!("{} = {}", l.held_out, l.train)).collect();
-        say(leaks, "held-out image", "also in training, so accuracy reads too high");
+        for (labelled, what) in [
+            (true, "also in training, so accuracy reads too high"),
+            (false, "also among the training images without a label"),
+        ] {
+            let leaks = self.leaks.iter().filter(|leak| leak.labelled == labelled);
+            let leaks = leaks.map(|l| format!("{} = {}", l.held_out, l.train)).collect();
+            say(leaks, "held-out image", what);
+        }
         say(conflicts.to_vec(), "file", "in two classes");
         let classes_with = |test: &dyn Fn(&SplitCounts) -> bool| {
             let with = self.classes.iter().filter(|class| test(&class.images));

@@ -208,7 +208,7 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
             test_split: data.split_name(&data.held_out).to_owned(),
             split_made: data.manifest.split_origin.is_made(),
             split_grouped: data.manifest.split_origin == SplitOrigin::MadeByGroup,
-            leaks: data.leaks(),
+            leaks: data.leaks(context.request.pretrain),
             bad_images: data.report.bad.len(),
             seen_before: data.seen_before,
         },

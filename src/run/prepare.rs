@@ -245,10 +245,12 @@ impl Prepared {
         }
     }
 
-    /// Images measured at the end that have the content of a training image.
-    pub fn leaks(&self) -> usize {
+    /// Images measured at the end that have the content of an image that was trained on: of a training
+    /// image, with a label unless the run `pretrains`.
+    pub fn leaks(&self, pretrains: bool) -> usize {
         let digest = |i: &usize| self.digests[*i].as_ref();
-        let trained: HashSet<&Digest> = self.train.iter().filter_map(digest).collect();
+        let used = |i: &&usize| pretrains || self.manifest.samples[**i].label.is_some();
+        let trained: HashSet<&Digest> = self.train.iter().filter(used).filter_map(digest).collect();
         self.held_out.iter().filter_map(digest).filter(|digest| trained.contains(digest)).count()
     }
 
