@@ -91,12 +91,32 @@ pub fn warnings(history: &[EpochRow]) -> Vec<String> {
     ["pretrain", "finetune"].into_iter().filter_map(of_stage).collect()
 }
 
-/// `metrics.jsonl`, open for appending, and `results.csv` beside it, rewritten after every row.
+/// `metrics.jsonl` and `results.csv` beside it, open for appending: rewriting a table would take longer than an
+/// epoch of few images, of which there are tens of thousands.
 #[derive(Debug)]
 pub struct MetricsLog {
+    lines: Growing,
+    results: Growing,
+    rows: Vec<EpochRow>,
+}
+
+/// A file that is written at its end.
+#[derive(Debug)]
+struct Growing {
     file: File,
     path: PathBuf,
-    rows: Vec<EpochRow>,
+}
+
+impl Growing {
+    fn open(path: &Path) -> Result<Self> {
+        let file = OpenOptions::new().append(true).open(path);
+        let file = file.map_err(|e| Error::io("write", path, e))?;
+        Ok(Self { file, path: path.to_path_buf() })
+    }
+
+    fn append(&mut self, bytes: &[u8]) -> Result<()> {
+        self.file.write_all(bytes).map_err(|e| Error::io("write", &self.path, e))
+    }
 }
 
 impl MetricsLog {
@@ -111,10 +131,10 @@ impl MetricsLog {
         let later = |row: &EpochRow| row.step > keep_through_step;
         let goes_on = rows.iter().any(later);
         rows.retain(|row| !(later(row) || goes_on && row.stage == FINAL));
+        let results = path.with_file_name("results.csv");
         write_lines(path, &rows)?;
-        let file =
-            OpenOptions::new().append(true).open(path).map_err(|e| Error::io("write", path, e))?;
-        Ok(Self { file, path: path.to_path_buf(), rows })
+        write_results(&results, &rows)?;
+        Ok(Self { lines: Growing::open(path)?, results: Growing::open(&results)?, rows })
     }
 
     /// The rows so far.
@@ -124,10 +144,12 @@ impl MetricsLog {
 
     /// Adds a row.
     pub fn append(&mut self, row: EpochRow) -> Result<()> {
-        let line = line(&row)?;
-        self.file.write_all(line.as_bytes()).map_err(|e| Error::io("write", &self.path, e))?;
+        self.lines.append(line(&row)?.as_bytes())?;
+        // The first row comes with the header.
+        let first = self.rows.is_empty();
+        self.results.append(&csv_of(&self.results.path, &[&row], first)?)?;
         self.rows.push(row);
-        write_results(&self.path.with_file_name("results.csv"), &self.rows)
+        Ok(())
     }
 }
 
@@ -249,14 +271,18 @@ pub fn write_predictions(path: &Path, predictions: &[Prediction]) -> Result<()> 
 }
 
 fn write_csv(path: &Path, rows: &[impl Serialize]) -> Result<()> {
+    crate::files::write_atomically(path, &csv_of(path, rows, true)?)
+}
+
+/// Rows of the table at `path`, below their header if it is wanted; no rows have none.
+fn csv_of(path: &Path, rows: &[impl Serialize], header: bool) -> Result<Vec<u8>> {
     let unwritable =
         |e: &dyn std::fmt::Display| Error::Failed(format!("cannot write {}: {e}", path.display()));
-    let mut writer = csv::Writer::from_writer(Vec::new());
+    let mut writer = csv::WriterBuilder::new().has_headers(header).from_writer(Vec::new());
     for row in rows {
         writer.serialize(row).map_err(|e| unwritable(&e))?;
     }
-    let bytes = writer.into_inner().map_err(|e| unwritable(&e))?;
-    crate::files::write_atomically(path, &bytes)
+    writer.into_inner().map_err(|e| unwritable(&e))
 }
 
 #[cfg(test)]
@@ -310,8 +336,10 @@ mod tests {
         let mut log = MetricsLog::open(&path, 20).unwrap();
         log.append(row(30)).unwrap();
         assert_eq!(read_history(&path).unwrap(), [row(10), row(20), row(30)]);
-        let results = std::fs::read_to_string(folder.path().join("results.csv")).unwrap();
-        assert_eq!(results.lines().count(), 4, "a header and the same rows");
+        let results = || std::fs::read_to_string(folder.path().join("results.csv")).unwrap();
+        let grown = results();
+        write_results(&folder.path().join("results.csv"), log.rows()).unwrap();
+        assert_eq!((grown.lines().count(), grown), (4, results()), "a header and the same rows");
         // A run may be finished more than once; one that goes on has not been measured.
         let measured = |top1| EpochRow { stage: FINAL.to_owned(), top1: Some(top1), ..row(30) };
         write_final(&path, measured(0.5)).unwrap();
