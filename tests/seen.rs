@@ -140,22 +140,29 @@ fn images_that_had_no_label_were_trained_on_only_where_there_was_pretraining() {
     let run_folder = trained(folder.path(), &data);
     let predict = || stderr(&run(["predict", text(&run_folder), text(&data)]));
     assert!(predict().contains("trained on 24 of 60 images"), "{}", predict());
-    let eval = || json(&run(["eval", text(&run_folder), text(&data), "--json"]));
-    let own = eval();
+    let eval = |more: &[&str]| {
+        json(&run(["eval", text(&run_folder), text(&data), "--json"].iter().chain(more)))
+    };
+    let own = eval(&[]);
     assert_eq!((own["n"].as_u64(), own["images"]["left_out"].as_u64()), (Some(12), Some(48)));
 
-    // Labelled since, they are as good as test images.
+    // Labelled since, they are as good as test images, and counted apart from those.
     write_table(&data, true);
-    let more = eval();
-    assert_eq!((more["n"].as_u64(), more["images"]["new"].as_u64()), (Some(36), Some(24)));
+    assert_eq!(eval(&[]), own);
+    let later = eval(&["--split", "unlabelled"]);
+    assert_eq!((later["n"].as_u64(), later["images"]["unlabelled"].as_u64()), (Some(24), Some(24)));
+    assert_eq!(eval(&["--split", "train"])["images"]["in_training"], 24);
     let knn = json(&run(["knn", text(&run_folder), text(&data), "--k", "3", "--json"]));
-    assert_eq!(knn["n"], 36);
+    assert_eq!(knn["n"], 12);
 
     fs::remove_dir_all(&run_folder).expect("removed");
     write_table(&data, false);
-    let output = run(training(folder.path(), &data));
+    let output =
+        run([training(folder.path(), &data), vec!["--method".to_owned(), "idmm".to_owned()]]
+            .concat());
     assert!(output.status.success(), "{}", stderr(&output));
-    assert!(predict().contains("trained on 48 of 60 images"), "{}", predict());
+    let note = predict();
+    assert!(note.contains("trained on 48 of 60 images, on 24 of them without a label"), "{note}");
 }
 
 #[test]

@@ -217,6 +217,8 @@ pub enum SplitChoice {
     Val,
     /// Test images.
     Test,
+    /// Training images that had no label when the model's run was trained
+    Unlabelled,
     /// All images.
     All,
 }
@@ -228,6 +230,7 @@ impl SplitChoice {
             Self::Train => Wanted::Split(Split::Train),
             Self::Val => Wanted::Split(Split::Val),
             Self::Test => Wanted::Split(Split::Test),
+            Self::Unlabelled => Wanted::Unlabelled,
             Self::All => Wanted::All,
         }
     }

@@ -151,10 +151,15 @@ fn trained_on(model: &Path, samples: &[Sample], threads: usize) -> Result<()> {
     let Some(run) = Folder::around(model) else { return Ok(()) };
     let samples: Vec<&Sample> = samples.iter().collect();
     let seen = Seen::read(&run)?.recognise(&samples, &digests(&samples, threads));
-    let n = seen.count(Some(Split::Train));
-    if n > 0 {
+    let trained: Vec<usize> = (0..samples.len()).filter(|&i| seen.trained(i)).collect();
+    let unlabelled = match trained.iter().filter(|&&i| seen.unlabelled[i]).count() {
+        0 => String::new(),
+        n => format!(", on {n} of them without a label"),
+    };
+    if !trained.is_empty() {
         eprintln!(
-            "note: the model was trained on {n} of {}; how it does on those says nothing about new ones",
+            "note: the model was trained on {} of {}{unlabelled}; how it does on those says nothing about new ones",
+            trained.len(),
             counted(samples.len(), "image")
         );
     }

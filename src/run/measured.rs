@@ -21,6 +21,8 @@ pub enum Wanted {
     HeldOut,
     /// A split: the run's where it saw the images, else the data's own.
     Split(Split),
+    /// Training images of the run that had no label there.
+    Unlabelled,
     /// All of them.
     All,
 }
@@ -34,10 +36,14 @@ pub struct Measured {
 }
 
 /// Where the images of a measurement stand in the run of the model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Standing {
-    /// Measured images that the run trained on.
+    /// Measured images that the run trained on with their labels.
     pub in_training: usize,
+    /// Measured training images of the run that had no label there.
+    pub unlabelled: usize,
+    /// Whether the run pre-trained on those.
+    pub pretrained: bool,
     /// Measured images that the run held out.
     pub held_out: usize,
     /// Measured images that were trained on before, in a run that the weights come from.
@@ -109,6 +115,7 @@ impl Measured {
         let positions = self.select(|i| match wanted {
             Wanted::All => true,
             Wanted::Split(split) => self.split(i) == split,
+            Wanted::Unlabelled => self.recognised.as_ref().is_some_and(|run| run.unlabelled[i]),
             Wanted::HeldOut => self.is_held_out(i),
         });
         match (positions.is_empty(), wanted) {
@@ -177,10 +184,8 @@ impl Measured {
 
     /// Images that `run` trained on and the data itself holds out.
     fn twins(&self, run: &Recognised) -> usize {
-        let own = self.manifest.samples.iter().map(|sample| sample.split);
-        let twins = own
-            .zip(&run.splits)
-            .filter(|(own, of_run)| *own != Split::Train && **of_run == Some(Split::Train));
+        let samples = self.manifest.samples.iter().enumerate();
+        let twins = samples.filter(|(i, own)| own.split != Split::Train && run.trained(*i));
         match self.manifest.split_origin {
             SplitOrigin::Given => twins.count(),
             // A split that was drawn for this measurement has no meaning.
@@ -192,15 +197,16 @@ impl Measured {
     pub fn standing(&self, positions: &[usize]) -> Standing {
         let left_out = self.manifest.samples.len() - positions.len();
         let Some(run) = &self.recognised else {
-            let (in_training, held_out, in_earlier_training) = (0, 0, 0);
-            let (new, twins) = (None, 0);
-            return Standing { in_training, held_out, in_earlier_training, new, left_out, twins };
+            return Standing { left_out, ..Standing::default() };
         };
         let count = |is: &dyn Fn(Option<Split>) -> bool| {
             positions.iter().filter(|&&i| is(run.splits[i])).count()
         };
+        let unlabelled = positions.iter().filter(|&&i| run.unlabelled[i]).count();
         Standing {
-            in_training: count(&|split| split == Some(Split::Train)),
+            in_training: count(&|split| split == Some(Split::Train)) - unlabelled,
+            unlabelled,
+            pretrained: run.pretrained,
             held_out: count(&|split| matches!(split, Some(Split::Val | Split::Test))),
             in_earlier_training: positions.iter().filter(|&&i| run.earlier[i]).count(),
             new: Some(count(&|split| split.is_none())),
@@ -240,8 +246,13 @@ impl Standing {
                  known{left_out}"
             );
         };
+        let without_label = match self.pretrained {
+            true => "whose labels the run did not have (it pre-trained on them)",
+            false => "whose labels the run did not have (it did not train on them)",
+        };
         let parts = [
             (self.in_training, "that the run trained on"),
+            (self.unlabelled, without_label),
             (self.held_out, "that the run held out"),
             (new, "that the run never saw"),
         ];
@@ -277,6 +288,8 @@ mod tests {
             manifest,
             recognised: run.then_some(Recognised {
                 earlier: vec![false; splits.len()],
+                unlabelled: vec![false; splits.len()],
+                pretrained: false,
                 splits,
                 edited: 0,
                 as_edited: true,
@@ -295,14 +308,7 @@ mod tests {
         assert_eq!(data.positions(Wanted::All).expect("all"), [0, 1, 2, 3]);
         assert_eq!(data.halves(), (vec![0], vec![1, 2]));
         let standing = data.standing(&held_out);
-        let expected = Standing {
-            in_training: 0,
-            held_out: 1,
-            in_earlier_training: 0,
-            new: Some(1),
-            left_out: 2,
-            twins: 0,
-        };
+        let expected = Standing { held_out: 1, new: Some(1), left_out: 2, ..Standing::default() };
         assert_eq!(standing, expected);
         let text = "measured on 1 image that the run held out, 1 image that the run never saw; \
                     2 images not measured";

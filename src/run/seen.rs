@@ -15,17 +15,36 @@ use crate::error::Result;
 
 /// The images of a run.
 pub struct Seen {
-    by_digest: HashMap<Digest, Split>,
+    by_digest: HashMap<Digest, Known>,
     by_id: HashMap<String, Listed>,
+    /// Whether the run pre-trained, which also looks at training images without a label.
+    pretrained: bool,
     /// Content that the runs trained on which the run's weights come from.
     earlier: HashSet<Digest>,
+}
+
+/// What a run lists of an image.
+#[derive(Clone, Copy)]
+struct Known {
+    split: Split,
+    labelled: bool,
+}
+
+impl Known {
+    fn of(listed: &Listed) -> Self {
+        Self { split: listed.split, labelled: listed.class.is_some() }
+    }
 }
 
 /// What a run knows of the images of a data set.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Recognised {
-    /// The run's split of each image; `None` for images that the run never saw.
+    /// The run's split of each image; `None` for images that the run does not list.
     pub splits: Vec<Option<Split>>,
+    /// Whether the image is a training image of the run that had no label there.
+    pub unlabelled: Vec<bool>,
+    /// Whether the run pre-trained, and so looked at those.
+    pub pretrained: bool,
     /// Whether a run that the weights come from trained on the image.
     pub earlier: Vec<bool>,
     /// Images that have the name of one that the run saw, but other content.
@@ -36,62 +55,62 @@ pub struct Recognised {
 
 impl Seen {
     /// Those that the run in `folder` lists, and what was trained on in the runs that its weights
-    /// come from. Only pre-training looks at training images without a label: where there was none,
-    /// the run never saw them.
+    /// come from.
     ///
     /// # Errors
     /// `splits.csv` or `run.json` cannot be read.
     pub fn read(folder: &Folder) -> Result<Self> {
         let request = folder.request()?;
-        let mut listed = split::read_csv(&folder.join("splits.csv"))?;
-        if !request.pretrain {
-            listed.retain(|image| image.split != Split::Train || image.class.is_some());
-        }
-        let mut seen = Self::of(listed);
+        let mut seen = Self::of(split::read_csv(&folder.join("splits.csv"))?, request.pretrain);
         let earlier = request.init.and_then(|init| Folder::around(&init));
         if let Some(earlier) = earlier.filter(|earlier| earlier.root() != folder.root()) {
             let earlier = Self::read(&earlier)?;
-            let trained = earlier.by_digest.into_iter().filter(|(_, split)| *split == Split::Train);
-            seen.earlier.extend(trained.map(|(digest, _)| digest).chain(earlier.earlier));
+            let used = |known: &Known| {
+                known.split == Split::Train && (known.labelled || earlier.pretrained)
+            };
+            let trained = earlier.by_digest.iter().filter(|(_, known)| used(known));
+            seen.earlier.extend(trained.map(|(digest, _)| digest.clone()));
+            seen.earlier.extend(earlier.earlier);
         }
         Ok(seen)
     }
 
-    fn of(listed: Vec<Listed>) -> Self {
-        let mut by_digest = HashMap::new();
-        for Listed { digest, split, .. } in &listed {
-            let Some(digest) = digest else { continue };
-            let known = by_digest.entry(digest.clone()).or_insert(*split);
-            // One picture in two splits was trained on.
-            if *split == Split::Train {
-                *known = Split::Train;
+    fn of(listed: Vec<Listed>, pretrained: bool) -> Self {
+        let mut by_digest: HashMap<Digest, Known> = HashMap::new();
+        for image in &listed {
+            let Some(digest) = &image.digest else { continue };
+            let known = by_digest.entry(digest.clone()).or_insert(Known::of(image));
+            // One picture in two splits was trained on, and one with and without a label had one.
+            if image.split == Split::Train {
+                let labelled = known.split == Split::Train && known.labelled;
+                *known = Known { labelled: labelled || image.class.is_some(), ..Known::of(image) };
             }
         }
         let by_id = listed.into_iter().map(|listed| (listed.id.clone(), listed)).collect();
-        Self { by_digest, by_id, earlier: HashSet::new() }
+        Self { by_digest, by_id, pretrained, earlier: HashSet::new() }
     }
 
     /// What the run knows of the samples, whose content is `digests`.
     pub fn recognise(&self, samples: &[&Sample], digests: &[Option<Digest>]) -> Recognised {
-        let mut splits: Vec<Option<Split>> = Vec::with_capacity(samples.len());
+        let mut known: Vec<Option<Known>> = Vec::with_capacity(samples.len());
         let (mut edited, mut kept) = (Vec::new(), 0);
         let earlier =
             digests.iter().map(|digest| digest.as_ref().is_some_and(|d| self.earlier.contains(d)));
         let earlier: Vec<bool> = earlier.collect();
         for (i, (sample, digest)) in samples.iter().zip(digests).enumerate() {
             let same = digest.as_ref().and_then(|digest| self.by_digest.get(digest).copied());
-            let same = same.or(earlier[i].then_some(Split::Train));
+            let same = same.or(earlier[i].then_some(Known { split: Split::Train, labelled: true }));
             let named = self.by_id.get(&sample.id);
             kept += usize::from(digest.is_some() && named.is_some_and(|n| n.digest == *digest));
-            splits.push(same.or_else(|| {
+            known.push(same.or_else(|| {
                 let named = named?;
                 match named.digest {
                     // A run of an earlier version, or a file that cannot be read: names are all
                     // there is.
-                    None => Some(named.split),
-                    Some(_) if digest.is_none() => Some(named.split),
+                    None => Some(Known::of(named)),
+                    Some(_) if digest.is_none() => Some(Known::of(named)),
                     Some(_) => {
-                        edited.push((i, named.split));
+                        edited.push((i, Known::of(named)));
                         None
                     }
                 }
@@ -100,9 +119,18 @@ impl Seen {
         let count = edited.len();
         let as_edited = kept >= count;
         if as_edited {
-            edited.into_iter().for_each(|(i, split)| splits[i] = Some(split));
+            edited.into_iter().for_each(|(i, image)| known[i] = Some(image));
         }
-        Recognised { splits, earlier, edited: count, as_edited }
+        Recognised {
+            splits: known.iter().map(|known| known.map(|known| known.split)).collect(),
+            unlabelled: (known.iter())
+                .map(|known| known.is_some_and(|k| k.split == Split::Train && !k.labelled))
+                .collect(),
+            pretrained: self.pretrained,
+            earlier,
+            edited: count,
+            as_edited,
+        }
     }
 }
 
@@ -112,7 +140,13 @@ impl Recognised {
         self.splits.iter().any(Option::is_some)
     }
 
-    /// Images that the run had in `split`; `None` counts those it never saw.
+    /// Whether the run, or one that its weights come from, trained on image `i`, with its label or without.
+    pub fn trained(&self, i: usize) -> bool {
+        let used = self.splits[i] == Some(Split::Train) && (self.pretrained || !self.unlabelled[i]);
+        used || self.earlier[i]
+    }
+
+    /// Images that the run had in `split`; `None` counts those it does not list.
     pub fn count(&self, split: Option<Split>) -> usize {
         self.splits.iter().filter(|&&of| of == split).count()
     }
@@ -141,10 +175,10 @@ mod tests {
 
     fn listed(id: &str, content: Option<&str>, split: Split) -> Listed {
         let digest = content.map(|content| Digest::of(content.as_bytes()));
-        Listed { id: id.to_owned(), class: None, split, digest }
+        Listed { id: id.to_owned(), class: Some((0, "a".to_owned())), split, digest }
     }
 
-    fn recognised(run: Vec<Listed>, data: &[(&str, &str)]) -> Recognised {
+    fn recognised(run: Vec<Listed>, pretrained: bool, data: &[(&str, &str)]) -> Recognised {
         let sample = |id: &str| Sample {
             id: id.to_owned(),
             origin: Origin::File(id.into()),
@@ -155,7 +189,7 @@ mod tests {
         let samples: Vec<_> = data.iter().map(|(id, _)| sample(id)).collect();
         let digests: Vec<_> =
             data.iter().map(|(_, content)| Some(Digest::of(content.as_bytes()))).collect();
-        Seen::of(run).recognise(&samples.iter().collect::<Vec<_>>(), &digests)
+        Seen::of(run, pretrained).recognise(&samples.iter().collect::<Vec<_>>(), &digests)
     }
 
     #[test]
@@ -169,27 +203,52 @@ mod tests {
                 listed("b/3", Some("three"), Test),
             ]
         };
-        let renamed = recognised(run(), &[("x", "one"), ("y", "two"), ("b/3", "three")]);
+        let renamed = recognised(run(), false, &[("x", "one"), ("y", "two"), ("b/3", "three")]);
         assert_eq!(renamed.splits, [Some(Train), Some(Test), Some(Train)], "a leak was trained on");
         assert_eq!(renamed.note(), None);
 
-        let edited = recognised(run(), &[("a/1", "one, cropped"), ("a/2", "two"), ("c", "new")]);
+        let edited =
+            recognised(run(), false, &[("a/1", "one, cropped"), ("a/2", "two"), ("c", "new")]);
         assert_eq!(edited.splits, [Some(Train), Some(Test), None]);
         assert!(edited.note().is_some_and(|note| note.contains("1 image of other content")));
 
-        let chance = recognised(run(), &[("a/1", "a dog"), ("a/2", "a cat"), ("a/3", "three")]);
+        let chance =
+            recognised(run(), false, &[("a/1", "a dog"), ("a/2", "a cat"), ("a/3", "three")]);
         assert_eq!(chance.splits, [None, None, Some(Train)], "one in common is no reason");
 
-        let other = recognised(run(), &[("a/1", "a dog"), ("a/2", "a cat")]);
+        let other = recognised(run(), false, &[("a/1", "a dog"), ("a/2", "a cat")]);
         assert_eq!((other.splits.clone(), other.any()), (vec![None, None], false));
         assert!(other.note().is_some_and(|note| note.contains("too good")));
         assert_eq!(other.count(None), 2);
     }
 
     #[test]
+    fn an_image_without_a_label_was_trained_on_where_the_run_pretrained() {
+        let unlabelled =
+            |id, content| Listed { class: None, ..listed(id, Some(content), Split::Train) };
+        let run = || {
+            vec![
+                listed("a/1", Some("one"), Split::Train),
+                unlabelled("a/2", "two"),
+                unlabelled("a/3", "one"),
+                unlabelled("a/4", "four"),
+                listed("a/5", Some("four"), Split::Test),
+            ]
+        };
+        let data = [("a/1", "one"), ("a/2", "two"), ("a/5", "four"), ("new", "new")];
+        for (pretrained, trained) in
+            [(false, [true, false, false, false]), (true, [true, true, true, false])]
+        {
+            let found = recognised(run(), pretrained, &data);
+            assert_eq!(found.unlabelled, [false, true, true, false]);
+            assert_eq!([0, 1, 2, 3].map(|i| found.trained(i)), trained);
+        }
+    }
+
+    #[test]
     fn what_earlier_runs_trained_on_was_trained_on() {
         let digests = ["one", "two", "four"].map(|content| Some(Digest::of(content.as_bytes())));
-        let mut seen = Seen::of(vec![listed("a/1", Some("one"), Split::Test)]);
+        let mut seen = Seen::of(vec![listed("a/1", Some("one"), Split::Test)], false);
         seen.earlier = digests[..2].iter().flatten().cloned().collect();
         let sample = |id: &str| Sample {
             id: id.to_owned(),
@@ -207,7 +266,7 @@ mod tests {
     #[test]
     fn runs_without_digests_are_recognised_by_name() {
         let run = vec![listed("a/1", None, Split::Train), listed("a/2", None, Split::Val)];
-        let found = recognised(run, &[("a/2", "two"), ("a/3", "three")]);
+        let found = recognised(run, false, &[("a/2", "two"), ("a/3", "three")]);
         assert_eq!((found.splits, found.edited), (vec![Some(Split::Val), None], 0));
     }
 }
