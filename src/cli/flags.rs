@@ -110,7 +110,7 @@ pub struct RunArgs {
 #[derive(Args, Clone, Debug)]
 pub struct TrainArgs {
     /// Recipe that the flags change; `fewvit recipe list` shows them [default: quick on `train`
-    /// without -c, else paper]
+    /// and `config` without -c, else paper]
     #[arg(long, value_name = "NAME")]
     pub recipe: Option<String>,
     /// Model under timm's name; `fewvit models` shows them

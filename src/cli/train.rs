@@ -47,14 +47,9 @@ fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Resul
                 .to_owned(),
         ));
     }
-    let is_free = |trained: bool, stage| trained && !chosen.contains(&stage);
-    let free = [(pretrain, StageName::Pretrain), (finetune, StageName::Finetune)];
-    let free = free.into_iter().filter(|&(trained, stage)| is_free(trained, stage)).count();
-    let epochs = match (free, chosen.is_empty()) {
-        (0, _) => Epochs::Given,
-        (_, false) => Epochs::GivenOfOneStage,
-        (_, true) => Epochs::Free,
-    };
+    let trained = [(pretrain, StageName::Pretrain), (finetune, StageName::Finetune)];
+    let trained = trained.into_iter().filter_map(|(trained, stage)| trained.then_some(stage));
+    let epochs = Epochs::of(&trained.collect::<Vec<_>>(), &chosen);
     let minutes = resolved.config.time_budget;
     let chosen_budget = resolved.chosen("time_budget");
     if epochs == Epochs::Given && chosen_budget && minutes > 0.0 {
@@ -98,6 +93,18 @@ enum Epochs {
     GivenOfOneStage,
     /// Those of every stage.
     Given,
+}
+
+impl Epochs {
+    /// For a run of the stages `trained`, where those of the stages `chosen` are given; a stage that is left out is
+    /// chosen, too.
+    fn of(trained: &[StageName], chosen: &[StageName]) -> Self {
+        match trained.iter().filter(|stage| chosen.contains(stage)).count() {
+            given if given == trained.len() => Self::Given,
+            0 => Self::Free,
+            _ => Self::GivenOfOneStage,
+        }
+    }
 }
 
 /// What a run does that was asked for without a recipe: what its `epochs` go by, and whether somebody has
@@ -218,7 +225,15 @@ fn report(summary: &Summary, json: bool) -> Result<()> {
 
 #[cfg(test)]
 mod tests {
+    use super::StageName::{Finetune, Pretrain};
     use super::{Epochs, quick_by_default, recipe_line};
+
+    #[test]
+    fn a_stage_that_is_left_out_has_no_epochs_that_were_asked_for() {
+        assert!(Epochs::of(&[Finetune], &[Pretrain]) == Epochs::Free);
+        assert!(Epochs::of(&[Pretrain, Finetune], &[Pretrain]) == Epochs::GivenOfOneStage);
+        assert!(Epochs::of(&[Finetune], &[Pretrain, Finetune]) == Epochs::Given);
+    }
 
     #[test]
     fn the_budget_that_counts_is_said() {

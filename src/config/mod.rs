@@ -437,7 +437,8 @@ pub struct PretrainConfig {
     /// apart where they would take more; 0 = however long they take.
     #[serde(default)] // absent in runs of earlier versions
     pub probe_share: f64,
-    /// With a time budget: where a larger share of the images has a label, all of the time is fine-tuning's.
+    /// Where a larger share of the images has a label, there is no pre-training before fine-tuning unless somebody
+    /// gives its epochs.
     #[serde(default)] // absent in runs of earlier versions
     pub few_labels: f64,
 }

@@ -230,11 +230,11 @@ impl DataReport {
         if self.images.test > 0 {
             say(classes_with(&|n| n.test == 0), "class", "without a test image");
         }
-        say(
-            classes_with(&|n| (1..5).contains(&n.train)),
-            "class",
-            "with fewer than 5 training images",
-        );
+        let few = match self.unlabelled().train {
+            0 => "with fewer than 5 training images",
+            _ => "with fewer than 5 training images that have a label",
+        };
+        say(classes_with(&|n| (1..5).contains(&n.train)), "class", few);
         if self.imbalance > 10.0 {
             found.push(format!(
                 "the largest class has {:.0} times the training images of the smallest; accuracy \
@@ -243,7 +243,8 @@ impl DataReport {
             ));
         }
         if (1..32).contains(&self.width.min.min(self.height.min)) {
-            found.push("some images are smaller than 32 pixels; they are enlarged".into());
+            let which = if self.width.max.min(self.height.max) < 32 { "all" } else { "some" };
+            found.push(format!("{which} images are smaller than 32 pixels; they are enlarged"));
         }
         if self.alpha > 0 {
             found.push(format!(

@@ -165,8 +165,24 @@ pub fn check_labelled(manifest: &Manifest) -> Result<()> {
     }
     let empty = manifest.classes.iter().zip(&counts).filter(|(_, n)| **n == 0);
     let empty: Vec<String> = empty.map(|(class, _)| class.clone()).collect();
+    let mut train = manifest.samples.iter().filter(|s| s.split == Split::Train);
+    let unlabelled = train.any(|sample| sample.label.is_none());
+    if unlabelled && empty.len() == counts.len() {
+        return fail(
+            "no training image has a label, so there are no classes to learn; label some, or use \
+             them for `fewvit pretrain` alone"
+                .into(),
+        );
+    }
     if !empty.is_empty() {
-        return fail(format!("no training image of {}", shortened(&empty)));
+        let (has, some) = match unlabelled {
+            true => (" has a label", "label some"),
+            false => ("", "add some"),
+        };
+        return fail(format!(
+            "no training image of {}{has}\n  {some}, or leave out the images that are held out of such classes",
+            shortened(&empty)
+        ));
     }
     if manifest.samples.iter().all(|s| s.split == Split::Train) {
         let what = match manifest.split_origin.is_made() {
@@ -175,8 +191,8 @@ pub fn check_labelled(manifest: &Manifest) -> Result<()> {
                  measure accuracy on; add images to the classes, or a test split of their own"
             }
             false => {
-                "no image is held out to measure accuracy on; add val/ or test/, or give the folder \
-                 of classes itself and let fewvit hold some out"
+                "no image is held out to measure accuracy on; add a val or test split, in a folder or \
+                 in the table's column, or leave splits out and let fewvit hold some images out"
             }
         };
         return fail(what.into());

@@ -248,11 +248,17 @@ impl LargeCrops {
 
 impl ManyLabels {
     fn sentence(&self) -> String {
+        format!("There was no pre-training: {}.", self.why())
+    }
+
+    /// `40 of 40 training images have a label, and it is done where 4 or fewer have`.
+    pub fn why(&self) -> String {
         let [labelled, images, most] = [self.labelled, self.images, self.most].map(thousands);
-        format!(
-            "There was no pre-training: {labelled} of {images} training images have a label, and it is done where \
-             {most} or fewer have."
-        )
+        let place = match self.most {
+            0 => "none has one".to_owned(),
+            _ => format!("{most} or fewer have"),
+        };
+        format!("{labelled} of {images} training images have a label, and it is done where {place}")
     }
 }
 
@@ -419,7 +425,7 @@ fn pictures(n: usize) -> String {
 }
 
 /// `6149` as `6,149`.
-fn thousands(n: usize) -> String {
+pub fn thousands(n: usize) -> String {
     let digits = n.to_string();
     let mut text = String::new();
     for (i, digit) in digits.chars().enumerate() {

@@ -228,12 +228,13 @@ impl Forecast {
     pub fn fit(&mut self, config: &RunConfig, chosen: &[StageName]) -> Result<RunConfig> {
         let (mut config, budget) = (config.clone(), self.budget(config));
         let free = |stage: &StageForecast| !chosen.contains(&stage.stage);
-        if config.time_budget > 0.0 && self.stages.iter().any(free) {
+        let scaled = config.time_budget > 0.0 && self.stages.iter().any(free);
+        let may = !chosen.contains(&StageName::Pretrain);
+        if may && self.leave_out(config.pretrain.few_labels) {
+            config.pretrain.optim.epochs = 0;
+        }
+        if scaled {
             let longest = Longest::of(&config, self.from_random)?;
-            let may = !chosen.contains(&StageName::Pretrain);
-            if may && self.leave_out(config.pretrain.few_labels) {
-                config.pretrain.optim.epochs = 0;
-            }
             if !chosen.contains(&StageName::Finetune) {
                 self.lengthen_for_few_labels();
             }

@@ -339,7 +339,12 @@ impl RunObserver<'_> {
             row.images_per_second.unwrap_or_default()
         );
         if let Some(share) = row.knn_top1 {
-            line += &format!("  k-NN {:.1}%", 100.0 * share);
+            let data = self.context.data;
+            let of = match data.labelled().len() {
+                n if n == data.train.len() => String::new(),
+                n => format!(" of {n} with a label"),
+            };
+            line += &format!("  k-NN {:.1}%{of}", 100.0 * share);
         }
         if let Some(share) = row.top1 {
             line += &format!("  top-1 {:.1}%", 100.0 * share);

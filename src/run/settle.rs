@@ -142,8 +142,6 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
     let budget = config.time_budget > 0.0;
     let cases = [
         ("few_images", budget, NO_BUDGET),
-        // Whoever names a method sets it to 1 without knowing.
-        ("pretrain.few_labels", budget || pretrain.few_labels == 1.0, NO_BUDGET),
         ("pretrain.probe_share", budget || pretrain.probe_share == 0.0, NO_BUDGET),
         ("finetune.eval_share", budget || finetune.eval_share == 0.0, NO_BUDGET),
         ("model.small_below", !config.model.small.is_empty(), "there is no smaller model"),

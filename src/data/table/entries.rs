@@ -77,8 +77,9 @@ const MAYBE_SPLIT: [&str; 10] = [
 /// Columns that say yes or no to a split, which fewvit does not read.
 const SPLIT_FLAG: [&str; 8] =
     ["is_train", "is_training", "is_val", "is_valid", "is_validation", "is_test", "train", "test"];
-/// What programs write for a missing value.
-const MISSING: [&str; 7] = ["NA", "N/A", "#N/A", "NaN", "nan", "<NA>", "null"];
+/// What programs and people write for a missing value, in lower case.
+const MISSING: [&str; 10] =
+    ["na", "n/a", "#n/a", "nan", "<na>", "null", "none", "?", "unlabeled", "unlabelled"];
 const GROUP: [&str; 2] = ["group", "group_id"];
 /// The column of fewvit's own tables that says how pixels are taken.
 pub(in super::super) const TREATMENT: &str = "treatment";
@@ -311,7 +312,8 @@ impl Columns<'_> {
 
     /// What to say of labels that may stand for a missing value.
     fn missing_note(&self, class: Option<usize>) -> Option<String> {
-        let missing = self.values(class?).filter(|(_, value)| MISSING.contains(value));
+        let missing =
+            self.values(class?).filter(|(_, value)| MISSING.contains(&&*value.to_lowercase()));
         let missing: Vec<(usize, &str)> = missing.collect();
         let (line, value) = missing.first()?;
         Some(format!(

@@ -172,10 +172,18 @@ fn pre_training_is_left_out_where_many_images_have_a_label() {
     let text = made.describe();
     let said = "no pre-training: 5 of 40 training images have a label, and it is done where 4 or fewer have";
     assert!(text.contains(said), "{text}");
-    let (epochs, made) = fitted(4, &[]);
+    let (epochs, mut made) = fitted(4, &[]);
     assert!(epochs > 0 && made.decided.without_pretraining.is_none(), "nine of ten have none");
     assert!(!made.describe().contains("training images have a label"));
     assert_eq!(fitted(40, &[]).0, 0, "all images have a label");
+    let most = ManyLabels { most: 0, ..many };
+    made.decided.without_pretraining = Some(most);
+    assert!(made.describe().contains("and it is done where none has one"), "{}", made.describe());
+    let mut short = forecast();
+    config.time_budget = 0.0;
+    let without_budget = short.fit(&config, &[]).expect("fits");
+    assert_eq!(without_budget.pretrain.optim.epochs, 0, "nor without a budget");
+    assert_eq!(without_budget.finetune.optim.epochs, config.finetune.optim.epochs);
     let mut short = forecast();
     config.time_budget = 160.0 / 60.0;
     let asked_for = short.fit(&config, &[StageName::Pretrain]).expect("fits");
@@ -287,6 +295,13 @@ fn a_budget_that_is_too_short_says_for_what_and_which_is_not() {
     assert!(left_out.contains("a run, one epoch takes 11 s here"), "{left_out}");
     let asked_for = said(0.5, &[StageName::Finetune], &mut config, 2);
     assert!(asked_for.contains("a run, the epochs asked for take 1 min 01 s"), "{asked_for}");
+    assert!(!asked_for.contains("kept back"), "{asked_for}");
+    // 58.9 of 62 seconds may be planned.
+    let nearly = said(62.0 / 60.0, &[StageName::Finetune], &mut config, 2);
+    assert!(
+        nearly.contains("take 1 min 01 s here, and 5% of the budget are kept back"),
+        "{nearly}"
+    );
     let other = said(0.5, &[StageName::Pretrain], &mut config, 2);
     assert!(other.contains("asked for, with one of the other stage, take 1 min 57 s"), "{other}");
     assert!(other.contains("--time-budget 3m or more"), "{other}");

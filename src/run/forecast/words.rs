@@ -1,8 +1,8 @@
 //! A forecast as the user reads it.
 
 use super::{Crowd, Forecast, RESERVE};
-use crate::report::facts::{LargeCrops, ManyLabels, SmallCrops, Smaller};
-use crate::report::words::{counted, duration};
+use crate::report::facts::{LargeCrops, SmallCrops, Smaller};
+use crate::report::words::{counted, duration, thousands};
 use crate::train::checkpoint::StageName;
 
 /// Seconds from which on a run is told how it could be shorter.
@@ -48,9 +48,12 @@ impl Forecast {
             );
         }
         if let Some(seconds) = self.unused {
+            let larger = self.decided.smaller.as_ref().map(|smaller| &smaller.instead_of);
+            let larger =
+                larger.map_or(String::new(), |name| format!(", --model {name} for the larger one"));
             text += &format!(
                 "\n  note: {} of the time budget are left: that many epochs are the longest that it is scaled to \
-                 (--epochs asks for more)",
+                 (--epochs asks for more{larger})",
                 duration(seconds)
             );
         }
@@ -68,9 +71,10 @@ impl Forecast {
         let mut text = String::new();
         if let Some(Smaller { name, instead_of, steps, least }) = &self.decided.smaller {
             text += &format!(
-                "  model     {name}: the budget has room for {} of {instead_of}, which is trained from {least} \
+                "  model     {name}: the budget has room for {} of {instead_of}, which is trained from {} \
                  on (docs/recipes.md says why)\n",
-                counted(*steps, "step", "steps")
+                counted(*steps, "step", "steps"),
+                thousands(*least)
             );
         }
         if let Some(SmallCrops { img_size, instead_of, steps, least }) = self.decided.small_crops {
@@ -87,11 +91,8 @@ impl Forecast {
                 counted(epochs, "epoch", "epochs")
             );
         }
-        if let Some(ManyLabels { labelled, images, most }) = self.decided.without_pretraining {
-            text += &format!(
-                "  no pre-training: {labelled} of {images} training images have a label, and it is done where \
-                 {most} or fewer have (docs/recipes.md says why)\n"
-            );
+        if let Some(many) = self.decided.without_pretraining {
+            text += &format!("  no pre-training: {} (docs/recipes.md says why)\n", many.why());
         }
         if let Some(epochs) = self.alone {
             text += &format!(
@@ -114,8 +115,15 @@ impl Forecast {
             _ => "the epochs asked for, with one of the other stage, take",
         };
         let takes = self.preparing + self.seconds();
+        let reserve = match takes < 60.0 * minutes {
+            true => format!(
+                ", and {:.0}% of the budget are kept back because no forecast is exact",
+                100.0 * RESERVE
+            ),
+            false => String::new(),
+        };
         format!(
-            "a time budget of {} is too short: with all that belongs to a run, {least} {} here\n  give \
+            "a time budget of {} is too short: with all that belongs to a run, {least} {} here{reserve}\n  give \
              --time-budget {}m or more (0 = none), or a smaller --img-size",
             duration(60.0 * minutes),
             duration(takes),

@@ -123,7 +123,6 @@ fn what_is_switched_off_or_of_another_optimiser_is_refused() {
         ("paper", &["few_images=70"], "there is no time budget"),
         ("paper", &["finetune.eval_share=0.1"], "there is no time budget"),
         ("paper", &["pretrain.probe_share=0.1"], "there is no time budget"),
-        ("paper", &["pretrain.few_labels=0.1"], "there is no time budget"),
         (
             "paper",
             &["finetune.optim.lr_schedule=constant", "finetune.optim.min_lr=1e-6"],
