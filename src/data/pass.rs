@@ -59,6 +59,28 @@ impl Pass {
         threads: usize,
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Self> {
+        // A manifest is in the order of its labels. In that of their names images are known again when they have others.
+        let samples = &manifest.samples;
+        let mut order: Vec<usize> = (0..samples.len()).collect();
+        order.sort_by(|&a, &b| samples[a].id.cmp(&samples[b].id));
+        let named = order.iter().map(|&i| samples[i].clone()).collect();
+        let by_name = Manifest { samples: named, ..manifest.clone() };
+        let mut pass = Self::in_order(&by_name, keeping, share, threads, progress)?;
+        let found = pass.found.into_iter().zip(pass.places).zip(order);
+        let mut found: Vec<_> = found.collect();
+        found.sort_by_key(|(_, i)| *i);
+        (pass.found, pass.places) = found.into_iter().map(|(found, _)| found).unzip();
+        Ok(pass)
+    }
+
+    /// [`Self::over`] in the order of the manifest.
+    fn in_order(
+        manifest: &Manifest,
+        keeping: &Keeping,
+        share: &Share,
+        threads: usize,
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Self> {
         let folder = kept::folder(manifest, keeping, share);
         let made = folder.and_then(|folder| {
             let Some(folder) = folder else { return Ok(None) };

@@ -107,6 +107,15 @@ fn a_second_run_reads_nothing_unless_a_file_or_a_setting_changed() {
     let first = pixels(&first.0.store(&manifest, &usable(), &keeping));
     assert_eq!(first, pixels(&second.0.store(&manifest, &usable(), &keeping)));
 
+    // Labels put images in another order.
+    let mut labelled = manifest.clone();
+    labelled.samples.rotate_left(3);
+    labelled.samples.iter_mut().step_by(2).for_each(|sample| sample.label = Some(0));
+    let (found, read) = pass(&labelled, &keeping, 2);
+    assert_eq!((found.known, read), (true, 0));
+    let moved: Vec<usize> = usable().iter().map(|&i| (i + IMAGES - 3) % IMAGES).collect();
+    assert_eq!(pixels(&found.store(&labelled, &moved, &keeping)), first, "each its own");
+
     let read = |manifest: &Manifest, keeping: &Keeping| pass(manifest, keeping, 2).1;
     let mut other = keeping.clone();
     other.short_side = 9;
