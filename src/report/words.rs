@@ -254,11 +254,11 @@ impl ManyLabels {
     /// `40 of 40 training images have a label, and it is done where 4 or fewer have`.
     pub fn why(&self) -> String {
         let [labelled, images, most] = [self.labelled, self.images, self.most].map(thousands);
-        let place = match self.most {
-            0 => "none has one".to_owned(),
-            _ => format!("{most} or fewer have"),
+        let when = match self.most {
+            0 => "with any it is done only if asked for (--method idmm)".to_owned(),
+            _ => format!("it is done where {most} or fewer have"),
         };
-        format!("{labelled} of {images} training images have a label, and it is done where {place}")
+        format!("{labelled} of {images} training images have a label, and {when}")
     }
 }
 

@@ -178,7 +178,13 @@ fn pre_training_is_left_out_where_many_images_have_a_label() {
     assert_eq!(fitted(40, &[]).0, 0, "all images have a label");
     let most = ManyLabels { most: 0, ..many };
     made.decided.without_pretraining = Some(most);
-    assert!(made.describe().contains("and it is done where none has one"), "{}", made.describe());
+    let text = made.describe();
+    assert!(
+        text.contains(
+            "5 of 40 training images have a label, and with any it is done only if asked for"
+        ),
+        "{text}"
+    );
     let mut short = forecast();
     config.time_budget = 0.0;
     let without_budget = short.fit(&config, &[]).expect("fits");
