@@ -217,7 +217,7 @@ pub enum SplitChoice {
     Val,
     /// Test images.
     Test,
-    /// Training images that had no label when the model's run was trained
+    /// Training images that had no label when the model's run was trained.
     Unlabelled,
     /// All images.
     All,

@@ -133,10 +133,10 @@ fn data(args: &FrozenArgs) -> Result<Measured> {
 
 fn splits(args: &FrozenArgs) -> Result<Splits> {
     let data = data(args)?;
-    let (train, test) = data.halves();
+    let (mut train, mut test) = data.halves();
     let has_label = |i: &usize| data.manifest.samples[*i].label.is_some();
-    let [train, test] = [train, test].map(|half| half.into_iter().filter(has_label).collect());
-    let (train, test): (Vec<usize>, Vec<usize>) = (train, test);
+    train.retain(has_label);
+    test.retain(has_label);
     if train.is_empty() || test.is_empty() {
         return Err(lacking(&args.data));
     }

@@ -116,7 +116,7 @@ pub struct Leak {
     pub labelled: bool,
 }
 
-/// Reports of earlier versions do not say it of their few images without a label.
+/// For reports of earlier versions, which do not say.
 fn yes() -> bool {
     true
 }

@@ -34,6 +34,15 @@ impl Known {
     fn of(listed: &Listed) -> Self {
         Self { split: listed.split, labelled: listed.class.is_some() }
     }
+
+    fn is_unlabelled(self) -> bool {
+        self.split == Split::Train && !self.labelled
+    }
+
+    /// Whether the run trained on it, given whether it `pretrained`.
+    fn was_trained_on(self, pretrained: bool) -> bool {
+        self.split == Split::Train && (self.labelled || pretrained)
+    }
 }
 
 /// What a run knows of the images of a data set.
@@ -65,12 +74,9 @@ impl Seen {
         let earlier = request.init.and_then(|init| Folder::around(&init));
         if let Some(earlier) = earlier.filter(|earlier| earlier.root() != folder.root()) {
             let earlier = Self::read(&earlier)?;
-            let used = |known: &Known| {
-                known.split == Split::Train && (known.labelled || earlier.pretrained)
-            };
-            let trained = earlier.by_digest.iter().filter(|(_, known)| used(known));
-            seen.earlier.extend(trained.map(|(digest, _)| digest.clone()));
-            seen.earlier.extend(earlier.earlier);
+            let images = earlier.by_digest.into_iter();
+            let trained = images.filter(|(_, image)| image.was_trained_on(earlier.pretrained));
+            seen.earlier.extend(trained.map(|(digest, _)| digest).chain(earlier.earlier));
         }
         Ok(seen)
     }
@@ -80,10 +86,9 @@ impl Seen {
         for image in &listed {
             let Some(digest) = &image.digest else { continue };
             let known = by_digest.entry(digest.clone()).or_insert(Known::of(image));
-            // One picture in two splits was trained on, and one with and without a label had one.
-            if image.split == Split::Train {
-                let labelled = known.split == Split::Train && known.labelled;
-                *known = Known { labelled: labelled || image.class.is_some(), ..Known::of(image) };
+            // A picture in two splits counts as a training image, and one with and without a label as labelled.
+            if image.split == Split::Train && (known.split != Split::Train || !known.labelled) {
+                *known = Known::of(image);
             }
         }
         let by_id = listed.into_iter().map(|listed| (listed.id.clone(), listed)).collect();
@@ -123,9 +128,7 @@ impl Seen {
         }
         Recognised {
             splits: known.iter().map(|known| known.map(|known| known.split)).collect(),
-            unlabelled: (known.iter())
-                .map(|known| known.is_some_and(|k| k.split == Split::Train && !k.labelled))
-                .collect(),
+            unlabelled: known.iter().map(|known| known.is_some_and(Known::is_unlabelled)).collect(),
             pretrained: self.pretrained,
             earlier,
             edited: count,
