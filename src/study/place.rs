@@ -55,7 +55,7 @@ pub enum State {
         reason: String,
         /// Its exit code.
         code: u8,
-        /// Seconds since 1970.
+        /// Milliseconds since 1970; seconds in studies of earlier versions.
         at: u64,
     },
 }
@@ -228,9 +228,9 @@ impl Place {
 /// The folder of records and locks.
 const STATE: &str = "state";
 
-/// Seconds since 1970.
+/// Milliseconds since 1970.
 pub fn now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_secs())
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_millis() as u64)
 }
 
 fn settings(config: &RunConfig) -> Result<toml::Table> {

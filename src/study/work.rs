@@ -28,7 +28,7 @@ pub struct Worker<'a> {
     pub ui: &'a (dyn Fn(&Job) -> Box<dyn Ui> + Sync),
     /// Set by Ctrl-C.
     pub interrupted: &'a AtomicBool,
-    /// Seconds since 1970 when this process began: what failed since is not tried again.
+    /// Milliseconds since 1970 when this process began: what failed since is not tried again.
     began: u64,
     /// What the jobs gave that were done here.
     summaries: Mutex<Vec<(usize, Summary)>>,
