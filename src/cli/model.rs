@@ -151,7 +151,7 @@ fn trained_on(model: &Path, samples: &[Sample], threads: usize) -> Result<()> {
     let Some(run) = Folder::around(model) else { return Ok(()) };
     let samples: Vec<&Sample> = samples.iter().collect();
     let seen = Seen::read(&run)?.recognise(&samples, &digests(&samples, threads));
-    let trained: Vec<usize> = (0..samples.len()).filter(|&i| seen.trained(i)).collect();
+    let trained: Vec<usize> = (0..samples.len()).filter(|&i| seen.trained[i]).collect();
     let unlabelled = match trained.iter().filter(|&&i| seen.unlabelled[i]).count() {
         0 => String::new(),
         n => format!(", on {n} of them without a label"),

@@ -255,7 +255,7 @@ impl ManyLabels {
     pub fn why(&self) -> String {
         let [labelled, images, most] = [self.labelled, self.images, self.most].map(thousands);
         let when = match self.most {
-            0 => "with any it is done only if asked for (--method idmm)".to_owned(),
+            0 => "where any has one it is done only with --method idmm".to_owned(),
             _ => format!("it is done where {most} or fewer have"),
         };
         format!("{labelled} of {images} training images have a label, and {when}")

@@ -185,7 +185,7 @@ impl Measured {
     /// Images that `run` trained on and the data itself holds out.
     fn twins(&self, run: &Recognised) -> usize {
         let samples = self.manifest.samples.iter().enumerate();
-        let twins = samples.filter(|(i, own)| own.split != Split::Train && run.trained(*i));
+        let twins = samples.filter(|(i, own)| own.split != Split::Train && run.trained[*i]);
         match self.manifest.split_origin {
             SplitOrigin::Given => twins.count(),
             // A split that was drawn for this measurement has no meaning.
@@ -288,6 +288,7 @@ mod tests {
             manifest,
             recognised: run.then_some(Recognised {
                 earlier: vec![false; splits.len()],
+                trained: splits.iter().map(|of_run| *of_run == Some(Train)).collect(),
                 unlabelled: vec![false; splits.len()],
                 pretrained: false,
                 splits,

@@ -164,7 +164,7 @@ fn keep_splits(init: &Path, manifest: &mut Manifest, threads: usize, ui: &dyn Ui
         ui.note(&format!("  note: images that {name} saw stay in the splits they had there"));
     }
     let [measured, _] = self::held_out(manifest);
-    let seen_before = measured.iter().filter(|&&i| seen.trained(i)).count();
+    let seen_before = measured.iter().filter(|&&i| seen.trained[i]).count();
     if seen_before > 0 {
         ui.note(&format!(
             "  note: {} here were in the training of {name} or of a run before it, so the accuracy \

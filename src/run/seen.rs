@@ -13,6 +13,9 @@ use crate::data::words::counted;
 use crate::data::{Sample, Split};
 use crate::error::Result;
 
+/// An image that only a run trained on which the weights come from.
+const TRAINED_BEFORE: Known = Known { split: Split::Train, labelled: true, trained: true };
+
 /// The images of a run.
 pub struct Seen {
     by_digest: HashMap<Digest, Known>,
@@ -28,20 +31,25 @@ pub struct Seen {
 struct Known {
     split: Split,
     labelled: bool,
+    /// Whether the run trained on it.
+    trained: bool,
 }
 
 impl Known {
-    fn of(listed: &Listed) -> Self {
-        Self { split: listed.split, labelled: listed.class.is_some() }
+    /// The image in a run that looked at training images without a label, too, if it `pretrained`.
+    fn of(listed: &Listed, pretrained: bool) -> Self {
+        let (split, labelled) = (listed.split, listed.class.is_some());
+        Self { split, labelled, trained: split == Split::Train && (labelled || pretrained) }
     }
 
     fn is_unlabelled(self) -> bool {
         self.split == Split::Train && !self.labelled
     }
 
-    /// Whether the run trained on it, given whether it `pretrained`.
-    fn was_trained_on(self, pretrained: bool) -> bool {
-        self.split == Split::Train && (self.labelled || pretrained)
+    /// Which of several images with the same content the content stands for: one that was trained on, with its
+    /// label first; else one that was held out, before one that was not used at all.
+    fn rank(self) -> impl Ord {
+        (self.trained, self.trained && self.labelled, self.split != Split::Train)
     }
 }
 
@@ -56,6 +64,8 @@ pub struct Recognised {
     pub pretrained: bool,
     /// Whether a run that the weights come from trained on the image.
     pub earlier: Vec<bool>,
+    /// Whether this run or one of those trained on the image, with its label or without.
+    pub trained: Vec<bool>,
     /// Images that have the name of one that the run saw, but other content.
     pub edited: usize,
     /// Whether those count as the run's images.
@@ -75,7 +85,7 @@ impl Seen {
         if let Some(earlier) = earlier.filter(|earlier| earlier.root() != folder.root()) {
             let earlier = Self::read(&earlier)?;
             let images = earlier.by_digest.into_iter();
-            let trained = images.filter(|(_, image)| image.was_trained_on(earlier.pretrained));
+            let trained = images.filter(|(_, image)| image.trained);
             seen.earlier.extend(trained.map(|(digest, _)| digest).chain(earlier.earlier));
         }
         Ok(seen)
@@ -85,10 +95,10 @@ impl Seen {
         let mut by_digest: HashMap<Digest, Known> = HashMap::new();
         for image in &listed {
             let Some(digest) = &image.digest else { continue };
-            let known = by_digest.entry(digest.clone()).or_insert(Known::of(image));
-            // A picture in two splits counts as a training image, and one with and without a label as labelled.
-            if image.split == Split::Train && (known.split != Split::Train || !known.labelled) {
-                *known = Known::of(image);
+            let image = Known::of(image, pretrained);
+            let known = by_digest.entry(digest.clone()).or_insert(image);
+            if image.rank() > known.rank() {
+                *known = image;
             }
         }
         let by_id = listed.into_iter().map(|listed| (listed.id.clone(), listed)).collect();
@@ -104,18 +114,25 @@ impl Seen {
         let earlier: Vec<bool> = earlier.collect();
         for (i, (sample, digest)) in samples.iter().zip(digests).enumerate() {
             let same = digest.as_ref().and_then(|digest| self.by_digest.get(digest).copied());
-            let same = same.or(earlier[i].then_some(Known { split: Split::Train, labelled: true }));
             let named = self.by_id.get(&sample.id);
-            kept += usize::from(digest.is_some() && named.is_some_and(|n| n.digest == *digest));
+            let unchanged = named.filter(|named| digest.is_some() && named.digest == *digest);
+            kept += usize::from(unchanged.is_some());
+            // Of images with the same content that were not trained on, each is the one of its own name.
+            let same = match unchanged {
+                Some(named) if same.is_some_and(|same| !same.trained) => {
+                    Some(Known::of(named, self.pretrained))
+                }
+                _ => same.or(earlier[i].then_some(TRAINED_BEFORE)),
+            };
             known.push(same.or_else(|| {
                 let named = named?;
                 match named.digest {
                     // A run of an earlier version, or a file that cannot be read: names are all
                     // there is.
-                    None => Some(Known::of(named)),
-                    Some(_) if digest.is_none() => Some(Known::of(named)),
+                    None => Some(Known::of(named, self.pretrained)),
+                    Some(_) if digest.is_none() => Some(Known::of(named, self.pretrained)),
                     Some(_) => {
-                        edited.push((i, Known::of(named)));
+                        edited.push((i, Known::of(named, self.pretrained)));
                         None
                     }
                 }
@@ -126,7 +143,11 @@ impl Seen {
         if as_edited {
             edited.into_iter().for_each(|(i, image)| known[i] = Some(image));
         }
+        let trained = |(known, &earlier): (&Option<Known>, &bool)| {
+            earlier || known.is_some_and(|known| known.trained)
+        };
         Recognised {
+            trained: known.iter().zip(&earlier).map(trained).collect(),
             splits: known.iter().map(|known| known.map(|known| known.split)).collect(),
             unlabelled: known.iter().map(|known| known.is_some_and(Known::is_unlabelled)).collect(),
             pretrained: self.pretrained,
@@ -141,12 +162,6 @@ impl Recognised {
     /// Whether the run saw any of the images.
     pub fn any(&self) -> bool {
         self.splits.iter().any(Option::is_some)
-    }
-
-    /// Whether the run, or one that its weights come from, trained on image `i`, with its label or without.
-    pub fn trained(&self, i: usize) -> bool {
-        let used = self.splits[i] == Some(Split::Train) && (self.pretrained || !self.unlabelled[i]);
-        used || self.earlier[i]
     }
 
     /// Images that the run had in `split`; `None` counts those it does not list.
@@ -238,14 +253,16 @@ mod tests {
                 listed("a/5", Some("four"), Split::Test),
             ]
         };
-        let data = [("a/1", "one"), ("a/2", "two"), ("a/5", "four"), ("new", "new")];
-        for (pretrained, trained) in
-            [(false, [true, false, false, false]), (true, [true, true, true, false])]
-        {
-            let found = recognised(run(), pretrained, &data);
-            assert_eq!(found.unlabelled, [false, true, true, false]);
-            assert_eq!([0, 1, 2, 3].map(|i| found.trained(i)), trained);
-        }
+        let data =
+            [("a/1", "one"), ("a/2", "two"), ("a/5", "four"), ("new", "new"), ("a/4", "four")];
+        let found = recognised(run(), true, &data);
+        assert_eq!(found.trained, [true, true, true, false, true]);
+        assert_eq!(found.unlabelled, [false, true, true, false, true]);
+
+        let found = recognised(run(), false, &data);
+        assert_eq!(found.trained, [true, false, false, false, false]);
+        assert_eq!(found.unlabelled, [false, true, false, false, true]);
+        assert_eq!(found.splits[2], Some(Split::Test), "its twin in training was not used");
     }
 
     #[test]
@@ -264,6 +281,7 @@ mod tests {
         let found = seen.recognise(&samples.iter().collect::<Vec<_>>(), &digests);
         assert_eq!(found.splits, [Some(Split::Test), Some(Split::Train), None]);
         assert_eq!(found.earlier, [true, true, false]);
+        assert_eq!(found.trained, [true, true, false]);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Short trials of what a run spends its time on.
 
+use std::ops::Range;
 use std::time::{Duration, Instant};
 
 use super::crowd::Ticks;
@@ -18,8 +19,11 @@ use crate::run::{Request, finish, stages};
 use crate::train::checkpoint::StageName;
 use crate::train::stage::{Stage, StepRecord};
 
-/// Steps that are timed, with the loader beside them as in the run.
+/// Steps that are timed at least, with the loader beside them as in the run.
 const TIMED_STEPS: usize = 4;
+/// Seconds that steps are timed for at least: the first ones are slower than those of a run, and four of
+/// a small model take a sixteenth of a second.
+const TIMED_SECONDS: f64 = 0.5;
 /// Images a thread that inference is timed on.
 const TIMED_IMAGES: usize = 16;
 /// Features that the k-NN probe is timed on.
@@ -170,10 +174,10 @@ impl Trial<'_> {
             StageName::Pretrain => 0,
             StageName::Finetune => self.config.finetune.early_of(stage.optim.epochs),
         };
-        let (crops_per_second, an_image, state) = self.steps(stage, early)?;
+        let (crops_per_second, an_image, state) = self.steps(stage, early..stage.optim.epochs)?;
         let early_per_second = match early {
             0 => crops_per_second,
-            _ => self.steps(stage, 0)?.0,
+            _ => self.steps(stage, 0..early)?.0,
         };
         let from_features = match stage.name {
             StageName::Pretrain => &self.config.pretrain.first_head,
@@ -231,37 +235,41 @@ impl Trial<'_> {
         Ok((forecast.resized(stage.optim.epochs), an_image))
     }
 
-    /// Crops a second of training from `epoch` on, seconds an image of inference, and the state that was
-    /// trained.
-    fn steps(&self, stage: &Stage, epoch: usize) -> Result<(f64, f64, TrainState)> {
+    /// Crops a second of training in `epochs`, which have crops of one size, seconds an image of inference,
+    /// and the state that was trained.
+    fn steps(&self, stage: &Stage, epochs: Range<usize>) -> Result<(f64, f64, TrainState)> {
         let (samples, batch) = (stage.source.images.len(), stage.source.batch_size);
         let mut fresh = stage.fresh(stage.source.seed)?;
         // Just enough images for two micro-batches a worker; a card takes all it can.
-        let rows = match stage.micro_batch_at(epoch * stage.source.steps_per_epoch()) {
+        let rows = match stage.micro_batch_at(epochs.start * stage.source.steps_per_epoch()) {
             0 => usize::MAX,
             rows => 2 * stage.machine.threads * rows,
         };
         let mut source = stage.source.clone();
         let views = stage.method.views().views();
         source.batch_size = rows.div_ceil(views).clamp(1, samples.min(batch));
-        let timed = TIMED_STEPS.min(source.steps_per_epoch());
         let trial = Stage {
             source,
             method: stage.method.clone(),
             machine: stage.machine.clone(),
             ..*stage
         };
-        let first = epoch * trial.source.steps_per_epoch();
+        let first = epochs.start * trial.source.steps_per_epoch();
+        // One step before the ones that are timed, even in a stage of a single step.
+        let end = (epochs.end * trial.source.steps_per_epoch()).max(first + 2);
         fresh.progress.step = first;
         let mut engine = trial.engine(fresh)?;
         let mut tried = Tried::default();
         let mut started = Instant::now();
-        for (i, batch) in trial.source.prefetch(first, first + 1 + timed).enumerate() {
+        for (i, batch) in trial.source.prefetch(first, end).enumerate() {
             let record = trial.step(&mut *engine, &batch?)?;
             // The first step warms caches and clocks.
             match i {
                 0 => started = Instant::now(),
                 _ => tried.add(&record),
+            }
+            if i >= TIMED_STEPS && started.elapsed().as_secs_f64() >= TIMED_SECONDS {
+                break;
             }
         }
         tried.passes = started.elapsed().as_secs_f64() - tried.updates;
