@@ -83,11 +83,15 @@ fn hint(action: &str, source: &std::io::Error) -> &'static str {
     use std::io::ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem, StorageFull};
     match (source.kind(), action) {
         (StorageFull, _) => {
-            "\n  free some space or choose another folder with --output, then `fewvit resume`"
+            "\n  free some space, or choose a place on another disk; `fewvit resume RUN` goes on with a run that \
+             stopped"
         }
         (PermissionDenied, "read") => "\n  you may not read it: change its permissions",
-        (PermissionDenied | ReadOnlyFilesystem, _) => {
-            "\n  choose a folder you may write to with --output"
+        (PermissionDenied, _) => {
+            "\n  choose a place that you may write to, or change its permissions"
+        }
+        (ReadOnlyFilesystem, _) => {
+            "\n  nothing can be written to that disk: choose a place elsewhere"
         }
         (NotFound, _) => "\n  check the spelling of the path",
         _ => "",
@@ -99,13 +103,21 @@ mod tests {
     use super::*;
     use std::io::ErrorKind;
 
+    /// Runs have `--output`, `embed` has `--out`, decoded images have a setting: a hint names none of them.
     #[test]
-    fn a_read_that_fails_is_not_answered_with_a_place_to_write() {
-        let text =
-            |action, kind: ErrorKind| Error::io(action, Path::new("x"), kind.into()).to_string();
-        assert!(text("write", ErrorKind::PermissionDenied).contains("with --output"));
-        assert!(text("create", ErrorKind::ReadOnlyFilesystem).contains("with --output"));
-        let read = text("read", ErrorKind::PermissionDenied);
-        assert!(read.contains("permissions") && !read.contains("--output"), "{read}");
+    fn hints_fit_what_failed_and_whoever_asked_for_it() {
+        use ErrorKind::{NotFound, PermissionDenied, ReadOnlyFilesystem, StorageFull};
+        for (action, kind, hint) in [
+            ("write", PermissionDenied, "choose a place that you may write to"),
+            ("create", PermissionDenied, "choose a place that you may write to"),
+            ("create", ReadOnlyFilesystem, "choose a place elsewhere"),
+            ("write", StorageFull, "free some space"),
+            ("read", PermissionDenied, "you may not read it: change its permissions"),
+            ("read", NotFound, "check the spelling"),
+        ] {
+            let text = Error::io(action, Path::new("x"), kind.into()).to_string();
+            assert!(text.contains(hint) && !text.contains("--"), "{text}");
+            assert_eq!(text.contains("may write to"), hint.contains("may write to"), "{text}");
+        }
     }
 }

@@ -5,11 +5,26 @@ use std::io::{BufWriter, Write as _};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 
 /// The file that makes a folder a run's.
 pub const RUN: &str = "run.json";
+
+/// What to do about a file of a run that cannot be used.
+pub const DAMAGED: &str = "it is damaged, or another version of fewvit wrote it: take another copy \
+                           of the run folder, or start the run again";
+
+/// Reads a value from a JSON file; `advice` says what to do if the file holds something else.
+///
+/// # Errors
+/// The file cannot be read, or holds something else.
+pub fn read_json<T: DeserializeOwned>(path: &Path, advice: &str) -> Result<T> {
+    let text = std::fs::read(path).map_err(|source| Error::io("read", path, source))?;
+    serde_json::from_slice(&text)
+        .map_err(|e| Error::Failed(format!("{} cannot be used: {e}\n  {advice}", path.display())))
+}
 
 /// Writes `bytes` to `path` so that either the old or the new content is there after a crash.
 ///

@@ -1,5 +1,5 @@
 //! Hyper-parameters as functions of the step alone, so that a resumed run needs nothing but its
-//! step number (recipe sections 2.5, 4.5 and 4.6).
+//! step number.
 
 use std::f64::consts::PI;
 
@@ -35,7 +35,7 @@ pub fn weight_decay(config: &OptimConfig, step: usize, total_steps: usize) -> f6
     }
 }
 
-/// Decay of the averaged weights at their n-th update (recipe section 2.1, "EMA").
+/// Decay of the averaged weights at their n-th update, as in the official code.
 pub fn ema_decay(updates: usize) -> f64 {
     let n = updates as f64;
     ((1.0 + n) / (10.0 + n)).min(0.999)

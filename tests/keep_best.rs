@@ -75,6 +75,16 @@ fn the_best_epoch_is_kept_and_patience_ends_training() {
     let measured: Value = serde_json::from_slice(&measured.stdout).expect("JSON");
     assert_eq!(measured["top1"].as_f64(), Some(highest), "{top1:?}");
 
+    // What chose the epoch is said wherever it is measured, and of no other images.
+    assert_eq!(measured["images"]["chosen_by"], 12);
+    let said = stderr(&run(["eval", out, data_name, "--split", "val"]));
+    assert!(said.contains("chose the epoch of its weights by 12 of these images"), "{said}");
+    let said = stderr(&run(["eval", out, data_name]));
+    assert!(said.contains("12 images that the run held out"), "{said}");
+    assert!(!said.contains("chose the epoch"), "{said}");
+    let except = "no other images except the 12 images of the validation split, by which the epoch was chosen";
+    assert!(card.contains(except), "{card}");
+
     let weights = || fs::read(Path::new(out).join("export/model.safetensors")).expect("exported");
     let before = weights();
     fs::remove_file(Path::new(out).join("report.html")).expect("there");

@@ -7,7 +7,7 @@ use crate::simd::{Kernel, Level, Simd, exp};
 /// A row's target: a share of class `a` and one of class `b`.
 ///
 /// Keeping the two classes apart, instead of scattering into a vector, makes `a == b` right by
-/// itself (recipe section 1.4, "Case i = i'").
+/// itself: an image may be mixed with itself or with another view of itself.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct MixedTarget {
     /// Class of the receiving image.

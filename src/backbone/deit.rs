@@ -1,5 +1,4 @@
-//! DeiT, the plain vision transformer (Touvron et al. 2021; recipe section 5.1), without the
-//! distillation token.
+//! DeiT, the plain vision transformer (Touvron et al. 2021), without the distillation token.
 
 use super::{Family, ImgSizes, Spec, Tell};
 use crate::nn::{Block, BlockSpec, Branch, Conv2d, LayerNorm, Reader, Start};

@@ -49,14 +49,14 @@ pub trait Family: Debug + Sync {
     fn timm_args(&self, img_size: usize) -> serde_json::Value;
 }
 
-/// A [`Family`] that tells its model.
+/// A [`Family`] that tells its model to any reader.
 pub trait Tell: Family {
     /// The model for square images of `img_size` pixels, told to a reader: images to one feature each,
     /// `[batch, num_features]`. The order in which it declares parameters is that of checkpoints.
     fn tell<R: Reader>(&self, r: &mut R, img_size: usize) -> R::Value;
 }
 
-/// A family as its readers hear it, one line a reader.
+/// A [`Family`] behind a pointer, which tells its model to each of the readers there are.
 pub trait Told: Family {
     /// See [`Tensors`].
     fn tensors(&self, r: &mut Tensors, img_size: usize) -> Tensor<2>;
@@ -184,7 +184,7 @@ mod tests {
 
     /// Model, img-size, parameters without a head, and multiply-accumulates.
     const COSTS: &[(&str, usize, usize, u64)] = &[
-        // Recipe sections 5.1, 5.2 and 5.6.
+        // Parameters of timm's models; multiply-accumulates by a formula that a counter of operations confirmed.
         ("deit_tiny_patch16_224", 112, 5_496_192, 284_166_144),
         ("deit_tiny_patch16_224", 224, 5_524_416, 1_253_491_200),
         ("deit_small_patch16_224", 112, 21_609_216, 1_099_200_000),
@@ -200,7 +200,7 @@ mod tests {
         ("pvt_v2_b3", 112, 44_725_696, 1_679_200_000),
         ("pvt_v2_b4", 448, 62_043_072, 44_134_600_000),
         ("pvt_v2_b5", 224, 81_443_008, 11_716_700_000),
-        // Section 5.3, less the heads of 1000 classes; with the frozen values.
+        // The official T2T-ViT, less the heads of 1000 classes; with the frozen values.
         ("t2t_vit_7", 112, 4_310_222 - 257_000 - 147 * 256, 263_591_552),
         ("t2t_vit_7", 224, 4_310_222 - 257_000, 1_146_607_616),
         ("t2t_vit_10", 224, 5_889_230 - 257_000, 1_516_100_000),
@@ -215,11 +215,11 @@ mod tests {
     ];
 
     #[test]
-    fn parameter_counts_and_macs_are_the_recipes() {
+    fn parameter_counts_and_macs_are_those_of_the_originals() {
         for &(name, img_size, params, macs) in COSTS {
             let spec = Spec::find(name).expect(name);
             assert_eq!(spec.num_params(img_size), params, "{name} at {img_size}");
-            // The recipe's table has four decimals of 10^9; its exact values are longer.
+            // Rounded numbers have four decimals of 10^9; the others are exact.
             let seen = spec.macs(img_size);
             let equal = if macs.is_multiple_of(100_000) {
                 (seen + 50_000) / 100_000 * 100_000 == macs
@@ -228,13 +228,13 @@ mod tests {
             };
             assert!(equal, "{name} at {img_size}: {seen}, not {macs}");
         }
-        // Of the linear variant the recipe gives parameters only.
+        // Of the linear variant only the parameters are known.
         assert_eq!(Spec::find("pvt_v2_b2_li").expect("li").num_params(112), 22_040_512);
     }
 
     #[test]
     fn what_is_not_trained_is_marked() {
-        // Recipe section 5.3, less the heads of 1000 classes.
+        // The official T2T-ViT, less the heads of 1000 classes.
         for (name, trained) in
             [("t2t_vit_7", 3_998_694), ("t2t_vit_14", 21_080_806), ("t2t_vit_t_14", 21_080_422)]
         {

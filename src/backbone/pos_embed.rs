@@ -1,7 +1,7 @@
 //! Position embeddings for another img-size.
 
-/// Resizes a position table with a class-token row by bicubic interpolation (recipe section 3.7:
-/// a = -0.75, `align_corners = false`, no antialias: PyTorch's `interpolate`).
+/// Resizes a position table with a class-token row by bicubic interpolation as PyTorch's `interpolate`
+/// (a = -0.75, `align_corners = false`, no antialias).
 ///
 /// `table`: `[1 + old * old, dim]` row-major; returns `[1 + new * new, dim]`.
 pub fn resize_pos_embed(table: &[f32], old: usize, new: usize, dim: usize) -> Vec<f32> {

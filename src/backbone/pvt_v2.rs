@@ -1,24 +1,24 @@
-//! PVTv2, a pyramid of four stages with spatial-reduction attention (Wang et al. 2022; recipe
-//! section 5.2). Keys are timm's.
+//! PVTv2, a pyramid of four stages with spatial-reduction attention (Wang et al. 2022). Keys are
+//! timm's.
 
 use super::{Family, ImgSizes, Spec, Tell};
 use crate::nn::{Branch, Conv2d, ConvMlp, LayerNorm, Linear, Reader, ReducedAttention};
 use crate::ops::Windows;
 
 const STAGES: usize = 4;
-/// Of the blocks and at the end of a stage.
+/// Epsilon of the norms in the blocks and at the end of each stage.
 const NORM_EPS: f64 = 1e-6;
-/// Of the patch embeddings and the spatial reduction: PyTorch's default.
+/// Epsilon of the norms in the patch embeddings and the spatial reduction: PyTorch's default.
 const CONV_NORM_EPS: f64 = 1e-5;
 const NUM_HEADS: [usize; STAGES] = [1, 2, 5, 8];
 /// By how much the keys' side is smaller than the queries'.
 const SR_RATIOS: [usize; STAGES] = [8, 4, 2, 1];
 /// Side of the keys' map in linear spatial-reduction attention.
 const POOL: usize = 7;
-/// A first patch is embedded with its neighbours' pixels.
+/// The windows of the first patch embedding: a patch is embedded with its neighbours' pixels.
 const STEM: Windows = Windows { kernel: 7, stride: 4, padding: 3 };
 const DOWNSAMPLE: Windows = Windows { kernel: 3, stride: 2, padding: 1 };
-/// Of the convolution of each channel by itself in the MLP.
+/// The windows of the MLP's convolution of each channel by itself.
 const DEPTHWISE: Windows = Windows { kernel: 3, stride: 1, padding: 1 };
 
 /// Sizes of one family member.

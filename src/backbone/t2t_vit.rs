@@ -1,5 +1,5 @@
 //! T2T-ViT: a vision transformer whose patches are re-structured three times, with overlap, before
-//! they become tokens (Yuan et al. 2021; recipe section 5.3). Keys are the official ones.
+//! they become tokens (Yuan et al. 2021). Keys are the official ones.
 
 use super::deit::blocks;
 use super::token_module::tokens_to_token;

@@ -1,12 +1,12 @@
 //! The tokens-to-token module of T2T-ViT: pixels to tokens in three unfoldings, with a small
-//! transformer after each of the first two (Yuan et al. 2021, section 3.1; recipe section 5.3).
+//! transformer after each of the first two (Yuan et al. 2021, section 3.1).
 
 use super::t2t_vit::{T2tVitSpec, TokenAttention};
 use crate::nn::{Dropout, LayerNorm, Linear, Reader, Start};
 use crate::ops::Windows;
 
 const NORM_EPS: f64 = 1e-5;
-/// Of the performer, in training, whatever the recipe says: fixed in the official code.
+/// Dropout of the performer in training, fixed in the official code: no recipe changes it.
 const DROPOUT: f64 = 0.1;
 /// The unfoldings.
 const WINDOWS: [Windows; 3] = [

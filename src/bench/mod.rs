@@ -12,7 +12,7 @@ pub use pipeline::{PipelineSpeed, data, epoch};
 pub use step::{StepBench, StepSpeed, step};
 
 /// The most memory this process has held, in GiB; 0 where the system does not say.
-fn peak_rss_gb() -> f64 {
+fn peak_rss_gib() -> f64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"));
     let kib = line.and_then(|line| line.trim().strip_suffix("kB")?.trim().parse::<f64>().ok());
@@ -40,6 +40,6 @@ mod tests {
     #[test]
     #[cfg(target_os = "linux")]
     fn this_process_holds_memory() {
-        assert!((0.001..100.0).contains(&super::peak_rss_gb()));
+        assert!((0.001..100.0).contains(&super::peak_rss_gib()));
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde::Serialize;
 
-use super::peak_rss_gb;
+use super::peak_rss_gib;
 use crate::data::loader::{BatchSource, Cutting};
 use crate::error::Result;
 use crate::train::stage::Stage;
@@ -20,8 +20,8 @@ pub struct PipelineSpeed {
     pub epoch_s: f64,
     /// Share of the wall time that the step waited for crops; none for crops alone.
     pub waiting_for_data: Option<f64>,
-    /// The most memory this process has held.
-    pub peak_rss_gb: f64,
+    /// The most memory this process has held, in GiB.
+    pub peak_rss_gib: f64,
 }
 
 /// Cuts and augments batches for `duration`, without a model.
@@ -76,6 +76,6 @@ fn speed(
         crops_per_s,
         epoch_s: stage.source.images.len() as f64 / images_per_s,
         waiting_for_data,
-        peak_rss_gb: peak_rss_gb(),
+        peak_rss_gib: peak_rss_gib(),
     }
 }

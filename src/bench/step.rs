@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use serde::Serialize;
 
 use super::limits::multiply_adds;
-use super::{median, peak_rss_gb};
+use super::{median, peak_rss_gib};
 use crate::backbone::{NetSpec, Spec};
 use crate::config::{Layers, RunConfig};
 use crate::data::loader::{Batch, CropBatch, Crops};
@@ -49,8 +49,8 @@ pub struct StepSpeed {
     pub fraction_of_peak: Option<f64>,
     /// Median duration of a step.
     pub step_ms_median: f64,
-    /// The most memory this process has held.
-    pub peak_rss_gb: f64,
+    /// The most memory this process has held, in GiB.
+    pub peak_rss_gib: f64,
 }
 
 /// Times steps of IDMM with the paper's optimiser.
@@ -93,7 +93,7 @@ pub fn step(bench: &StepBench) -> Result<StepSpeed> {
         model_gflops,
         fraction_of_peak: limit.map(|limit| model_gflops / limit),
         step_ms_median: seconds * 1e3,
-        peak_rss_gb: peak_rss_gb(),
+        peak_rss_gib: peak_rss_gib(),
     })
 }
 

@@ -72,7 +72,7 @@ fn step(args: &StepArgs) -> Result<()> {
             .fraction_of_peak
             .map_or(String::new(), |f| format!(" = {:.0}% of the limit", 100.0 * f)),
         speed.step_ms_median,
-        speed.peak_rss_gb
+        speed.peak_rss_gib
     ))
 }
 
@@ -107,7 +107,7 @@ fn pipeline(
     });
     super::print(&format!(
         "{:.1} images/s, {:.1} crops/s, {:.1} s an epoch{waiting}, {:.2} GiB",
-        speed.images_per_s, speed.crops_per_s, speed.epoch_s, speed.peak_rss_gb
+        speed.images_per_s, speed.crops_per_s, speed.epoch_s, speed.peak_rss_gib
     ))
 }
 

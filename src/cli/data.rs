@@ -117,6 +117,9 @@ fn print_report(report: &DataReport) -> Result<()> {
     report.warnings.iter().try_for_each(|warning| super::print(&format!("note: {warning}")))
 }
 
+/// Columns of a preview whose images have one view each.
+const COLUMNS: usize = 8;
+
 fn preview(args: &PreviewArgs) -> Result<()> {
     if args.output.exists() {
         return Err(occupied(&args.output));
@@ -152,7 +155,7 @@ fn preview(args: &PreviewArgs) -> Result<()> {
     if crops.is_empty() {
         return Err(Error::Data(format!("{}: no image can be read", args.data.display())));
     }
-    let columns = if views.views() > 1 { views.views() } else { 8 };
+    let columns = if views.views() > 1 { views.views() } else { COLUMNS };
     pictures::save_jpeg(&args.output, &pictures::contact_sheet(&crops, columns))?;
     super::print(&args.output.display().to_string())
 }
@@ -173,20 +176,22 @@ fn draw_split(args: &SplitArgs) -> Result<()> {
         SplitOrigin::Made | SplitOrigin::MadeByGroup => {}
         SplitOrigin::Given => {
             return Err(Error::Data(format!(
-                "{} has a split of its own, which fewvit uses",
+                "{} has a split of its own, which fewvit uses: there is nothing to draw\n  to draw one, \
+                 give images without train/ and test/ folders",
                 args.data.display()
             )));
         }
         SplitOrigin::Unlabelled => {
             return Err(Error::Data(format!(
-                "{} has no labels, so there is nothing to stratify by",
+                "{} has no labels, so there is nothing to stratify by\n  sort the images into folders \
+                 of their classes",
                 args.data.display()
             )));
         }
     }
     check_table(&args.output)?;
     opened.warnings.iter().for_each(|note| eprintln!("note: {note}"));
-    split::write_csv(&counted_from(&args.output, opened.manifest)?, &[], &args.output)?;
+    split::write_csv(&relative_to(&args.output, opened.manifest)?, &[], &args.output)?;
     super::print(&args.output.display().to_string())
 }
 
@@ -208,7 +213,7 @@ pub(super) fn check_table(output: &Path) -> Result<()> {
 
 /// The manifest with the images' paths counted from the folder of the table at `output`, as
 /// whoever reads the table will take them; absolute where the two have no folder in common.
-pub(super) fn counted_from(output: &Path, mut manifest: Manifest) -> Result<Manifest> {
+pub(super) fn relative_to(output: &Path, mut manifest: Manifest) -> Result<Manifest> {
     let real = |path: &Path| path.canonicalize().map_err(|e| Error::io("read", path, e));
     let folder = real(folder_of(output))?;
     // Links to files stay as they are, so only folders are resolved, each once.

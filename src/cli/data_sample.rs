@@ -1,6 +1,6 @@
 //! `fewvit data sample`.
 
-use super::data::{check_table, counted_from, open, opening};
+use super::data::{check_table, open, opening, relative_to};
 use super::data_args::{SampleArgs, SampleSize};
 use crate::data::manifest::{Manifest, Split};
 use crate::data::sample::{self, Size};
@@ -21,7 +21,7 @@ pub(super) fn sample(args: &SampleArgs) -> Result<()> {
         opened.manifest.samples.retain(|sample| sample.split == Split::Train);
     }
     opened.warnings.iter().chain(&notes).for_each(|note| eprintln!("note: {note}"));
-    split::write_csv(&counted_from(&args.output, opened.manifest.clone())?, &[], &args.output)?;
+    split::write_csv(&relative_to(&args.output, opened.manifest.clone())?, &[], &args.output)?;
     eprintln!("{}", describe(&opened.manifest, before));
     super::print(&args.output.display().to_string())
 }

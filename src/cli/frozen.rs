@@ -8,6 +8,7 @@ use super::args::SplitChoice;
 use super::frozen_args::{EmbedArgs, FrozenArgs, KnnArgs};
 use super::readable::Readable;
 use crate::config::{EvalConfig, Layers, Source};
+use crate::data::words::counted;
 use crate::engine::Machine;
 use crate::error::{Error, Result};
 use crate::eval::infer::Inference;
@@ -81,8 +82,10 @@ pub(super) fn probe(args: &FrozenArgs) -> Result<()> {
     )?;
     let metrics = Metrics::from_logits(&probe.logits(&test.features), &test.labels, classes);
     if !probe.converged {
-        let most = "L-BFGS stopped at its most iterations, before it converged";
-        eprintln!("note: {most}: the accuracy may be a little off");
+        let most = counted(config.iterations, "iteration");
+        eprintln!(
+            "note: L-BFGS ended after {most}, before it converged: the accuracy may be a little off"
+        );
     }
     if args.common.json {
         return super::print_json(&json!({
@@ -137,8 +140,11 @@ fn splits(args: &FrozenArgs) -> Result<Splits> {
     let has_label = |i: &usize| data.manifest.samples[*i].label.is_some();
     train.retain(has_label);
     test.retain(has_label);
-    if train.is_empty() || test.is_empty() {
-        return Err(lacking(&args.data));
+    if train.is_empty() {
+        return Err(lacking(&args.data, "training"));
+    }
+    if test.is_empty() {
+        return Err(lacking(&args.data, "test"));
     }
     let frozen = open(args)?;
     let labelled = |positions: &[usize]| -> Result<Labelled> {
@@ -148,13 +154,21 @@ fn splits(args: &FrozenArgs) -> Result<Splits> {
         Ok(Labelled { positions, features, labels })
     };
     let (train, test) = (labelled(&train)?, labelled(&test)?);
-    let standing = data.standing(&test.positions);
+    let mut standing = data.standing(&test.positions);
+    if !frozen.exported {
+        // An epoch of fine-tuning was chosen, and these are other weights.
+        standing.chosen_by = 0;
+    }
     eprintln!("note: {}", standing.describe());
     Ok(Splits { train, test, classes: data.manifest.classes.len(), standing })
 }
 
-fn lacking(data: &Path) -> Error {
-    Error::Data(format!("{} needs labelled training and test images", data.display()))
+fn lacking(data: &Path, what: &str) -> Error {
+    Error::Data(format!(
+        "{} has no {what} images with a label\n  sort the images into train/CLASS/ and test/CLASS/, or \
+         write a table (file,label,split)",
+        data.display()
+    ))
 }
 
 /// The backbone; what there is to say of its weights goes to standard error.

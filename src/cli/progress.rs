@@ -9,10 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use crate::engine::collective;
 use crate::report::words::duration;
-use crate::run::Ui;
-
-/// Message of units that an earlier sitting has done; they say nothing about the speed of this one.
-const RESUMED: &str = "resumed";
+use crate::run::{RESUMED, Ui};
 
 /// Draws progress; standard output stays free for results.
 pub struct Progress {
@@ -29,7 +26,7 @@ enum Sink {
 struct State {
     total: u64,
     done: u64,
-    /// Of `done`, those done in this sitting, since `began`.
+    /// Of `done`, those done in this process, since `began`.
     worked: u64,
     began: Instant,
 }
@@ -105,7 +102,7 @@ impl Ui for Progress {
     }
 
     fn total(&self, units: u64) {
-        // Let go before the bar is drawn, which asks for it.
+        // Released before the bar is drawn, since drawing takes the same lock.
         *locked(&self.state) = State { total: units, done: 0, worked: 0, began: Instant::now() };
         if let Sink::Bar(bar) = &self.sink {
             bar.set_length(units);
@@ -132,7 +129,7 @@ impl Ui for Progress {
             state.worked += units;
         }
         if let Sink::Bar(bar) = &self.sink {
-            // Drawing asks for the state.
+            // Released first, since drawing takes the same lock.
             let done = state.done;
             drop(state);
             bar.set_position(done);
@@ -160,7 +157,7 @@ impl Ui for Progress {
 }
 
 impl State {
-    /// Seconds left; `None` while nothing has been measured in this sitting.
+    /// Seconds left; `None` while nothing has been measured in this process.
     fn left(&self) -> Option<f64> {
         let each = self.began.elapsed().as_secs_f64() / self.worked as f64;
         (self.worked > 0).then(|| each * self.total.saturating_sub(self.done) as f64)
@@ -195,7 +192,7 @@ fn style(state: Arc<Mutex<State>>) -> ProgressStyle {
     })
 }
 
-/// A thread that panicked while it drew leaves nothing that matters half done.
+/// The guarded value, even after a panic: a bar that was half drawn does no harm.
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -247,13 +244,13 @@ mod tests {
         assert_eq!(page.text(), expected);
     }
 
-    /// 10 units a second in this sitting, however much an earlier one did.
+    /// 10 units a second in this process, however much an earlier one did.
     #[test]
-    fn the_time_left_follows_from_this_sitting_alone() {
+    fn the_time_left_follows_from_this_process_alone() {
         let progress = Progress::lines(Box::new(Page::default()));
         progress.total(1000);
         progress.stage("pretrain", 1000);
-        progress.advance(500, "resumed");
+        progress.advance(500, RESUMED);
         assert_eq!(locked(&progress.state).describe(), "");
         progress.advance(100, "");
         locked(&progress.state).began = Instant::now() - Duration::from_secs(10);
@@ -267,8 +264,8 @@ mod tests {
         assert_eq!(said(), "", "not even the length is known");
         progress.total(1000);
         assert_eq!(said(), "measuring");
-        progress.advance(500, "resumed");
-        assert_eq!(said(), "measuring", "what was done before says nothing of this sitting");
+        progress.advance(500, RESUMED);
+        assert_eq!(said(), "measuring", "what was done before says nothing of this process");
         progress.advance(100, "");
         locked(&progress.state).began = Instant::now() - Duration::from_secs(10);
         assert_eq!(said(), "40 s left");

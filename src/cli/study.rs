@@ -151,7 +151,7 @@ fn complain(grid: &Grid, place: &Place) -> Result<()> {
     Err(Error::Failed(format!(
         "{} of {} runs failed, the first being {run}: {reason}\n  the same command tries them again",
         failed.len(),
-        grid.needed(&grid.cells).len()
+        grid.needed(&grid.cells, &|_| Ok(false))?.len()
     )))
 }
 
@@ -177,7 +177,7 @@ pub(super) fn forecast(grid: &Grid, place: Option<&Place>, json: bool) -> Result
     let disk: u64 = lines.iter().filter_map(|line| line.disk).sum();
     let left = lines.iter().filter(|line| line.seconds.is_some()).count();
     let shortened = match grid.scale < 1.0 {
-        true => format!("; schedules shortened to {}%", 100.0 * grid.scale),
+        true => format!("; schedules shortened to {}", study::percent(grid.scale)),
         false => String::new(),
     };
     super::print(&format!(

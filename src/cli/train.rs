@@ -80,7 +80,7 @@ fn launch(data: &Path, args: &TrainArgs, job: Job, init: Option<&Path>) -> Resul
     report(&summary, args.run.json)
 }
 
-/// What a run says whose settings come from a file and whose recipe nobody named.
+/// Note for a run with a file of settings and without --recipe.
 const PAPER_UNDER_A_FILE: &str = "recipe `paper`, as -c was given and no --recipe: --recipe quick fits its \
                                   epochs to a time budget";
 
@@ -96,8 +96,7 @@ enum Epochs {
 }
 
 impl Epochs {
-    /// For a run of the stages `trained`, where those of the stages `chosen` are given; a stage that is left out is
-    /// chosen, too.
+    /// From the stages that run and those whose epochs the user gave.
     fn of(trained: &[StageName], chosen: &[StageName]) -> Self {
         match trained.iter().filter(|stage| chosen.contains(stage)).count() {
             given if given == trained.len() => Self::Given,
@@ -107,8 +106,8 @@ impl Epochs {
     }
 }
 
-/// What a run does that was asked for without a recipe: what its `epochs` go by, and whether somebody has
-/// `chosen` the minutes that they fit into.
+/// Note for a run without --recipe: which recipe it has, what its `epochs` follow from, and how to get more.
+/// `chosen` says whether the user gave the time budget.
 fn quick_by_default(minutes: f64, epochs: Epochs, chosen: bool) -> String {
     let more = match epochs == Epochs::Given || chosen {
         true => "",

@@ -21,15 +21,15 @@ pub struct FinetuneConfig {
     /// Side of the crops of these epochs in pixels.
     #[serde(default)]
     pub early_img_size: usize,
-    /// Optimiser steps that the epochs with crops of `img_size` need to pay: with fewer, all have
+    /// Least optimiser steps with crops of `img_size`: if the schedule has fewer, all epochs have crops of
     /// `early_img_size`.
     #[serde(default)] // absent in runs of earlier versions, as the next two
     pub least_full_steps: usize,
-    /// Side of the crops that a share of these epochs has instead, in pixels: as many as take the time of all;
-    /// 0 = none.
+    /// Side of the crops of the last epochs in pixels, 0 = none. These epochs are as many as take the time that
+    /// those with crops of `img_size` would have taken.
     #[serde(default)]
     pub large_img_size: usize,
-    /// Epochs with crops of `large_img_size` from which on they pay: where there would be fewer, there are none.
+    /// Least epochs with crops of `large_img_size`: where there would be fewer, there are none.
     #[serde(default)]
     pub least_large_epochs: usize,
     /// Area range of RandomResizedCrop.
@@ -59,8 +59,8 @@ pub struct FinetuneConfig {
     /// Which images an epoch takes; runs of earlier versions do not say.
     #[serde(default)]
     pub sampling: Sampling,
-    /// Views of an image that an epoch takes, of so many fewer images (repeated augmentation); 1 = each
-    /// image once.
+    /// Consecutive views of each image in an epoch, which then has `1 / repeats` of the images (repeated
+    /// augmentation); 1 = each image once.
     #[serde(default = "once")] // absent in runs of earlier versions
     pub repeats: usize,
     /// What the loss of a class's images is multiplied by.
@@ -69,7 +69,8 @@ pub struct FinetuneConfig {
     /// Beta of the `effective` class weights.
     #[serde(default)]
     pub class_weights_beta: f64,
-    /// Epochs between two evaluations on the held-out split, 0 = only the last.
+    /// Epochs between two measurements of accuracy during training, on the validation images, or on the test
+    /// images if there are none; 0 = only at the end.
     pub eval_every: usize,
     /// With a time budget: the most of fine-tuning's time that evaluations before the end take, which are
     /// further apart where they would take more; 0 = however long they take.

@@ -39,7 +39,9 @@ impl fmt::Display for Source {
         match self {
             Self::Recipe(name) => write!(f, "recipe `{name}`"),
             Self::Family(name, family) => write!(f, "recipe `{name}`, [for.{family}]"),
-            Self::Share(epochs) => write!(f, "its share of the epochs, which were {epochs}"),
+            Self::Share(epochs) => {
+                write!(f, "scaling it with the number of epochs ({epochs} before)")
+            }
             Self::Init(path) => write!(f, "--init {}", path.display()),
             Self::File(path) => write!(f, "file {}", path.display()),
             Self::Env(name) => write!(f, "environment variable {name}"),

@@ -17,7 +17,6 @@ pub(crate) use layers::flatten;
 pub use layers::{Layers, Setting, Source, mark_fitted, to_toml};
 pub use minutes::parse_minutes;
 pub use resolved::{Resolved, Unread};
-pub use validate::validate;
 
 use serde::{Deserialize, Serialize};
 
@@ -29,7 +28,7 @@ pub struct RunConfig {
     pub about: About,
     /// Key of every random stream.
     pub seed: u64,
-    /// `cpu`.
+    /// Where the model computes: `cpu`, `cuda`, `cuda:1`, `wgpu`, `wgpu:1` or `auto`.
     pub device: String,
     /// Precision of the matrix products.
     pub amp_dtype: AmpDtype,
@@ -107,7 +106,7 @@ pub struct ModelConfig {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum PosEmbed {
-    /// It is resized like a learned one (recipe section 3.7).
+    /// It is resized like a learned one, as in the official code.
     #[default]
     Interpolate,
     /// It is computed for the new size.
@@ -140,7 +139,7 @@ pub struct DataConfig {
     /// The folder for them; empty = `fewvit` in the user's folder for caches.
     #[serde(default)]
     pub cache_folder: String,
-    /// What becomes of 16-bit samples; runs of earlier versions do not say.
+    /// What becomes of 16-bit channels; runs of earlier versions do not say.
     #[serde(default)]
     pub depth: Depth,
     /// Which of DTD's ten published splits is taken, 1 to 10.
@@ -176,7 +175,7 @@ pub enum AircraftLabels {
     Manufacturer,
 }
 
-/// How 16-bit samples of PNG and TIFF files become 8-bit levels.
+/// How 16-bit channels of PNG and TIFF files become 8-bit levels.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Depth {
@@ -214,13 +213,13 @@ pub struct OptimConfig {
     /// Peak learning rate; never scaled by the batch size.
     pub lr: f64,
     /// Learning rate at the end of the curve.
-    #[serde(default)] // absent in runs of earlier versions, as the other four below
+    #[serde(default)] // absent in runs of earlier versions, as the others here with a default
     pub min_lr: f64,
     /// Last epochs, which the cosine's fall takes; between the warm-up and them the rate is `lr`. 0 = all
     /// epochs after the warm-up.
     #[serde(default)]
     pub decay_epochs: usize,
-    /// Share of all epochs that these are at most.
+    /// Largest share of all epochs that the fall may take; 1 = no limit.
     #[serde(default = "all_epochs")]
     pub decay_share: f64,
     /// Weight decay: decoupled in AdamW and Muon, added to the gradient in SGD.
@@ -256,11 +255,11 @@ pub struct OptimConfig {
     pub drop_path: f64,
     /// Label smoothing epsilon.
     pub smoothing: f64,
-    /// How the smoothed mass is spread (recipe section 1.3).
+    /// How the smoothed mass is spread.
     pub smoothing_kind: SmoothingKind,
 }
 
-/// The share of a fall that is as long as `decay_epochs` says.
+/// The default of `decay_share`: no limit.
 fn all_epochs() -> f64 {
     1.0
 }
@@ -301,7 +300,7 @@ pub enum ClipMode {
     Parameter,
 }
 
-/// Learning rate after the warm-up (recipe section 2.5).
+/// Learning rate after the warm-up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum LrSchedule {
@@ -313,7 +312,7 @@ pub enum LrSchedule {
     Constant,
 }
 
-/// Average of the weights (recipe section 2.1, "EMA").
+/// Exponential moving average of the weights.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Ema {
@@ -385,7 +384,7 @@ pub struct AugmentConfig {
     pub blur_sigma: [f64; 2],
     /// Probability of solarisation: values of 128 and more are inverted.
     pub solarize: f64,
-    /// The RandAugment variant of recipe section 3.5.
+    /// Whether the RandAugment variant of the official fine-tuning code is on.
     pub rand_augment: bool,
     /// Probability that a box of the crop becomes noise (random erasing, with timm's ranges).
     #[serde(default)] // absent in runs of earlier versions
@@ -489,6 +488,7 @@ pub struct ProbeConfig {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CheckpointConfig {
-    /// A checkpoint is written at the first epoch end after this many minutes.
+    /// Minutes between checkpoints: one is written after the first optimiser step that ends later than this;
+    /// 0 = after every step.
     pub every_minutes: f64,
 }

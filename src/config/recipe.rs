@@ -156,7 +156,7 @@ mod tests {
         }
     }
 
-    /// Figures of recipe sections 2.1, 3.2 and 7.
+    /// Figures of the paper and of the official run scripts for DeiT-Tiny.
     #[test]
     fn the_paper_is_the_paper() {
         let config = config("paper");

@@ -4,23 +4,10 @@ use std::collections::BTreeSet;
 
 use super::{AugmentConfig, CropGroup, HeadInit, Keep, OptimConfig, ProbeConfig, RunConfig};
 use crate::backbone::Spec;
-use crate::error::{Error, Result};
+use crate::error::Error;
 
 /// The largest side of an image in pixels.
 const LARGEST_SIDE: usize = 2048;
-
-/// Checks that every value is in its range.
-///
-/// # Errors
-/// [`Error::Usage`] with a line for each value that is not.
-pub fn validate(config: &RunConfig) -> Result<()> {
-    let problems: Vec<_> =
-        problems(config).iter().map(|(key, text)| format!("{key} {text}")).collect();
-    match problems.is_empty() {
-        true => Ok(()),
-        false => Err(Error::Usage(problems.join("\n"))),
-    }
-}
 
 /// Keys whose values are out of range, each with `is X, must be Y`.
 pub(super) fn problems(config: &RunConfig) -> Vec<(String, String)> {

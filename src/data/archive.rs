@@ -1,6 +1,6 @@
 //! Archives: told by their content, and where the bytes of their members are.
 //!
-//! Nothing is ever unpacked into files, so no member can land outside a folder. Members of a tar
+//! No member is ever written to a file of its own, so none can land outside a folder. Members of a tar
 //! and of a zip are read where they lie. A compressed tar has no such places: it is decompressed
 //! once, into a temporary file that has no name and is gone with the program.
 
@@ -23,7 +23,8 @@ use crate::error::{Error, Result};
 const BLOCK: usize = 512;
 /// Bytes that a member may have: far more than any image that is read.
 const LARGEST_MEMBER: u64 = 1 << 30;
-/// Images hardly shrink; what grows by more than this is made to fill disks and memory.
+/// Images hardly shrink; what grows by more than this is made to fill disks and memory. Downloads have a
+/// tighter bound, in `fetch::unpack`.
 const MOST_GROWTH: u64 = 200;
 /// Bytes of a temporary file up to which any growth is harmless.
 const HARMLESS: u64 = 1 << 30;

@@ -21,7 +21,7 @@ use crate::error::{Error, Result};
 pub struct Keeping {
     /// Images with a longer short side are made smaller, to this many pixels; 0 = never.
     pub short_side: usize,
-    /// What becomes of 16-bit samples.
+    /// What becomes of 16-bit channels.
     pub depth: Depth,
     /// Bytes of pixels that this process holds in memory.
     pub ram_bytes: u64,
@@ -180,8 +180,8 @@ impl ImageStore {
         self.kept.slots.iter().map(|slot| slot.bytes).sum::<u64>().min(self.kept.ram_bytes)
     }
 
-    /// Images of which not all have a place in memory or in part files: those that have none are
-    /// decoded at each use.
+    /// Images that may have to be decoded at each use: all that are in no part file if memory does not
+    /// take all of these, otherwise none.
     pub fn streamed(&self) -> usize {
         self.kept.streamed
     }
@@ -201,7 +201,7 @@ impl ImageStore {
             return Ok(Cow::Borrowed(image));
         }
         let image = self.kept.load(slot)?;
-        match self.kept.has_room(slot, &image) {
+        match self.kept.take_room(slot, &image) {
             true => Ok(Cow::Borrowed(slot.held.get_or_init(|| Arc::new(image)))),
             false => Ok(Cow::Owned(image)),
         }
@@ -223,8 +223,8 @@ impl ImageStore {
 }
 
 impl Kept {
-    /// Takes memory for an image, if there is any left.
-    fn has_room(&self, slot: &Slot, image: &Rgb8) -> bool {
+    /// Takes memory for an image if there is enough left. Says whether there was.
+    fn take_room(&self, slot: &Slot, image: &Rgb8) -> bool {
         let take = |room: u64| room.checked_sub(image.pixels.len() as u64);
         let room = &self.room[usize::from(slot.source.is_file())];
         room.fetch_update(Ordering::Relaxed, Ordering::Relaxed, take).is_ok()

@@ -112,19 +112,21 @@ fn duplicates(manifest: &Manifest, looks: &[(usize, &Look)]) -> (Vec<Leak>, Vec<
     let (mut leaks, mut conflicts) = (Vec::new(), Vec::new());
     for (i, look) in looks {
         let (sample, same) = (&manifest.samples[*i], &same[&look.digest]);
+        let differs =
+            |other: &Sample| other.label.zip(sample.label).is_some_and(|(other, own)| other != own);
         let trained = same.iter().filter(|other| other.split == Split::Train);
-        // One with a label, if there is one: it is trained on in any case.
-        let trained = trained.min_by_key(|other| other.label.is_none());
+        // One with the same label, if there is one, else one with any: those are trained on in any case.
+        let trained = trained.min_by_key(|other| (other.label.is_none(), differs(other)));
         if let (false, Some(train)) = (sample.split == Split::Train, trained) {
-            let labelled = train.label.is_some();
-            let [train, held_out] = [train, sample].map(|sample| sample.id.clone());
-            leaks.push(Leak { train, held_out, labelled });
+            leaks.push(Leak {
+                train: train.id.clone(),
+                held_out: sample.id.clone(),
+                labelled: train.label.is_some(),
+                other_label: differs(train),
+            });
         }
-        let differs = |other: &&&Sample| {
-            other.label.zip(sample.label).is_some_and(|(other, own)| other != own)
-        };
         let mut before = same.iter().take_while(|other| other.id != sample.id);
-        if let Some(other) = before.find(differs) {
+        if let Some(other) = before.find(|other| differs(other)) {
             conflicts.push(format!("{} = {}", other.id, sample.id));
         }
     }
@@ -193,29 +195,46 @@ mod tests {
         let report = report_on(&opened.manifest, Depth::Pil);
         let held_out: Vec<_> = report.leaks.iter().map(|leak| &*leak.held_out).collect();
         assert_eq!(held_out, ["test/a/1.png", "test/a/2.png", "test/a/3.png"]);
-        assert!(
-            report.warnings.iter().any(|w| w.starts_with("3 held-out images also in training"))
-        );
-        assert!(
-            report
-                .warnings
-                .iter()
-                .any(|w| w == "1 file in two classes: test/a/3.png = train/b/7.png"),
-            "{:?}",
-            report.warnings
+        let said = |warnings: &[String], expected: &[&str]| {
+            for expected in expected {
+                assert!(warnings.iter().any(|w| w.starts_with(expected)), "{warnings:?}");
+            }
+        };
+        let with_another_label = "1 held-out image also in training with another label, which may lower the \
+                                  accuracy: test/a/3.png = train/b/7.png";
+        said(
+            &report.warnings,
+            &[
+                "2 held-out images also in training, so accuracy reads too high: test/a/1.png = train/a/5.png",
+                with_another_label,
+                "1 file in two classes: test/a/3.png = train/b/7.png",
+            ],
         );
 
+        // A copy with the same label counts before one with another.
         let mut manifest = opened.manifest;
+        let fifth = manifest.samples.iter_mut().find(|s| s.id == "train/a/5.png").unwrap();
+        fifth.label = Some(1);
+        said(
+            &report_on(&manifest, Depth::Pil).warnings,
+            &[
+                "2 held-out images also in training, so accuracy reads too high: test/a/1.png = train/a/6.png",
+                with_another_label,
+            ],
+        );
+
         let unlabelled = ["train/a/5.png", "train/b/7.png"];
         let without = manifest.samples.iter_mut().filter(|s| unlabelled.contains(&&*s.id));
         without.for_each(|sample| sample.label = None);
         let warnings = report_on(&manifest, Depth::Pil).warnings;
-        for expected in [
-            "2 held-out images also in training, so accuracy reads too high: test/a/1.png = train/a/6.png",
-            "1 held-out image also among the training images without a label: test/a/3.png = train/b/7.png",
-        ] {
-            assert!(warnings.iter().any(|w| w.starts_with(expected)), "{warnings:?}");
-        }
+        said(
+            &warnings,
+            &[
+                "2 held-out images also in training, so accuracy reads too high: test/a/1.png = train/a/6.png",
+                "1 held-out image also among the training images without a label: test/a/3.png = train/b/7.png",
+            ],
+        );
+        assert!(!warnings.iter().any(|w| w.contains("another label")), "{warnings:?}");
     }
 
     #[test]
@@ -236,6 +255,7 @@ mod tests {
             train: "train/a/3.png".into(),
             held_out: "test/a/again.png".into(),
             labelled: true,
+            other_label: false,
         };
         assert_eq!(report.leaks, [leak]);
         let expected = [

@@ -35,7 +35,7 @@ pub struct DataReport {
     pub alpha: usize,
     /// Images in printing inks.
     pub cmyk: usize,
-    /// Images of 16-bit samples.
+    /// Images with 16-bit channels.
     #[serde(default)]
     pub deep: usize,
     /// Those of them that use only the darkest levels, below `DARK`.
@@ -58,6 +58,13 @@ pub struct DataReport {
 
 /// Levels of 255 below which a picture is nearly black: what 12 bits are of 16.
 pub(super) const DARK: u8 = 16;
+
+/// How many times the smallest class the largest may be before a note is worth it.
+const MUCH_IMBALANCE: f64 = 10.0;
+/// Training images below which a class is said to have few.
+const FEW_IMAGES: usize = 5;
+/// Side in pixels below which an image is said to be small.
+const SMALL_SIDE: usize = 32;
 
 /// What to do where classes are of very different sizes.
 const FOR_RARE_CLASSES: &str = " (--set finetune.sampling=balanced takes as many of each, \
@@ -114,6 +121,9 @@ pub struct Leak {
     /// Whether the training image has a label; without one only pre-training looks at it.
     #[serde(default = "yes")]
     pub labelled: bool,
+    /// Whether it has another label than the held-out image; reports of earlier versions do not say.
+    #[serde(default)]
+    pub other_label: bool,
 }
 
 /// For reports of earlier versions, which do not say.
@@ -210,11 +220,13 @@ impl DataReport {
         };
         let bad = self.bad.iter().map(|bad| format!("{} {}", bad.file, bad.reason)).collect();
         say(bad, "image", "cannot be read");
-        for (labelled, what) in [
-            (true, "also in training, so accuracy reads too high"),
-            (false, "also among the training images without a label"),
+        for (kind, what) in [
+            ((true, false), "also in training, so accuracy reads too high"),
+            ((true, true), "also in training with another label, which may lower the accuracy"),
+            ((false, false), "also among the training images without a label"),
         ] {
-            let leaks = self.leaks.iter().filter(|leak| leak.labelled == labelled);
+            let of_kind = |leak: &&Leak| (leak.labelled, leak.other_label) == kind;
+            let leaks = self.leaks.iter().filter(of_kind);
             let leaks = leaks.map(|l| format!("{} = {}", l.held_out, l.train)).collect();
             say(leaks, "held-out image", what);
         }
@@ -231,20 +243,23 @@ impl DataReport {
             say(classes_with(&|n| n.test == 0), "class", "without a test image");
         }
         let few = match self.unlabelled().train {
-            0 => "with fewer than 5 training images",
-            _ => "with fewer than 5 training images that have a label",
+            0 => format!("with fewer than {FEW_IMAGES} training images"),
+            _ => format!("with fewer than {FEW_IMAGES} training images that have a label"),
         };
-        say(classes_with(&|n| (1..5).contains(&n.train)), "class", few);
-        if self.imbalance > 10.0 {
+        say(classes_with(&|n| (1..FEW_IMAGES).contains(&n.train)), "class", &few);
+        if self.imbalance > MUCH_IMBALANCE {
             found.push(format!(
                 "the largest class has {:.0} times the training images of the smallest; accuracy \
                  is dominated by the large classes{FOR_RARE_CLASSES}",
                 self.imbalance
             ));
         }
-        if (1..32).contains(&self.width.min.min(self.height.min)) {
-            let which = if self.width.max.min(self.height.max) < 32 { "all" } else { "some" };
-            found.push(format!("{which} images are smaller than 32 pixels; they are enlarged"));
+        if (1..SMALL_SIDE).contains(&self.width.min.min(self.height.min)) {
+            let which =
+                if self.width.max.min(self.height.max) < SMALL_SIDE { "all" } else { "some" };
+            found.push(format!(
+                "{which} images are smaller than {SMALL_SIDE} pixels; they are enlarged"
+            ));
         }
         if self.alpha > 0 {
             found.push(format!(

@@ -7,7 +7,7 @@ use super::left_out::Reason;
 use super::listing::{Listing, is_image_name};
 use super::manifest::{Manifest, Sample, Split, SplitOrigin, Treatment};
 use super::source::{Opened, finish};
-use super::split::stratified;
+use super::split::{name_of, stratified};
 use super::split_names::{SplitName, is_no_class, parse_split, split_name};
 use super::words::{counted, listed_lines, shortened};
 use crate::config::DataConfig;
@@ -204,8 +204,9 @@ fn same_inside(listing: &Listing, classes: &BTreeSet<&str>) -> Option<String> {
     all.all(|other| other == first).then(|| {
         let shown = |names: &mut dyn Iterator<Item = String>| shortened(&names.collect::<Vec<_>>());
         format!(
-            "every class ({}) has the same folders inside: {}; if those are the classes, what is read \
-             as classes are parts of the set: put them together, or write a table (file,label,split)",
+            "every class ({}) has the same folders inside: {}; if these inner folders are the classes, \
+             the outer ones are parts of the set: move the images into one folder per class, or write \
+             a table (file,label,split)",
             shown(&mut classes.iter().map(|class| (*class).to_owned())),
             shown(&mut first.iter().cloned())
         )
@@ -309,8 +310,8 @@ fn refuse_containers(classes: &BTreeSet<&str>, base: &str) -> Result<()> {
     }
     let names: Vec<String> = classes.iter().map(|class| format!("{base}{class}/")).collect();
     Err(Error::Data(format!(
-        "no class is called as the folders with images are: {}\n  put the images into folders of \
-         their classes, or write a table (file,label,split)",
+        "the names of the folders with images are not those of classes: {}\n  put the images into \
+         folders of their classes, or write a table (file,label,split)",
         shortened(&names)
     )))
 }
@@ -388,14 +389,6 @@ fn manifest(
 ) -> Manifest {
     let classes = classes.iter().map(|class| class.to_string()).collect();
     Manifest { name: listing.name.clone(), classes, samples, split_origin }
-}
-
-fn name_of(split: Split) -> &'static str {
-    match split {
-        Split::Train => "train",
-        Split::Val => "val",
-        Split::Test => "test",
-    }
 }
 
 fn stray_note(stray: &[String]) -> Option<String> {

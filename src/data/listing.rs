@@ -57,7 +57,7 @@ pub struct Listing {
     folder: Option<PathBuf>,
     /// Bytes that a compressed archive was unpacked to.
     unpacked: Option<u64>,
-    /// What was entered since, which ids in `left_out` still have in front.
+    /// Folders that were stepped into, with which the ids in `left_out` still begin.
     entered: String,
 }
 
@@ -190,7 +190,7 @@ impl Listing {
 
     /// Steps into the one folder that holds everything, as archives have it.
     ///
-    /// Not when its images lie directly inside (`always` apart): that is a class folder. Nor when
+    /// Not when its images lie directly inside, unless `always` is set: that is a class folder. Nor when
     /// it is called `train` or alike: then the other splits are missing, which is for others to
     /// say.
     pub fn enter_only_folder(&mut self, always: bool) {

@@ -185,7 +185,7 @@ pub struct BatchSource {
     pub seed: u64,
     /// Images a step; the last step of an epoch takes what is left.
     pub batch_size: usize,
-    /// Whether there is no such last step, unless it is the only one.
+    /// Whether a smaller last batch is left out; the only batch of an epoch never is.
     pub drop_last: bool,
     /// Threads that cut crops.
     pub threads: usize,
@@ -196,7 +196,7 @@ pub struct BatchSource {
     /// The images' labels, if each epoch is to take as many of each class; otherwise it takes each
     /// image once.
     pub balance: Option<Arc<Vec<usize>>>,
-    /// Views of an image that an epoch takes one after the other, of so many fewer images.
+    /// Consecutive views of each image in an epoch, which then has `1 / repeats` of the images.
     pub repeats: usize,
 }
 
@@ -209,7 +209,7 @@ impl BatchSource {
         }
     }
 
-    /// Images of one epoch, which leaves out others each time where it drops a last batch.
+    /// Number of images that one epoch takes. Which ones `drop_last` leaves out differs from epoch to epoch.
     pub fn images_per_epoch(&self) -> usize {
         self.images.len().min(self.steps_per_epoch() * self.batch_size)
     }

@@ -11,7 +11,8 @@ use super::archive::{Archive, Packing};
 pub enum Split {
     /// Seen in pre-training and fine-tuning.
     Train,
-    /// Held out; never trained on, evaluated when there is no test split.
+    /// Held out: never trained on, measured during training (with `keep = "best"` it chooses the epoch), and at the
+    /// end where there is no test split.
     Val,
     /// Held out; what the reported accuracy is measured on.
     Test,
@@ -89,7 +90,7 @@ pub struct Sample {
     pub id: String,
     /// Where its bytes are.
     pub origin: Origin,
-    /// Class index, `None` in an unlabelled set.
+    /// Class index; `None` without a label.
     pub label: Option<usize>,
     /// Its split.
     pub split: Split,
@@ -121,7 +122,7 @@ impl SplitOrigin {
 /// A data set: what is in it, not the pixels.
 ///
 /// Samples are sorted by class folder, then by file name; a training sample's position among the
-/// training samples is its instance class in IDMM (recipe section 2.1, "class index").
+/// training samples is its instance class in IDMM.
 #[derive(Clone, Debug)]
 pub struct Manifest {
     /// Human name: `flowers-102`, or the last part of the path.

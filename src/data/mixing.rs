@@ -1,4 +1,4 @@
-//! CutMix and Mixup (recipe sections 2.3 and 3.3): the plan for a group of rows, and the writer that
+//! CutMix and Mixup as in the official code: the plan for a group of rows, and the writer that
 //! normalises and mixes pixels on their way into the model.
 
 use rand::RngExt;
@@ -133,7 +133,7 @@ fn normalize(out: &mut [f32], pixels: &[[u8; 3]], c: usize, scale: f32, offset: 
     }
 }
 
-/// The mixing of a fine-tuning step (recipe section 3.3): Mixup in even epochs and CutMix in odd
+/// The mixing of a fine-tuning step, as in the official code: Mixup in even epochs and CutMix in odd
 /// ones, or whichever of the two has a positive alpha.
 pub fn finetune_mix(
     rng: &mut ChaCha8Rng,

@@ -59,7 +59,8 @@ impl Pass {
         threads: usize,
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Self> {
-        // A manifest is in the order of its labels. In that of their names images are known again when they have others.
+        // By id: a manifest's own order follows the labels, and with other labels the part files of an earlier run
+        // would no longer match it.
         let samples = &manifest.samples;
         let mut order: Vec<usize> = (0..samples.len()).collect();
         order.sort_by(|&a, &b| samples[a].id.cmp(&samples[b].id));
@@ -104,7 +105,7 @@ impl Pass {
         match opened {
             Ok(Some((pass, folder))) => {
                 if share.rank == 0 {
-                    folder.done(keeping.disk_bytes);
+                    folder.evict(keeping.disk_bytes);
                 }
                 Ok(pass)
             }

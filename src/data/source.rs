@@ -200,12 +200,32 @@ pub fn check_labelled(manifest: &Manifest) -> Result<()> {
     Ok(())
 }
 
+/// Refuses names of classes that take more than a line: lists of classes and of answers have one line for each.
+///
+/// # Errors
+/// [`Error::Data`] with the names.
+fn check_class_names(classes: &[String], layout: &str) -> Result<()> {
+    let breaks = |c: char| c.is_control() || ['\u{2028}', '\u{2029}'].contains(&c);
+    let odd = classes.iter().filter(|class| class.contains(breaks));
+    let odd: Vec<String> = odd.map(|class| format!("{class:?}")).collect();
+    match odd.is_empty() {
+        true => Ok(()),
+        false => Err(Error::Data(format!(
+            "{layout}: {} with a line break or another control character in the name: {}\n  \
+             change the labels in the table, or rename the folders",
+            counted(odd.len(), "class"),
+            shortened(&odd)
+        ))),
+    }
+}
+
 /// Sorts the samples as [`Manifest`] promises and refuses what no run could use. `layout` is what
 /// was recognised, without numbers.
 pub(super) fn finish(mut manifest: Manifest, layout: String) -> Result<Opened> {
     if manifest.samples.is_empty() {
         return Err(Error::Data("no images".into()));
     }
+    check_class_names(&manifest.classes, &layout)?;
     manifest.samples.sort_by(|a, b| (a.label, &a.id).cmp(&(b.label, &b.id)));
     let mut seen = HashSet::new();
     let twice = manifest.samples.iter().filter(|s| !seen.insert(&s.id));

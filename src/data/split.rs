@@ -123,7 +123,7 @@ pub fn write_csv(manifest: &Manifest, digests: &[Option<Digest>], path: &Path) -
             let label = sample.label.map_or(String::new(), |label| label.to_string());
             let class = sample.label.map_or("", |label| &manifest.classes[label]);
             let digest = digests.get(i).and_then(Option::as_ref).map_or("", Digest::as_str);
-            let split = split_name(sample.split);
+            let split = name_of(sample.split);
             let treatment = sample.treatment.code();
             let row = [&sample.id, label.as_str(), class, split, digest, &treatment];
             writer.write_record(&row[..columns])?;
@@ -139,7 +139,7 @@ pub fn write_csv(manifest: &Manifest, digests: &[Option<Digest>], path: &Path) -
 pub struct Listed {
     /// Its id.
     pub id: String,
-    /// Its label and its class; `None` in an unlabelled set.
+    /// Class index and class name; `None` without a label.
     pub class: Option<(usize, String)>,
     /// Its split.
     pub split: Split,
@@ -181,7 +181,8 @@ pub fn read_csv(path: &Path) -> Result<Vec<Listed>> {
     Ok(listed)
 }
 
-fn split_name(split: Split) -> &'static str {
+/// What tables and folders call a split.
+pub(super) fn name_of(split: Split) -> &'static str {
     match split {
         Split::Train => "train",
         Split::Val => "val",

@@ -5,8 +5,7 @@ use super::augment::{Augment, AugmentOrder, DrawnView};
 use crate::config::{CropGroup, FinetuneConfig, PretrainConfig};
 use crate::rng::{Purpose, stream};
 
-/// Views that go through the model together: one size, one CutMix draw, one loss term
-/// (recipe section 2.4).
+/// Views that go through the model together: one size, one CutMix draw, one loss term.
 #[derive(Clone, Debug)]
 pub struct ViewGroup {
     /// Views of each image.
@@ -21,8 +20,8 @@ pub struct ViewGroup {
 pub struct ViewPlan {
     /// At least one group.
     pub groups: Vec<ViewGroup>,
-    /// How all views are made from an epoch on, for those epochs from which on it is in another way than
-    /// before; the groups say how until the first of them.
+    /// Changes of the augmentation during the stage, sorted by epoch: from the given epoch on, all views are made
+    /// this way. Before the first change each group's own `augment` counts.
     pub later: Vec<(u32, Augment)>,
 }
 

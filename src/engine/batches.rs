@@ -59,7 +59,7 @@ pub fn micro_batch(wanted: usize, spec: &Spec, img_size: usize, device: DeviceNa
     }
     let pixels = (img_size * img_size).max(1);
     let size = spec.num_params(img_size).clamp(SMALL_MODEL, 2 * SMALL_MODEL);
-    (16 * 112 * 112 * size / SMALL_MODEL / pixels).clamp(1, MOST_ROWS)
+    (PIXELS_OF_SMALL_MODEL * size / SMALL_MODEL / pixels).clamp(1, MOST_ROWS)
 }
 
 /// Rows that a worker passes through the model at a time where crops have `img_size` and are no larger than
@@ -71,8 +71,10 @@ pub fn scaled_micro_batch(rows: usize, of: usize, img_size: usize) -> usize {
 
 /// Rows of a small size beyond which there is nothing to gain.
 const MOST_ROWS: usize = 64;
-/// Parameters.
+/// Most parameters of a model whose micro-batch is no larger than [`PIXELS_OF_SMALL_MODEL`].
 const SMALL_MODEL: usize = 10_000_000;
+/// Pixels of the micro-batch of a small model: 16 rows of 112 px, about 800 tokens of DeiT.
+const PIXELS_OF_SMALL_MODEL: usize = 16 * 112 * 112;
 
 /// Cuts the `wanted` rows of each group into equal micro-batches of at most `micro_batch` rows, as
 /// many for each worker; rows count through all groups. Micro-batch `i` is that of worker `i % workers`.

@@ -119,7 +119,7 @@ impl ComposedEngine {
 /// A loss and its gradient, on the device.
 struct Sums {
     loss: Tensor<1>,
-    /// Of each parameter in the order of the flat vector, flattened.
+    /// Gradients of the parameters, flattened, in the order of the flat vector.
     gradients: Vec<Tensor<1>>,
 }
 

@@ -106,10 +106,10 @@ pub struct StepInput<'a> {
     pub epoch: usize,
 }
 
-/// Loss of a step and length of its gradient.
+/// Loss of a step, and the sum of the squares of its gradient.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Slope {
-    /// Mean over the rows of a group, groups summed (recipe section 2.6).
+    /// Mean over the rows of a group, groups summed.
     pub loss: f64,
     /// Sum of the squares of the gradient's values: finite exactly if all of them are.
     pub squared: f64,
@@ -121,7 +121,7 @@ pub struct Update<'a> {
     pub lr: f64,
     /// Optimiser, with the weight decay of this step.
     pub optim: &'a OptimConfig,
-    /// First steps in which the parameter of this key keeps its value.
+    /// Number of first steps in which the parameter of a key keeps its value; 0 = it moves at once.
     pub late: &'a dyn Fn(&str) -> usize,
 }
 
@@ -130,7 +130,7 @@ pub struct Update<'a> {
 pub struct Machine {
     /// Worker threads of this process.
     pub threads: usize,
-    /// Of backbones and of the heads of coupled losses. Those of classifiers are f32.
+    /// Precision of the products in backbones and in the heads of coupled losses. Those of classifiers are f32.
     pub products: Products,
     /// The processes that train together.
     pub ranks: Arc<dyn Collective>,

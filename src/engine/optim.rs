@@ -1,4 +1,4 @@
-//! AdamW, SGD and Muon over the flat parameter vector (recipe appendix B).
+//! AdamW and SGD as PyTorch computes them, and Muon, over the flat parameter vector.
 
 use fewvit_kernels::{AdamW, Precision, Sgd, adamw_step, average_step, sgd_step};
 

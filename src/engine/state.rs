@@ -54,7 +54,7 @@ pub struct Progress {
     /// Sum of the gradient norms of the unfinished epoch's steps, before clipping.
     #[serde(default)]
     pub epoch_grad_norm: f64,
-    /// Seconds of this stage over all sittings: what passes between two steps included.
+    /// Seconds of this stage over all processes that trained it, with what passes between two steps.
     pub seconds: f64,
 }
 

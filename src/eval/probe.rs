@@ -67,7 +67,7 @@ impl Probe {
         }
         let scaling = Scaling::of(features, features.len() / labels.len());
         let x = scaling.apply(features);
-        let folds = ranks(labels, classes);
+        let positions = positions_in_class(labels, classes);
         let jobs: Vec<(f64, usize)> = options
             .penalties
             .iter()
@@ -77,7 +77,7 @@ impl Probe {
         let problem = Regression { x: &x, labels, rows: &all, classes, penalty: 0.0 };
         let hits =
             crate::data::parallel::map_in_order(&jobs, options.threads, |&(penalty, fold)| {
-                let held_out = |&i: &usize| folds[i] % options.folds == fold;
+                let held_out = |&i: &usize| positions[i] % options.folds == fold;
                 let (rows_out, rows_in): (Vec<_>, Vec<_>) = all.iter().partition(|i| held_out(i));
                 if rows_in.is_empty() {
                     return Ok(0);
@@ -159,7 +159,7 @@ impl Matrix {
 
 /// Each image's position among those of its class: dealing these out to the parts of a
 /// cross-validation keeps every class in every part.
-fn ranks(labels: &[usize], classes: usize) -> Vec<usize> {
+fn positions_in_class(labels: &[usize], classes: usize) -> Vec<usize> {
     let mut seen = vec![0; classes];
     let mut next = |&label: &usize| {
         seen[label] += 1;

@@ -108,7 +108,13 @@ pub fn read(path: &Path) -> Result<Loaded> {
 }
 
 fn load(path: &Path, bytes: Vec<u8>) -> Result<Loaded> {
-    let unusable = |why: String| Error::Failed(format!("{} cannot be used: {why}", path.display()));
+    let unusable = |why: String| {
+        Error::Failed(format!(
+            "{} cannot be used: {why}\n  give the model.onnx of a run or another file that fewvit \
+             exported",
+            path.display()
+        ))
+    };
     let model = Model::load(bytes).map_err(|e| unusable(e.to_string()))?;
     let say = |key: &str| {
         let value = model.metadata().get(key);

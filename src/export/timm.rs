@@ -109,20 +109,12 @@ pub fn inner(folder: &Path) -> PathBuf {
 /// # Errors
 /// No such folder, or one that holds something else.
 pub fn describe(folder: &Path) -> Result<Description> {
-    let folder = inner(folder);
-    let path = folder.join("config.json");
+    let path = inner(folder).join("config.json");
     if !path.exists() {
-        let hint = match (folder.join(files::RUN).is_file(), folder.is_file(), folder.is_dir()) {
-            (true, ..) => {
-                "a run that stopped before its end has none yet: fewvit resume finishes it"
-            }
-            (_, true, _) => "give a run folder, an export folder or an ONNX file",
-            (.., true) => "the model comes first, then the images",
-            _ => "it does not exist; check the spelling",
-        };
         return Err(Error::Usage(format!(
-            "{} holds no exported model (config.json and model.safetensors)\n  {hint}",
-            folder.display()
+            "{} holds no exported model (config.json and model.safetensors)\n  {}",
+            folder.display(),
+            instead(folder)
         )));
     }
     let text = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
@@ -134,6 +126,30 @@ pub fn describe(folder: &Path) -> Result<Description> {
         classes: config.label_names,
         view: EvalView { depth: config.fewvit_depth, ..config.pretrained_cfg.view() },
     })
+}
+
+/// What to do where `path` holds no exported model.
+fn instead(path: &Path) -> String {
+    #[derive(Deserialize)]
+    struct Asked {
+        finetune: bool,
+    }
+    let run = std::fs::read(path.join(files::RUN)).ok();
+    let run = run.and_then(|text| serde_json::from_slice::<Asked>(&text).ok());
+    let pretrained = path.join("checkpoints/pretrained.safetensors").is_file();
+    let shown = path.display();
+    match run {
+        Some(Asked { finetune: false }) if pretrained => format!(
+            "this run only pre-trained and has no classes: fewvit finetune DATA --init {shown} trains a \
+             classifier from it; fewvit knn, probe and embed take it as it is"
+        ),
+        Some(_) => format!("the run has not come to its end: fewvit resume {shown} goes on with it"),
+        None if path.exists() => {
+            "give a run folder, an export folder or an ONNX file; the model comes first, then the images"
+                .to_owned()
+        }
+        None => "it does not exist; check the spelling".to_owned(),
+    }
 }
 
 /// Reads what [`write()`] wrote; `folder` may also be the run folder around it.
@@ -149,4 +165,48 @@ pub fn read(folder: &Path, machine: &Machine) -> Result<Loaded> {
     let weights = weights::read(&inner(folder).join("model.safetensors"))?;
     weights::fill_strictly(&outline.parameters, &mut values, &weights)?;
     Ok(Loaded { model: machine.model(&net, &values)?, values, description })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn without_an_exported_model_it_is_said_what_to_do() {
+        let place = tempfile::tempdir().expect("a temporary folder");
+        let said = |path: &Path| {
+            let error = describe(path).expect_err("no model");
+            assert_eq!(error.exit_code(), 2);
+            error.to_string()
+        };
+        let run = |name: &str, finetune: bool, files: &[&str]| {
+            let root = place.path().join(name);
+            std::fs::create_dir_all(root.join("checkpoints")).expect("made");
+            std::fs::create_dir_all(root.join("export")).expect("made");
+            let asked = format!("{{\"pretrain\": true, \"finetune\": {finetune}}}");
+            std::fs::write(root.join(files::RUN), asked).expect("written");
+            files.iter().for_each(|file| std::fs::write(root.join(file), "").expect("written"));
+            (said(&root), root.display().to_string())
+        };
+        let pretrained = ["checkpoints/pretrained.safetensors"];
+        let (text, root) = run("pre-trained", false, &pretrained);
+        assert!(text.contains("only pre-trained and has no classes"), "{text}");
+        assert!(text.contains(&format!("fewvit finetune DATA --init {root} trains")), "{text}");
+        assert!(text.contains("knn, probe and embed") && !text.contains("resume"), "{text}");
+        // Stopped in pre-training, with or without fine-tuning after it, and in fine-tuning.
+        for (name, finetune, files) in
+            [("a", false, &[][..]), ("b", true, &[][..]), ("c", true, &pretrained[..])]
+        {
+            let (text, root) = run(name, finetune, files);
+            assert!(text.contains(&format!("fewvit resume {root} goes on with it")), "{text}");
+            assert!(!text.contains("finetune"), "{text}");
+        }
+        let file = place.path().join("photo.jpg");
+        std::fs::write(&file, "").expect("written");
+        for path in [place.path(), &file] {
+            let text = said(path);
+            assert!(text.contains("the model comes first") && !text.contains("resume"), "{text}");
+        }
+        assert!(said(Path::new("/nowhere")).contains("does not exist; check the spelling"));
+    }
 }

@@ -111,7 +111,7 @@ pub fn fetch(order: &Order, patience: &Patience, tell: &mut Tell) -> Result<Fetc
     for archive in order.set.archives {
         obtain(order, archive, &archives, patience, tell)?;
     }
-    // A name of our own in a folder of our own: what a killed sitting left is in nobody's way.
+    // A name of our own in a folder of our own: what a killed process left is in nobody's way.
     let whole = archives.join("unpacked");
     if whole.exists() {
         fs::remove_dir_all(&whole).map_err(|e| broken("remove", &whole, e))?;

@@ -10,7 +10,7 @@ use super::{entries, logsumexp_above};
 ///
 /// `queries`, `keys`: `[batch, dim]`; returns `[1]`. Equal features give chance, `ln(batch)`. With
 /// `tau` 1 and rows of any length this is instance discrimination whose classifier holds the keys
-/// (recipe section 1.5).
+/// (arXiv 2201.10728, eqs. 4 to 7).
 ///
 /// # Panics
 /// If the shapes differ.
@@ -122,7 +122,7 @@ mod tests {
         });
     }
 
-    /// Property T1 of recipe section 1.5: a classifier whose rows are the keys.
+    /// A classifier whose rows are the keys (arXiv 2201.10728, eqs. 4 to 7).
     #[test]
     fn at_temperature_one_it_is_instance_discrimination() {
         let inputs = [random(8, 5, 4), random(8, 5, 5)];

@@ -24,7 +24,7 @@ pub use crate::ops::MixedTarget;
 pub use chance::Chance;
 
 /// Label smoothing over `classes` classes: the target of a row is `off` everywhere plus `on` at its
-/// class (recipe section 1.3).
+/// class.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Smoothing {
     /// Added at the class.

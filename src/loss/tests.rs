@@ -45,8 +45,9 @@ fn softmax(logits: &[f64]) -> Vec<f64> {
     logits.iter().map(|o| (o - max).exp() / sum).collect()
 }
 
-/// The table of recipe section 1.4, for i != i'.
-fn section_1_4(classes: usize, t: &MixedTarget, epsilon: f64) -> Vec<f64> {
+/// The mixed and smoothed target (arXiv 2201.10728, eqs. 18 to 20) for i != i'. The paper prints eq. 19 with a
+/// factor lambda too many, with which the targets would not sum to 1.
+fn mixed_target(classes: usize, t: &MixedTarget, epsilon: f64) -> Vec<f64> {
     let (lambda, other) = (f64::from(t.shares[0]), epsilon / (classes - 1) as f64);
     let mut target = vec![other; classes];
     target[t.a] = lambda * (1.0 - epsilon) + (1.0 - lambda) * other;
@@ -61,9 +62,9 @@ fn hard(class: usize) -> MixedTarget {
 }
 
 #[test]
-fn eq_19_the_reference_values_of_appendix_c() {
+fn eq_19_has_its_reference_values() {
     let t = MixedTarget::mix(3, 8, 0.5);
-    let target = section_1_4(2040, &t, 0.1);
+    let target = mixed_target(2040, &t, 0.1);
     assert!((target[3] - 0.450_024_52).abs() < 1e-8);
     assert!((target[0] - 4.904_365e-5).abs() < 1e-11);
     assert!((target.iter().sum::<f64>() - 1.0).abs() < 1e-12);
@@ -93,7 +94,7 @@ fn eq_18_mixed_loss_and_its_gradient_equal_the_naive_twin() {
         let (mut expected, mut expected_gradient) = (vec![], vec![]);
         for (row, t) in logits.chunks(classes).zip(&targets) {
             let y = match t.a == t.b {
-                false => section_1_4(classes, t, 0.1),
+                false => mixed_target(classes, t, 0.1),
                 true => (0..classes)
                     .map(|k| smoothing.off + if k == t.a { smoothing.on } else { 0.0 })
                     .collect(),
@@ -240,7 +241,7 @@ fn t3_update_frequency_of_the_other_rows() {
     let smoothing = Smoothing::new(epsilon, SmoothingKind::Others, classes);
     let gradients = mixed_cross_entropy(o.clone(), &[t], smoothing).sum().backward();
     let expected: Vec<f64> =
-        section_1_4(classes, &t, epsilon).iter().map(|c| 1.0 / classes as f64 - c).collect();
+        mixed_target(classes, &t, epsilon).iter().map(|c| 1.0 / classes as f64 - c).collect();
     close(&values(o.grad(&gradients).expect("a gradient")), &expected, 1e-6);
 }
 

@@ -1,5 +1,5 @@
-//! DINO (Caron et al. 2021; recipe section 4.6): every view predicts how a momentum teacher sorts
-//! the global views into prototypes.
+//! DINO (Caron et al. 2021): every view predicts how a momentum teacher sorts the global views into
+//! prototypes.
 //!
 //! Heads: `projector.layers.I.*`, `head.weight` `[prototypes, bottleneck]`, whose rows count by
 //! their direction only. State: `centre` `[prototypes]`. The teacher lies under `teacher.<key>`.
@@ -39,11 +39,11 @@ pub const ENTRY: Entry = Entry {
 struct Options {
     /// Divides the student's logits.
     student_temperature: f64,
-    /// Divides the teacher's, in the first epoch.
+    /// Divides the teacher's logits in the first epoch.
     teacher_temperature_start: f64,
-    /// And after `teacher_warmup_epochs`.
+    /// Divides the teacher's logits after `teacher_warmup_epochs`.
     teacher_temperature: f64,
-    /// Epochs in which it grows.
+    /// Epochs in which the teacher's temperature grows.
     teacher_warmup_epochs: usize,
     /// Width inside the head.
     hidden: usize,
@@ -51,9 +51,9 @@ struct Options {
     bottleneck: usize,
     /// Number of prototypes.
     prototypes: usize,
-    /// Of the teacher at the start; it ends at 1.
+    /// Momentum of the teacher at the start; it reaches 1 at the end, along half a cosine.
     momentum: f64,
-    /// Of the centre.
+    /// Momentum of the centre, which is a running mean.
     centre_momentum: f64,
     /// First epochs in which the prototypes keep their values.
     freeze_prototypes_epochs: usize,

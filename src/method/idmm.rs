@@ -1,4 +1,4 @@
-//! IDMM: instance discrimination with multi-crop and CutMix, the paper's method (recipe section 2).
+//! IDMM: instance discrimination with multi-crop and CutMix, the paper's method (arXiv 2201.10728).
 //!
 //! Every training image is a class of its own: the head has one row an image, and its loss is
 //! cross-entropy with label smoothing over raw dot products, no temperature and no normalisation.

@@ -1,5 +1,5 @@
-//! MoCo v2 (He et al. 2020, Chen et al. 2020; recipe section 4.4): a view has to tell the other
-//! view's key, made by a momentum encoder, from the keys of earlier batches.
+//! MoCo v2 (He et al. 2020, Chen et al. 2020): a view has to tell the other view's key, made by a
+//! momentum encoder, from the keys of earlier batches.
 //!
 //! Heads: `projector.layers.I.*`. State: `queue` `[length, dim]`, unit rows; `queue_at` `[1]`, the
 //! row that the next key replaces. The momentum encoder lies under `teacher.<key>`.

@@ -1,5 +1,5 @@
-//! MoCo v3 (Chen, Xie & He 2021; recipe section 4.5): each view has to find the other view's key,
-//! made by a momentum encoder, among the keys of the batch.
+//! MoCo v3 (Chen, Xie & He 2021): each view has to find the other view's key, made by a momentum
+//! encoder, among the keys of the batch.
 //!
 //! Heads: `projector.layers.I.weight`, `projector.norms.I.*`, `predictor.layers.I.weight`,
 //! `predictor.norms.I.*`. No state besides; the momentum encoder lies under `teacher.<key>` (its

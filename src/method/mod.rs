@@ -147,12 +147,12 @@ impl BatchFeatures<'_> {
 /// Named tensors that a method remembers, under the keys they have in a checkpoint.
 pub type State = BTreeMap<String, StateTensor>;
 
-/// One of them.
+/// A tensor of a method's state.
 #[derive(Clone, Debug, PartialEq)]
 pub struct StateTensor {
-    /// Its sides.
+    /// Sizes of its dimensions.
     pub shape: Vec<usize>,
-    /// Row-major.
+    /// Its values, row-major.
     pub values: Vec<f32>,
 }
 
@@ -206,7 +206,10 @@ impl Setting<'_> {
     pub fn labels(&self) -> Result<Labels> {
         self.labels.clone().ok_or_else(|| {
             let name = &self.config.method;
-            Error::Data(format!("{name} learns from labels, and this data has none"))
+            Error::Data(format!(
+                "{name} learns from labels, and this data has none\n  label the images, or choose a \
+                 self-supervised method with --method"
+            ))
         })
     }
 }

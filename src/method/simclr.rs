@@ -1,5 +1,4 @@
-//! SimCLR (Chen et al. 2020; recipe section 4.2): of all rows of a batch, a view has to find the
-//! other view of its image.
+//! SimCLR (Chen et al. 2020): of all rows of a batch, a view has to find the other view of its image.
 //!
 //! Heads: `projector.layers.I.*`, or none (Table 9's "without MLP"). No state besides.
 

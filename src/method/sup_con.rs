@@ -1,4 +1,4 @@
-//! SupCon (Khosla et al. 2020; recipe section 4.3): a view has to find all other views of its class.
+//! SupCon (Khosla et al. 2020): a view has to find all other views of its class.
 //! The one method of the paper's Table 2 that sees labels in pre-training.
 //!
 //! Heads: `projector.layers.I.*`. No state besides.

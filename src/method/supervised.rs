@@ -1,5 +1,5 @@
-//! Supervised training with CutMix and Mixup by epoch parity: the fine-tuning stage (recipe
-//! section 3), and as a pre-training method the same on the crops of pre-training (section 4.7).
+//! Supervised training with CutMix and Mixup by epoch parity: the fine-tuning stage, and as a
+//! pre-training method the same on the crops of pre-training (the paper's Table 6).
 //!
 //! Heads: `head.weight [classes, d]`, `head.bias [classes]`. No state besides.
 
@@ -43,7 +43,7 @@ pub struct Supervised {
     labels: Vec<usize>,
     classes: usize,
     views: ViewPlan,
-    /// Of each class.
+    /// What the loss of each class's images is multiplied by.
     weights: Vec<f32>,
     smoothing: Smoothing,
     mixing: Mixing,

@@ -49,7 +49,8 @@ impl DropPath {
         Some((0..batch).flat_map(|row| std::iter::repeat_n(factor(row), tokens)).collect())
     }
 
-    /// Words of a stream below the first number drop a value; the others multiply it by the second.
+    /// Threshold and factor of dropout: a value whose random 32-bit word is below the threshold becomes 0, any other
+    /// is multiplied by the factor.
     pub fn dropped_below(rate: f64) -> (u32, f32) {
         ((rate * (f64::from(u32::MAX) + 1.0)) as u32, (1.0 / (1.0 - rate)) as f32)
     }

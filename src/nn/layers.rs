@@ -4,8 +4,7 @@ use super::init::Start;
 use super::reader::Reader;
 use crate::ops::Windows;
 
-/// Standard deviation of a transformer's linear layers (cut at 100 sigma in the original, so never;
-/// recipe section 5, "Conventions").
+/// Standard deviation of a transformer's linear layers (cut at 100 sigma in the original, so never).
 const LINEAR_STD: f32 = 0.02;
 
 /// First values of a linear layer.

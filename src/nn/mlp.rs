@@ -48,8 +48,7 @@ pub enum BatchNorms {
 }
 
 impl MlpSpec {
-    /// `d -> d`, ReLU, `d -> out`: SimCLR's and MoCo v2's, and IDMM's of Table 9 (recipe section
-    /// 4.7).
+    /// `d -> d`, ReLU, `d -> out`: SimCLR's and MoCo v2's, and IDMM's with a projector (the paper's Table 9).
     pub const fn two_layers(out: usize) -> Self {
         let (activation, norm) = (Activation::Relu, BatchNorms::Off);
         let start = LinearStart::Uniform;

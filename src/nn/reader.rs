@@ -15,7 +15,7 @@ use super::init::Start;
 use super::layers::{Block, Conv2d, ConvMlp, LayerNorm, Linear, ReducedAttention};
 use crate::ops::Windows;
 
-/// Somebody who is told a model.
+/// Visitor of a model's operations: it computes, draws or counts what it is told.
 pub trait Reader {
     /// What flows between operations.
     type Value: Clone;
@@ -69,8 +69,8 @@ pub trait Reader {
     /// `x W^T + b`.
     fn linear(&mut self, x: Self::Value, layer: &Linear<Self::Weight>) -> Self::Value;
 
-    /// `residual + factor (x W^T + b)` with the factor of `branch`. Of a wider residual the last
-    /// columns are meant.
+    /// `residual + factor (x W^T + b)` with the factor of `branch`. If the residual is wider than the
+    /// output, its last columns are used.
     fn linear_residual(
         &mut self,
         x: Self::Value,
@@ -79,7 +79,7 @@ pub trait Reader {
         branch: Option<Branch>,
     ) -> Self::Value;
 
-    /// `residual + dropout(x)`. Of a wider residual the last columns are meant.
+    /// `residual + dropout(x)`. If the residual is wider than `x`, its last columns are used.
     fn dropout_residual(
         &mut self,
         x: Self::Value,

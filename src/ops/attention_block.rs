@@ -108,7 +108,7 @@ struct Inputs {
     norm: PreNorm,
     qkv: Projection,
     proj: Projection,
-    /// Between them.
+    /// Rows and precision of the maps between the projections.
     maps: Maps,
     shape: AttentionShape,
 }
@@ -118,7 +118,7 @@ struct Inputs {
 struct Saved {
     normed: Normed,
     qkv: FlexTensor,
-    /// Of each softmax.
+    /// The largest scaled score and 1 / the sum of each softmax, `[batch, heads, queries, 2]`.
     sums: FlexTensor,
     attended: FlexTensor,
 }

@@ -68,7 +68,7 @@ impl Backward<Flex, 3> for Linear {
 struct LinearGelu;
 
 impl Backward<Flex, 3> for LinearGelu {
-    /// With `gelu'` at the pre-activation.
+    /// The inputs, and `gelu'` at the pre-activation.
     type State = (LinearInputs, FlexTensor);
 
     fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
@@ -87,7 +87,7 @@ impl Backward<Flex, 3> for LinearGelu {
 struct LinearResidual;
 
 impl Backward<Flex, 4> for LinearResidual {
-    /// With the rows' factors.
+    /// The inputs, and the rows' factors if some are dropped.
     type State = (LinearInputs, Option<Vec<f32>>);
 
     fn backward(self, ops: Ops<Self::State, 4>, grads: &mut Gradients, _: &mut Checkpointer) {

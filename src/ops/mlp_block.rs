@@ -97,7 +97,7 @@ struct Inputs {
     norm: PreNorm,
     fc1: Projection,
     fc2: Projection,
-    /// Between them.
+    /// Rows and precision of the maps between the layers.
     hidden: Maps,
 }
 

@@ -188,7 +188,7 @@ struct Saved {
     /// The windows that the reduction sees, its norm and what that makes: the keys' map.
     reduced: Option<(FlexTensor, PreNorm, Normed)>,
     kv: FlexTensor,
-    /// Of each softmax.
+    /// The largest scaled score and 1 / the sum of each softmax, `[batch, heads, queries, 2]`.
     sums: FlexTensor,
     attended: FlexTensor,
 }

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use super::ReportData;
+use super::markdown::{block, code, escaped};
 use super::words::{REPEAT, counted, shell};
 use crate::data::words::shortened;
 use crate::eval::metric::Metrics;
@@ -11,7 +12,8 @@ use crate::eval::metric::Metrics;
 pub fn render(data: &ReportData, folder: &str) -> String {
     let mut card = front_matter(data);
     let (model, images) = (&data.model, &data.data);
-    let _ = write!(card, "\n# {} trained on {}\n\n{}\n", model.name, images.name, data.opening());
+    let [name, opening] = [escaped(&images.name), escaped(&data.opening())];
+    let _ = write!(card, "\n# {} trained on {name}\n\n{opening}\n", model.name);
     let accuracy = match data.headline() {
         Some(headline) => format!("**{headline}**"),
         None => data.unmeasured().to_owned(),
@@ -57,7 +59,7 @@ fn quoted(text: &str) -> String {
 /// How to load it: with timm where timm has the model, otherwise with fewvit or from its ONNX file.
 fn usage(data: &ReportData, folder: &str) -> String {
     let size = data.model.img_size;
-    let with_fewvit = format!("`fewvit predict {} image.jpg`", shell(&[folder.to_owned()]));
+    let with_fewvit = code(&format!("fewvit predict {} image.jpg", shell(&[folder.to_owned()])));
     if !data.model.timm {
         return format!(
             "\n## Use\n\ntimm has no {}. Use {with_fewvit}, or `model.onnx` with onnxruntime and other programs: its \
@@ -81,14 +83,10 @@ fn usage(data: &ReportData, folder: &str) -> String {
 fn training(data: &ReportData) -> String {
     let mut text = "\n## Training\n\n".to_owned();
     for sentence in data.done() {
-        let _ = writeln!(text, "- {sentence}");
+        let _ = writeln!(text, "- {}", escaped(&sentence));
     }
-    let _ = write!(
-        text,
-        "\n```\n{}\n```\n\n{REPEAT} The run was begun with:\n\n```\n{}\n```\n",
-        data.repeat, data.command
-    );
-    text
+    let [repeat, command] = [&data.repeat, &data.command].map(|command| block(command));
+    text + &format!("\n{repeat}\n\n{REPEAT} The run was begun with:\n\n{command}\n")
 }
 
 fn limits(data: &ReportData) -> String {
@@ -115,8 +113,9 @@ fn least_often_right(data: &ReportData, metrics: &Metrics) -> String {
     let recall = metrics.per_class.iter().enumerate().filter_map(|(i, c)| Some((c.recall?, i)));
     let mut classes: Vec<_> = recall.filter(|(recall, _)| *recall < 1.0).collect();
     classes.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let name =
-        |&(recall, i): &(f64, usize)| format!("{} ({:.0}%)", data.class_name(i), 100.0 * recall);
+    let name = |&(recall, i): &(f64, usize)| {
+        format!("{} ({:.0}%)", escaped(&data.class_name(i)), 100.0 * recall)
+    };
     let worst: Vec<String> = classes.iter().take(5).map(name).collect();
     match worst.is_empty() {
         true => String::new(),
@@ -127,7 +126,7 @@ fn least_often_right(data: &ReportData, metrics: &Metrics) -> String {
 /// The classes without an image that they could be measured on.
 fn never_measured(data: &ReportData, metrics: &Metrics) -> String {
     let without = metrics.per_class.iter().enumerate().filter(|(_, c)| c.recall.is_none());
-    let names: Vec<String> = without.map(|(i, _)| data.class_name(i).to_owned()).collect();
+    let names: Vec<String> = without.map(|(i, _)| escaped(&data.class_name(i))).collect();
     match names.is_empty() {
         true => String::new(),
         false => {
@@ -175,6 +174,32 @@ mod tests {
     }
 
     #[test]
+    fn names_are_shown_as_they_are_and_make_no_markup() {
+        let mut data = sample(5, 12);
+        data.data.name = "<b>moths</b>\n# H".to_owned();
+        data.data.classes[1] = "``` <script>alert(1)".to_owned();
+        data.data.classes[2] = "a | b*".to_owned();
+        data.command = "fewvit train 'a\n```\nb'".to_owned();
+        let metrics = data.metrics.as_mut().expect("metrics");
+        metrics.per_class.iter_mut().for_each(|class| class.recall = Some(1.0));
+        (metrics.per_class[1].recall, metrics.per_class[2].recall) = (Some(0.5), None);
+        let card = render(&data, "a`b/export");
+        for text in [
+            "\n# deit_tiny_patch16_224 trained on \\<b\\>moths\\</b\\> \\# H\n",
+            "\n- \\<b\\>moths\\</b\\> \\# H: 2,040 training images",
+            "name: \"<b>moths</b>\\n# H\"\n",
+            "right on: \\`\\`\\` \\<script\\>alert(1) (50%)",
+            "test images: a \\| b\\*.\n",
+            "`` fewvit predict 'a`b/export' image.jpg ``",
+            "\n````\nfewvit train 'a\n```\nb'\n````\n",
+        ] {
+            assert!(card.contains(text), "{text}\n{card}");
+        }
+        let front = card.match_indices("---\n").nth(1).expect("front matter").0;
+        assert!(!card[front..].contains("<b>") && !card.contains("<script>"), "{card}");
+    }
+
+    #[test]
     fn classes_that_are_always_right_or_never_measured_are_no_weak_ones() {
         let mut data = sample(5, 12);
         let recalls = |data: &mut ReportData, of: &[Option<f64>]| {
@@ -184,7 +209,7 @@ mod tests {
         };
         recalls(&mut data, &[Some(1.0), Some(0.5), None]);
         let card = render(&data, "export");
-        let [right, weak, unmeasured] = [0, 1, 2].map(|i| data.class_name(i).to_owned());
+        let [right, weak, unmeasured] = [0, 1, 2].map(|i| escaped(&data.class_name(i)));
         assert!(card.contains(&format!("- Least often right on: {weak} (50%)")), "{card}");
         assert!(!card.contains(&format!("{right} (100%)")), "{card}");
         assert!(card.contains(&format!("for want of test images: {unmeasured}")), "{card}");

@@ -28,6 +28,20 @@ impl Unit {
             Self::Rate => format!("{value:.digits$e}"),
         }
     }
+
+    /// Digits that tell apart values of which each is a multiple of `step`.
+    fn digits(self, values: &[f64], step: f64) -> usize {
+        let behind_the_point = |step: f64| (-step.log10().floor()).max(0.0) as usize;
+        let is_right = |digits: usize, value: f64| {
+            let shown = self.show(value, digits).parse::<f64>();
+            shown.is_ok_and(|shown| (shown - value).abs() < 0.01 * step)
+        };
+        match self {
+            Self::Nats => behind_the_point(step),
+            Self::Share => behind_the_point(100.0 * step),
+            Self::Rate => usize::from(!values.iter().all(|&value| is_right(0, value))),
+        }
+    }
 }
 
 /// Curves over epochs that share an axis.
@@ -183,11 +197,7 @@ impl Axes {
 
     fn draw_grid<B: DrawingBackend>(&self, unit: Unit, canvas: &Canvas<B>) -> Result<()> {
         let (values, step) = ticks(self.values, 4);
-        let digits = match unit {
-            Unit::Nats => (-step.log10().floor()).max(0.0) as usize,
-            Unit::Share => (-(100.0 * step).log10().floor()).max(0.0) as usize,
-            Unit::Rate => usize::from(values.iter().any(|v| (v / step).round() >= 10.0)),
-        };
+        let digits = unit.digits(&values, step);
         for value in values {
             let (_, y) = self.at((0.0, value));
             canvas.line(&[(self.left, y), (self.right, y)], 0.7, GRID)?;
@@ -199,7 +209,7 @@ impl Axes {
                 HPos::Right,
             )?;
         }
-        for epoch in ticks(self.epochs, 5).0 {
+        for epoch in whole_ticks(self.epochs, 5) {
             let (x, _) = self.at((epoch, 0.0));
             canvas.line(&[(x, BOTTOM), (x, BOTTOM + 4.0)], 1.0, MUTED)?;
             canvas.text(&format!("{epoch}"), (x, BOTTOM + 12.5), 11.0, MUTED, HPos::Center)?;
@@ -226,6 +236,12 @@ pub(crate) fn ticks((low, high): (f64, f64), count: usize) -> (Vec<f64>, f64) {
     ((first..=last).map(|i| i as f64 * step).collect(), step)
 }
 
+/// The whole numbers among [`ticks`].
+fn whole_ticks(range: (f64, f64), count: usize) -> Vec<f64> {
+    let is_whole = |tick: &f64| (tick - tick.round()).abs() < 1e-6;
+    ticks(range, count).0.into_iter().filter(is_whole).map(f64::round).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::super::tests::sample;
@@ -237,6 +253,27 @@ mod tests {
         assert_eq!(ticks((1.0, 800.0), 5), (vec![200.0, 400.0, 600.0, 800.0], 200.0));
         let (values, step) = ticks((3.93, 7.83), 4);
         assert_eq!((values, step), (vec![4.0, 5.0, 6.0, 7.0], 1.0));
+    }
+
+    #[test]
+    fn labels_of_axes_are_short_and_tell_the_ticks_apart() {
+        assert_eq!(whole_ticks((1.0, 2.0), 5), [1.0, 2.0], "there is no epoch 1.2");
+        assert_eq!(whole_ticks((1.0, 3.0), 5), [1.0, 2.0, 3.0]);
+        assert_eq!(whole_ticks((1.0, 800.0), 5), [200.0, 400.0, 600.0, 800.0]);
+        let labels = |unit: Unit, range| {
+            let (values, step) = ticks(range, 4);
+            let digits = unit.digits(&values, step);
+            values.iter().map(|&value| unit.show(value, digits)).collect::<Vec<_>>()
+        };
+        assert_eq!(labels(Unit::Nats, (0.95, 1.75)), ["1.0", "1.2", "1.4", "1.6"]);
+        assert_eq!(labels(Unit::Share, (0.0, 0.21)), ["0%", "10%", "20%"]);
+        assert_eq!(labels(Unit::Rate, (0.0, 2.1e-4)), ["0", "1e-4", "2e-4"]);
+        assert_eq!(labels(Unit::Rate, (0.0, 1.9e-4)), ["0", "5.0e-5", "1.0e-4", "1.5e-4"]);
+        let mut data = sample(5, 4);
+        data.history.truncate(2);
+        let short = panels(&data.history, &data.stages[0], "test images");
+        let drawn = crate::report::plots::svg(&row(short)).unwrap();
+        assert!(!drawn.contains("1.2000000000000002"), "{drawn}");
     }
 
     #[test]

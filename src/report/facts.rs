@@ -25,6 +25,9 @@ pub struct StageFacts {
     /// How it ended before its last epoch, if it did.
     #[serde(default)] // absent in facts of earlier versions, as all that follow
     pub stopped: Option<Stopped>,
+    /// The epoch whose weights were kept, if the validation images chose one.
+    #[serde(default)]
+    pub kept: Option<Kept>,
     /// Wall-clock time in seconds.
     pub seconds: f64,
     /// Whether its head began with rows made of features.
@@ -46,6 +49,15 @@ pub struct Stopped {
     pub planned: usize,
     /// Evaluations in a row that were no better than the best before them.
     pub fruitless: usize,
+}
+
+/// The epoch whose weights a stage kept, since it was the best on the validation images.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// The epoch, from 1.
+    pub epoch: usize,
+    /// Epochs that were measured.
+    pub measured: usize,
 }
 
 /// What was decided before a run began, by the time that it had; runs of earlier versions do not say.

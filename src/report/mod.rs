@@ -9,6 +9,7 @@ pub mod curves;
 pub mod facts;
 pub mod features;
 pub mod html;
+pub(crate) mod markdown;
 pub mod matrix;
 pub mod pictures;
 pub mod plots;
@@ -92,7 +93,7 @@ pub struct DataFacts {
     pub val_images: usize,
     /// Images the accuracy is measured on.
     pub test_images: usize,
-    /// What those are called: `test`, `val`.
+    /// What those are called: `test`, or `validation` where there is no test split.
     pub test_split: String,
     /// Whether we drew the split ourselves.
     pub split_made: bool,
@@ -102,6 +103,12 @@ pub struct DataFacts {
     /// Measured images that are copies of training images.
     #[serde(default)]
     pub leaks: usize,
+    /// Those of them whose copies in training have another label; runs of earlier versions do not say.
+    #[serde(default)]
+    pub leaks_of_other_label: usize,
+    /// Those of them whose copies in training have no label and were only pre-trained on; likewise.
+    #[serde(default)]
+    pub leaks_without_label: usize,
     /// Files that do not decode and were left out.
     pub bad_images: usize,
     /// Held-out images that the run whose weights this one starts from was trained on.
@@ -124,8 +131,8 @@ pub struct Mistake {
 }
 
 impl ReportData {
-    /// The images whose accuracy the curves show.
-    fn watched(&self) -> String {
+    /// The images whose accuracy the curves show: `val images`.
+    pub fn watched(&self) -> String {
         match &self.test_use {
             TestUse::Other(split, _) | TestUse::Chosen(Choice { by: (split, _), .. }) => {
                 format!("{split} images")
@@ -174,6 +181,7 @@ pub(crate) mod tests {
             images: 2040,
             epochs: 800,
             stopped: None,
+            kept: None,
             seconds: 20_700.0,
             first_head: false,
             balance: Vec::new(),
@@ -191,6 +199,7 @@ pub(crate) mod tests {
             images: 2040,
             epochs: 200,
             stopped: None,
+            kept: None,
             seconds: 4_000.0,
             first_head: false,
             balance: Vec::new(),
@@ -273,6 +282,8 @@ pub(crate) mod tests {
                 split_made: true,
                 split_grouped: false,
                 leaks: 0,
+                leaks_of_other_label: 0,
+                leaks_without_label: 0,
                 bad_images: 2,
                 seen_before: 0,
             },

@@ -1,10 +1,10 @@
 //! The report in words: every sentence of card, page, JSON and terminal, from recorded facts.
 
-use super::ReportData;
 use super::facts::{
-    Choice, LargeCrops, ManyLabels, Past, Provenance, SmallCrops, Smaller, StageFacts, Stopped,
-    TestUse, WeightsFile, learned_from,
+    Choice, Kept, LargeCrops, ManyLabels, Past, Provenance, SmallCrops, Smaller, StageFacts,
+    Stopped, TestUse, WeightsFile, learned_from,
 };
+use super::{DataFacts, ReportData};
 
 /// What an interval of this program covers, and what it does not.
 pub const INTERVAL: &str = "The 95% interval covers the choice of the images measured, given these \
@@ -44,10 +44,22 @@ impl ReportData {
         };
         let on = self.learned_from();
         match &self.provenance {
-            Provenance::Random => format!(
-                "{what}, trained from random weights on {on}. No pre-trained weights and no other images were used."
-            ),
+            Provenance::Random => {
+                format!("{what}, trained from random weights on {on}. {}", self.nothing_else())
+            }
             started => format!("{what}, trained on {on}. {}", started.sentence()),
+        }
+    }
+
+    /// Says that no other weights and images made the weights, or which images chose their epoch.
+    fn nothing_else(&self) -> String {
+        match &self.test_use {
+            TestUse::Chosen(Choice { by: (split, images), .. }) => format!(
+                "No pre-trained weights were used, and no other images except the {} of the {split} split, by which \
+                 the epoch was chosen.",
+                pictures(*images)
+            ),
+            _ => "No pre-trained weights and no other images were used.".to_owned(),
         }
     }
 
@@ -150,12 +162,7 @@ impl ReportData {
                     pictures(self.data.seen_before)
                 ));
             }
-            if self.data.leaks > 0 {
-                notes.push(format!(
-                    "{} of the {split} split have the very content of training images, so the number is too good.",
-                    pictures(self.data.leaks)
-                ));
-            }
+            notes.extend(self.leaks());
             if self.data.split_grouped {
                 notes.push(format!(
                     "The data came without a split; the {split} images were drawn at random from each class, the \
@@ -178,6 +185,30 @@ impl ReportData {
             ),
         });
         notes
+    }
+
+    /// What measured images that are copies of training images do to the number.
+    fn leaks(&self) -> impl Iterator<Item = String> {
+        let DataFacts { leaks, leaks_of_other_label, leaks_without_label, .. } = self.data;
+        let others = leaks_of_other_label + leaks_without_label;
+        [
+            (leaks.saturating_sub(others), "training images, so the number is too good"),
+            (
+                leaks_of_other_label,
+                "training images that have another label, so the number may be too low",
+            ),
+            (
+                leaks_without_label,
+                "images that were pre-trained on without a label, so the number may be too good",
+            ),
+        ]
+        .into_iter()
+        .filter(|(n, _)| *n > 0)
+        .map(move |(n, of)| {
+            let have = if n == 1 { "has" } else { "have" };
+            let split = &self.data.test_split;
+            format!("{} of the {split} split {have} the very content of {of}.", pictures(n))
+        })
     }
 
     /// Why there is no measurement.
@@ -255,7 +286,8 @@ impl ManyLabels {
     pub fn why(&self) -> String {
         let [labelled, images, most] = [self.labelled, self.images, self.most].map(thousands);
         let when = match self.most {
-            0 => "where any has one it is done only with --method idmm".to_owned(),
+            0 => "this recipe pre-trains such data only where a method is named (--method idmm)"
+                .to_owned(),
             _ => format!("it is done where {most} or fewer have"),
         };
         format!("{labelled} of {images} training images have a label, and {when}")
@@ -272,6 +304,17 @@ impl Stopped {
         let (after, planned) = (thousands(self.after), thousands(self.planned));
         format!(
             "stopped after epoch {after} of the {planned} planned, since {evaluations} no better"
+        )
+    }
+}
+
+impl Kept {
+    /// `Its weights are those of epoch 6, the best of 9 measured epochs on the validation images.`
+    fn sentence(&self) -> String {
+        format!(
+            "Its weights are those of epoch {}, the best of {} on the validation images.",
+            thousands(self.epoch),
+            counted(self.measured, "measured epoch", "measured epochs")
         )
     }
 }
@@ -351,7 +394,11 @@ impl Past {
             Some((name, images)) => format!("{} of {name}", pictures(*images)),
             None => return "Its folder does not say what that was trained on.".to_owned(),
         };
-        let stages: Vec<_> = self.stages.iter().map(StageFacts::sentence).collect();
+        let sentences = |stage: &StageFacts| {
+            let kept = stage.kept.map(|kept| format!(" {}", kept.sentence()));
+            stage.sentence() + &kept.unwrap_or_default()
+        };
+        let stages: Vec<_> = self.stages.iter().map(sentences).collect();
         format!(
             "That run trained on {images}: {} {}",
             stages.join(" "),

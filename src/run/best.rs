@@ -50,7 +50,8 @@ pub fn evaluations_that_count(config: &FinetuneConfig) -> usize {
     until(last).saturating_sub(until(last_part(config)))
 }
 
-/// Measurements since the best one. Those before the last part do not count: what it adds is still to come.
+/// Number of measurements since the best one. Only epochs of the last part count: its larger crops, plain images
+/// and falling rate may still make the model better.
 fn fruitless(config: &FinetuneConfig, history: &[EpochRow]) -> Option<usize> {
     let best = best(history)?.epoch.max(last_part(config));
     Some(measured(history).filter(|(epoch, _)| *epoch > best).count())
@@ -70,7 +71,7 @@ pub fn stopped(config: &FinetuneConfig, history: &[EpochRow]) -> Option<Stopped>
     early.then_some(Stopped { after, planned, fruitless })
 }
 
-/// Whether the images of a run can say which epoch is best.
+/// Checks that a run which keeps its best epoch has images to choose it by.
 ///
 /// # Errors
 /// The only ones that are not trained on are for the test, or there are none.

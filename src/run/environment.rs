@@ -52,33 +52,52 @@ impl Environment {
         }
     }
 
-    /// What a run that began in `self` cannot have on a machine that is `now`, with `cores` for it;
-    /// each in a sentence.
-    pub fn losses(&self, now: &Self, cores: usize) -> Vec<String> {
-        let mut losses = Vec::new();
-        let mut rounding = |what: &str, before: &str, now: &str| {
-            if before != now {
-                losses.push(format!(
-                    "the run began with {what} {before} and goes on with {now}: its weights will \
-                     differ by rounding from those of a run that never stopped"
-                ));
-            }
+    /// Sentences on what changes for a run that began on `self` and goes on on `now`, where it has `cores` cores.
+    pub fn differences(&self, now: &Self, cores: usize) -> Vec<String> {
+        let mut differences = Vec::new();
+        let mut rounding = |change: String| {
+            differences.push(format!(
+                "the run {change}: its weights will differ by rounding from those of a run that \
+                 never stopped"
+            ));
         };
-        rounding("fewvit", &self.fewvit, &now.fewvit);
-        rounding("instructions", &self.simd, &now.simd);
-        rounding("products in", &self.products, &now.products);
-        let card = |at: &Self| at.card.clone().unwrap_or_else(|| "no card".to_owned());
-        rounding("the card", &card(self), &card(now));
-        let workers = |at: &Self| (at.ranks * at.threads).to_string();
-        rounding("gradients summed over workers, in all", &workers(self), &workers(now));
+        for (what, before, now) in [
+            ("fewvit", &self.fewvit, &now.fewvit),
+            ("instructions", &self.simd, &now.simd),
+            ("products in", &self.products, &now.products),
+        ] {
+            if before != now {
+                rounding(format!("began with {what} {before} and goes on with {now}"));
+            }
+        }
+        match (&self.card, &now.card) {
+            (Some(before), Some(now)) if before != now => {
+                rounding(format!("began with the card {before} and goes on with {now}"));
+            }
+            (Some(before), None) => {
+                rounding(format!("began with the card {before} and goes on without one"));
+            }
+            (None, Some(now)) => {
+                rounding(format!("began without an NVIDIA card and goes on with {now}"));
+            }
+            _ => {}
+        }
+        let workers = |at: &Self| at.ranks * at.threads;
+        let [before, after] = [workers(self), workers(now)];
+        if before != after {
+            rounding(format!(
+                "began with {before} workers in all and goes on with {after}, which add gradients \
+                 in another order"
+            ));
+        }
         if now.threads > cores {
-            losses.push(format!(
+            differences.push(format!(
                 "the run's {} worker threads share {cores} {} here: slower, with the same weights",
                 now.threads,
                 if cores == 1 { "core" } else { "cores" }
             ));
         }
-        losses
+        differences
     }
 }
 
@@ -99,8 +118,8 @@ mod tests {
             ranks: 1,
             working_directory: None,
         };
-        assert!(before.losses(&before, 4).is_empty());
-        let fewer = before.losses(&before, 1);
+        assert!(before.differences(&before, 4).is_empty());
+        let fewer = before.differences(&before, 1);
         assert_eq!(fewer.len(), 1);
         assert!(fewer[0].contains("4 worker threads share 1 core here"), "{fewer:?}");
         let now = Environment {
@@ -109,12 +128,17 @@ mod tests {
             card: Some("H200, driver 13000, cuBLASLt 130000".to_owned()),
             ..before.clone()
         };
-        let other = before.losses(&now, 8);
+        let other = before.differences(&now, 8);
         assert_eq!(other.len(), 3);
         assert!(other[0].contains("instructions avx512 and goes on with avx2"), "{other:?}");
         assert!(other[1].contains("products in bf16 and goes on with f32"), "{other:?}");
         assert!(other[2].contains("the card H100, driver 13000"), "{other:?}");
-        let elsewhere = before.losses(&Environment { card: None, ..before.clone() }, 8);
-        assert!(elsewhere[0].contains("and goes on with no card"), "{elsewhere:?}");
+        let without = Environment { card: None, ..before.clone() };
+        let elsewhere = before.differences(&without, 8);
+        assert!(elsewhere[0].contains("and goes on without one"), "{elsewhere:?}");
+        let onto_a_card = without.differences(&before, 8);
+        assert!(onto_a_card[0].contains("began without an NVIDIA card"), "{onto_a_card:?}");
+        let more = before.differences(&Environment { threads: 8, ..before.clone() }, 8);
+        assert!(more[0].contains("began with 4 workers in all and goes on with 8"), "{more:?}");
     }
 }

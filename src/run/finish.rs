@@ -18,7 +18,7 @@ use crate::eval::infer::{EvalView, Inference};
 use crate::eval::metric::Metrics;
 use crate::export::{Description, onnx, timm};
 use crate::files::write_atomically;
-use crate::report::facts::{Choice, Decided, Provenance, StageFacts, TestUse};
+use crate::report::facts::{Choice, Decided, Provenance, StageFacts, TestUse, learned_from};
 use crate::report::tables::{self, EpochRow, Prediction};
 use crate::report::words::{INTERVAL, shell};
 use crate::report::{self, DataFacts, Mistake, ModelFacts, ReportData, card, pictures};
@@ -35,13 +35,13 @@ pub(super) const CHECKED_IMAGES: usize = 32;
 pub struct Summary {
     /// The run folder.
     pub run: String,
-    /// Held-out images right, 0..1.
+    /// Accuracy on the held-out images, 0..1.
     pub top1: Option<f64>,
     /// Its 95% interval.
     pub top1_interval: Option<(f64, f64)>,
     /// Held-out images.
     pub images: usize,
-    /// The same in one sentence.
+    /// The accuracy with its interval, in one sentence.
     pub headline: Option<String>,
     /// What its interval covers.
     pub interval_covers: Option<&'static str>,
@@ -58,7 +58,7 @@ pub struct Summary {
     pub correct: Vec<bool>,
 }
 
-/// `units` of progress are what this takes.
+/// Measures the final weights, exports them and writes the report, which counts as `units` of progress.
 pub(super) fn finish(context: &Context, trained: &Trained, units: u64) -> Result<Summary> {
     context.ui.stage("finish", units);
     let mut facts = facts(context, trained)?;
@@ -127,8 +127,8 @@ fn write_card(context: &Context, facts: &ReportData) -> Result<()> {
     Ok(())
 }
 
-/// The weights that are measured and exported: those after the last step (recipe section 3.6), or
-/// their average where the recipe keeps one.
+/// The weights that are measured and exported: those after the last step, those of the best epoch with
+/// `keep = "best"`, or their running average if `ema` is on.
 fn final_weights(trained: &Trained) -> &[f32] {
     trained.state.representation()
 }
@@ -188,6 +188,9 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
     let training_warnings = tables::warnings(&history);
     let provenance = provenance::read(context.folder, context.request)?;
     let found = context.folder.read_found()?;
+    let stages = stage_facts(context, &history, &provenance)?;
+    let train_images = data.train.len();
+    let leaks = data.leaks(learned_from(&stages, train_images) == train_images);
     Ok(ReportData {
         date: date(),
         command: shell(&context.request.command),
@@ -201,18 +204,20 @@ fn facts(context: &Context, trained: &Trained) -> Result<ReportData> {
         data: DataFacts {
             name: data.manifest.name.clone(),
             classes: data.manifest.classes.clone(),
-            train_images: data.train.len(),
+            train_images,
             labelled_images: data.labelled().len(),
             val_images: data.val_beside_held_out(),
             test_images: data.held_out.len(),
             test_split: data.split_name(&data.held_out).to_owned(),
             split_made: data.manifest.split_origin.is_made(),
             split_grouped: data.manifest.split_origin == SplitOrigin::MadeByGroup,
-            leaks: data.leaks(context.request.pretrain),
+            leaks: leaks.all(),
+            leaks_of_other_label: leaks.other_label,
+            leaks_without_label: leaks.without_label,
             bad_images: data.report.bad.len(),
             seen_before: data.seen_before,
         },
-        stages: stage_facts(context, &history, &provenance)?,
+        stages,
         provenance,
         decided: found.map_or_else(Decided::default, |found| found.decided),
         test_use: test_use(config, &history, data),
@@ -247,7 +252,7 @@ fn settings(
     Ok(rows.map(row).collect())
 }
 
-/// The stages, with the loss of knowing nothing that each stage's method names.
+/// Facts of each stage, with the loss that its method has when it guesses.
 fn stage_facts(
     context: &Context,
     history: &[EpochRow],

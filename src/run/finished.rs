@@ -4,6 +4,7 @@ use std::path::Path;
 
 use super::{Folder, Summary};
 use crate::error::{Error, Result};
+use crate::files::{folder_of, read_json};
 use crate::report::ReportData;
 use crate::report::tables::Prediction;
 
@@ -47,15 +48,12 @@ pub fn summary(folder: &Folder) -> Result<Summary> {
 /// # Errors
 /// It cannot be read, or is that of another version.
 pub fn report(run: &Path) -> Result<ReportData> {
-    let path = run.join(REPORT);
-    let text = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
-    serde_json::from_slice(&text).map_err(|e| {
-        Error::Failed(format!(
-            "{} cannot be used: {e}\n  delete it, and fewvit resume {} writes it again",
-            path.display(),
-            run.display()
-        ))
-    })
+    read_json(&run.join(REPORT), &again(run))
+}
+
+/// What to do about a file of the finished run in the folder `run` that cannot be used.
+fn again(run: &Path) -> String {
+    format!("delete it, and fewvit resume {} writes it again", run.display())
 }
 
 /// Whether each image of a `predictions.csv` is right; pre-training alone leaves none.
@@ -63,7 +61,10 @@ fn correct(path: &Path) -> Result<Vec<bool>> {
     if !path.is_file() {
         return Ok(Vec::new());
     }
-    let failed = |e: csv::Error| Error::Failed(format!("{} cannot be used: {e}", path.display()));
+    let failed = |e: csv::Error| {
+        let advice = again(folder_of(path));
+        Error::Failed(format!("{} cannot be used: {e}\n  {advice}", path.display()))
+    };
     let rows = csv::Reader::from_path(path).map_err(failed)?.into_deserialize();
     rows.map(|row| row.map(|p: Prediction| p.correct == Some(true)).map_err(failed)).collect()
 }

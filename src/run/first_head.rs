@@ -34,7 +34,8 @@ pub fn finetuning(context: &Context, stage: &Stage, state: &mut TrainState) -> R
     imprint(context, stage, state, &context.config.finetune.first_head, &targets)
 }
 
-/// Writes the head's rows for the training images of `stage`, whose rows they are as `targets` say.
+/// Sets the head's rows from the features of the training images of `stage`: image `i` belongs to row
+/// `targets[i]`. Leaves them as they are if `init` wants random rows.
 ///
 /// # Errors
 /// An image cannot be read, the device failed.
@@ -139,8 +140,8 @@ fn means(features: &[f64], targets: &[usize], classes: usize, dim: usize) -> Vec
     means
 }
 
-/// The lower triangle L, row by row, with `L L^T = S + ridge I` for the lower triangle of `S`. A direction
-/// without any variance gets none of it.
+/// Cholesky factor of `S + ridge I`, `S` and the factor both as the rows of their lower triangles. A pivot that
+/// is not positive becomes 0, with a column of zeros below it.
 fn cholesky(mut s: Vec<Vec<f64>>, ridge: f64) -> Vec<Vec<f64>> {
     for i in 0..s.len() {
         let (above, rest) = s.split_at_mut(i);

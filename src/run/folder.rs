@@ -5,6 +5,7 @@ use std::fs::{File, TryLockError};
 use std::io::{ErrorKind, Write as _};
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Environment, Request};
@@ -12,7 +13,7 @@ use crate::config::RunConfig;
 use crate::data::SplitOrigin;
 use crate::data::digest::Digest;
 use crate::error::{Error, Result};
-use crate::files::{self, RUN, write_atomically};
+use crate::files::{self, DAMAGED, RUN, write_atomically};
 use crate::report::facts::Decided;
 
 /// A run's folder. Only one process at a time has it to write to.
@@ -21,7 +22,7 @@ pub struct Folder {
     root: PathBuf,
     /// Locked for as long as this process may write.
     lock: Option<File>,
-    /// Whether it goes with the value.
+    /// Whether the folder is deleted when this value is dropped.
     scratch: bool,
 }
 
@@ -56,7 +57,7 @@ struct RunFile<R, F> {
     /// Runs of earlier versions lack it.
     #[serde(default = "Option::default")]
     found: Option<F>,
-    /// Content of the files that a run goes on from, by name.
+    /// Digests of the files that must stay as they are, by name.
     #[serde(default)]
     files: BTreeMap<String, String>,
 }
@@ -315,12 +316,12 @@ impl Folder {
         Ok(self.read_run()?.found)
     }
 
-    fn read_run<F: for<'a> Deserialize<'a>>(&self) -> Result<RunFile<Request, F>> {
-        serde_json::from_str(&self.read(RUN)?)
-            .map_err(|e| Error::Failed(format!("{} cannot be used: {e}", self.join(RUN).display())))
+    fn read_run<F: DeserializeOwned>(&self) -> Result<RunFile<Request, F>> {
+        files::read_json(&self.join(RUN), DAMAGED)
     }
 
-    /// The machine that the run was on last; `None` if an earlier version wrote it down otherwise.
+    /// The program and machine that the run began on; `None` if `env.json` is from a version that wrote other
+    /// fields.
     ///
     /// # Errors
     /// `env.json` is missing.

@@ -34,7 +34,8 @@ pub struct StageForecast {
     pub crops_per_second: f64,
     /// Seconds of optimiser steps.
     pub training: f64,
-    /// Seconds of k-NN probes or of accuracy, measured every few epochs.
+    /// Seconds of k-NN probes or of accuracy, measured every few epochs, and of the pass over the images that
+    /// makes the head's first rows.
     pub measuring: f64,
     /// Seconds in which checkpoints are written.
     pub checkpoints: f64,
@@ -105,8 +106,8 @@ const RESERVE: f64 = 0.05;
 /// Fine-tuning from random weights may have the epochs of both stages' longest schedules.
 const ALONE: usize = 2;
 
-/// Share of a time budget that nobody misses.
-const NOT_WORTH_SAYING: f64 = 0.15;
+/// Unused share of a time budget up to which nothing is said of it.
+const UNUSED_WITHOUT_NOTE: f64 = 0.15;
 
 /// The settings with the smaller model.
 pub fn with_smaller(config: &RunConfig, smaller: &Smaller) -> RunConfig {
@@ -128,13 +129,13 @@ pub fn with_large_crops(config: &RunConfig) -> RunConfig {
     RunConfig { finetune: config.finetune.enlarged(), ..config.clone() }
 }
 
-/// The longest schedules that a budget is scaled to.
+/// Bounds on the epochs that a time budget may give.
 struct Longest {
-    /// Epochs of the paper's longest.
+    /// Epochs of the paper's longest schedule.
     epochs: usize,
     /// Number of images below which a schedule may have as many steps as for so many, and so more epochs.
     few_images: usize,
-    /// Whether nobody has trained the weights that the run begins with.
+    /// Whether the run begins with random weights.
     from_random: bool,
 }
 
@@ -309,7 +310,7 @@ impl Forecast {
         let is_longest = |s: &StageForecast| s.epochs == longest.of_stage(s, alone);
         let mut scaled = self.stages.iter().filter(|stage| free(stage)).peekable();
         let all = scaled.peek().is_some() && scaled.all(is_longest);
-        (all && left > NOT_WORTH_SAYING * seconds).then_some(left)
+        (all && left > UNUSED_WITHOUT_NOTE * seconds).then_some(left)
     }
 
     /// Epochs of fine-tuning alone in `budget` seconds; none if nothing is before it or they do not fit.
@@ -384,7 +385,7 @@ impl Forecast {
 const LARGEST_FACTOR: f64 = 1e4;
 /// What a product of a share and a number of images may miss by.
 const ROUNDING: f64 = 1e-6;
-/// Halvings that find a factor of an epoch in 10,000.
+/// Halvings of the interval in which the factor lies: 40 narrow one of 1e4 to 1e-8.
 const BISECTIONS: usize = 40;
 
 #[cfg(test)]

@@ -19,6 +19,8 @@ pub struct Frozen {
     pub view: EvalView,
     /// What was done with the weights of another program, for people.
     pub notes: Vec<String>,
+    /// Whether the weights are those of an exported classifier.
+    pub exported: bool,
 }
 
 /// What the user says of weights that do not say it themselves.
@@ -56,7 +58,7 @@ pub fn open(path: &Path, hints: &Hints, machine: &Machine) -> Result<Frozen> {
         let config = timm::describe(path)?;
         let size = hints.img_size.unwrap_or(config.img_size);
         let mut frozen = build(&config.model, size, &weights_of(path)?, &defaults, machine)?;
-        frozen.view = config.view;
+        (frozen.view, frozen.exported) = (config.view, true);
         return Ok(frozen);
     }
     if !path.exists() {
@@ -74,10 +76,10 @@ pub fn open(path: &Path, hints: &Hints, machine: &Machine) -> Result<Frozen> {
     build(model, size, path, &defaults, machine)
 }
 
-/// Whether the weights that a run starts from can be read and fit its model, before any image is.
+/// Checks, before any image is read, that the weights which a run starts from fit its model.
 ///
 /// # Errors
-/// They cannot or do not.
+/// They cannot be read or do not fit.
 pub fn check_init(request: &Request, config: &RunConfig) -> Result<()> {
     let Some(init) = request.init.as_ref().filter(|_| !request.pretrain) else { return Ok(()) };
     let (model, size) = (&config.model.name, config.finetune.img_size);
@@ -97,5 +99,6 @@ fn build(
     let regenerate = config.model.pos_embed == PosEmbed::Regenerate;
     let take = Take { head: Head::IfItFits, regenerate };
     let Import { notes, .. } = weights::import_taking(weights, specs, &mut values, take)?;
-    Ok(Frozen { model: machine.model(&net, &values)?, view: EvalView::of(config), notes })
+    let (model, view) = (machine.model(&net, &values)?, EvalView::of(config));
+    Ok(Frozen { model, view, notes, exported: false })
 }

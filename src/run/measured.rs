@@ -7,7 +7,7 @@ use toml::Table;
 
 use super::folder::Folder;
 use super::seen::{Recognised, Seen};
-use crate::config::{DataConfig, Layers, OnBadImage};
+use crate::config::{DataConfig, Keep, Layers, OnBadImage};
 use crate::data::digest::digests;
 use crate::data::source;
 use crate::data::words::counted;
@@ -33,6 +33,8 @@ pub struct Measured {
     pub manifest: Manifest,
     /// What the run knows of them; `None` for a model without its run.
     recognised: Option<Recognised>,
+    /// Which epoch's weights the run exported.
+    keep: Keep,
 }
 
 /// Where the images of a measurement stand in the run of the model.
@@ -50,6 +52,8 @@ pub struct Standing {
     pub in_earlier_training: usize,
     /// Measured images that the run never saw; `None` for a model without its run.
     pub new: Option<usize>,
+    /// Measured images by whose accuracy the run chose the epoch of the weights that it exported.
+    pub chosen_by: usize,
     /// Images of the data that were not measured.
     pub left_out: usize,
     /// Images that the data itself holds out and the run trained on, since they have the content of a
@@ -68,7 +72,7 @@ pub fn open(
     threads: usize,
 ) -> Result<(Measured, Vec<String>)> {
     let run = Folder::around(model);
-    let (mut config, seed) = settings(run.as_ref())?;
+    let (mut config, seed, keep) = settings(run.as_ref())?;
     // The classes are the model's: an empty folder takes none of them away.
     config.allow_empty_class = true;
     config.on_bad_image = on_bad_image;
@@ -83,13 +87,14 @@ pub fn open(
         }
         None => None,
     };
-    Ok((Measured { manifest, recognised }, notes))
+    Ok((Measured { manifest, recognised, keep }, notes))
 }
 
-/// How the run, or else the default recipe, reads images and splits them.
-fn settings(run: Option<&Folder>) -> Result<(DataConfig, u64)> {
+/// How the run, or else the default recipe, reads images and splits them with a seed, and which epoch's weights
+/// the run exported.
+fn settings(run: Option<&Folder>) -> Result<(DataConfig, u64, Keep)> {
     let default = Layers::new("paper")?.build()?.config;
-    let Some(folder) = run else { return Ok((default.data, default.seed)) };
+    let Some(folder) = run else { return Ok((default.data, default.seed, Keep::default())) };
     let misfit = |e: &dyn std::fmt::Display| {
         Error::Failed(format!("{} cannot be used: {e}", folder.join("config.toml").display()))
     };
@@ -103,7 +108,10 @@ fn settings(run: Option<&Folder>) -> Result<(DataConfig, u64)> {
     }
     let seed = pinned.get("seed").and_then(|seed| seed.as_integer());
     let seed = seed.map_or(default.seed, |seed| seed as u64);
-    Ok((data.try_into().map_err(|e| misfit(&e))?, seed))
+    // Runs of earlier versions do not say: those kept the last epoch.
+    let keep = pinned.get("finetune").and_then(|finetune| finetune.get("keep"));
+    let keep = keep.map_or(Ok(Keep::default()), |keep| keep.clone().try_into());
+    Ok((data.try_into().map_err(|e| misfit(&e))?, seed, keep.map_err(|e| misfit(&e))?))
 }
 
 impl Measured {
@@ -210,6 +218,10 @@ impl Measured {
             held_out: count(&|split| matches!(split, Some(Split::Val | Split::Test))),
             in_earlier_training: positions.iter().filter(|&&i| run.earlier[i]).count(),
             new: Some(count(&|split| split.is_none())),
+            chosen_by: match self.keep {
+                Keep::Best => count(&|split| split == Some(Split::Val)),
+                Keep::Last => 0,
+            },
             left_out,
             twins: self.twins(run),
         }
@@ -238,6 +250,13 @@ impl Standing {
             left_out += &format!(
                 "; {} that {lie} here {have} the content of training images and {count} as such",
                 images(self.twins)
+            );
+        }
+        if self.chosen_by > 0 {
+            left_out += &format!(
+                "; the run chose the epoch of its weights by {} of these images (--keep best), so the number \
+                 is optimistic",
+                self.chosen_by
             );
         }
         let Some(new) = self.new else {
@@ -295,7 +314,27 @@ mod tests {
                 edited: 0,
                 as_edited: true,
             }),
+            keep: Keep::Last,
         }
+    }
+
+    #[test]
+    fn images_that_the_epoch_was_chosen_by_are_told() {
+        let own = [(Train, Some(Train)), (Val, Some(Val)), (Val, Some(Val)), (Test, Some(Test))];
+        let said = |keep, wanted| {
+            let data = Measured { keep, ..measured(SplitOrigin::Given, &own, true) };
+            let standing = data.standing(&data.positions(wanted).expect("some"));
+            (standing.chosen_by, standing.describe())
+        };
+        let held_out = "measured on 2 images that the run held out; 2 images not measured";
+        let chosen = "; the run chose the epoch of its weights by 2 of these images (--keep best), so the number \
+                      is optimistic";
+        let val = Wanted::Split(Val);
+        assert_eq!(said(Keep::Best, val), (2, format!("{held_out}{chosen}")));
+        assert_eq!(said(Keep::Last, val), (0, held_out.to_owned()));
+        let (all, text) = said(Keep::Best, Wanted::All);
+        assert!(all == 2 && text.ends_with(chosen), "{text}");
+        assert_eq!(said(Keep::Best, Wanted::HeldOut).0, 0, "of the test images alone");
     }
 
     #[test]

@@ -1,7 +1,8 @@
 //! The main job in one run folder: check data, pre-train, fine-tune, evaluate, export, report.
 //!
 //! A run is a folder. [`start`] makes one and goes through the steps; [`resume`] goes on from
-//! whatever is there. Both run the same code: every step first looks whether its result exists.
+//! whatever is there. Both run the same code: training goes on from the last checkpoint, and what
+//! comes after training is done again.
 
 mod best;
 mod environment;
@@ -50,6 +51,10 @@ use folder::Found;
 use forecast::Forecast;
 use prepare::Prepared;
 
+/// Message to [`Ui::advance`] for units that an earlier process of the run has done: they say nothing of the
+/// speed of this one.
+pub const RESUMED: &str = "resumed";
+
 /// What a run is asked to do, as kept in `run.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Request {
@@ -68,7 +73,7 @@ pub struct Request {
     pub sources: BTreeMap<String, String>,
 }
 
-/// Who hears of a run's progress; the command line draws it.
+/// Receiver of a run's progress; the command line draws it as a bar.
 pub trait Ui: Sync {
     /// A line of text.
     fn note(&self, text: &str);
@@ -100,7 +105,7 @@ pub struct Context<'a> {
     pub machine: Machine,
     /// Set by Ctrl-C.
     pub interrupted: &'a AtomicBool,
-    /// Who hears of it.
+    /// Receives progress and notes.
     pub ui: &'a dyn Ui,
 }
 
@@ -136,8 +141,8 @@ pub fn plan(
     ranks::check(&settings, &data)?;
     let fitting = Fitting { request, data: &data, chosen, began };
     let Fitted { wanted, config, forecast } = fitting.decide(config, settings)?;
-    // Of the model that is trained.
-    not_to_be_had(request, &wanted, &config).iter().for_each(|note| ui.note(note));
+    // Now that the model is settled, which the notes name.
+    not_possible_with(request, &wanted, &config).iter().for_each(|note| ui.note(note));
     without_effect(request, &config, &data).iter().for_each(|note| ui.note(note));
     Ok(Planned { config, data, forecast })
 }
@@ -196,8 +201,8 @@ pub fn resume(
     }
     if let Some(before) = folder.read_environment()? {
         config.threads = ranks::threads(&before);
-        let losses = before.losses(&Environment::here(&config), threads_or_all(0));
-        losses.iter().for_each(|loss| ui.note(&format!("note: {loss}")));
+        let differences = before.differences(&Environment::here(&config), threads_or_all(0));
+        differences.iter().for_each(|text| ui.note(&format!("note: {text}")));
     }
     let began = Instant::now();
     let data = reopen::reopen(&request, &config, folder, ui)?;
@@ -302,8 +307,8 @@ fn has_instance_classifier(pretrain: &PretrainConfig) -> bool {
     method::unread(&pretrain.method, "pretrain.first_head").is_none()
 }
 
-/// What of `wanted` the model or the method cannot have, in words.
-fn not_to_be_had(request: &Request, wanted: &RunConfig, config: &RunConfig) -> Vec<String> {
+/// Notes on the `wanted` settings that the chosen model or method does not allow.
+fn not_possible_with(request: &Request, wanted: &RunConfig, config: &RunConfig) -> Vec<String> {
     let mut notes = Vec::new();
     let finetune = &config.finetune;
     if request.finetune && finetune.early_share != wanted.finetune.early_share {
@@ -345,7 +350,7 @@ fn resolved(config: &RunConfig) -> Result<RunConfig> {
     config.amp_dtype = match engine::products(&config) {
         Products::Bf16 => AmpDtype::Bf16,
         Products::Tf32 => AmpDtype::Tf32,
-        // Asked for and not to be had: that is said when training begins.
+        // This processor cannot multiply bf16: a note says so when training begins.
         Products::F32 if config.amp_dtype == AmpDtype::Bf16 => AmpDtype::Bf16,
         Products::F32 => AmpDtype::F32,
     };

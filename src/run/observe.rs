@@ -24,8 +24,9 @@ use crate::report::{ReportData, pictures};
 use crate::train::checkpoint::StageName;
 use crate::train::stage::{EpochRecord, Observer, Stage, StepRecord};
 
-/// Crops on the picture of the first batch.
+/// Crops on the picture of the first batch, and the columns they are in.
 const PICTURED: usize = 48;
+const COLUMNS: usize = 12;
 
 /// Measures a model while it trains.
 pub struct Probe<'a> {
@@ -89,8 +90,8 @@ impl<'a> Probe<'a> {
         }
     }
 
-    /// Leave-one-out k-NN accuracy of the training images' features, where a class has two labels, and how far
-    /// apart two views of an image lie. Warns of features that have collapsed.
+    /// Leave-one-out k-NN accuracy of the training images' features, which is `None` unless some class has at least
+    /// two labelled images, and how far apart two views of an image lie. Warns of features that have collapsed.
     fn neighbours(&self, record: &EpochRecord, state: &TrainState) -> Result<Found> {
         let data = self.context.data;
         // The logits of N images with N classes each would fill the memory for nothing.
@@ -286,7 +287,7 @@ fn write_scalars(events: &mut EventWriter, row: &EpochRow) -> Result<()> {
     })
 }
 
-/// Adds the row of the final measurement to the logs, in place of that of an earlier sitting, and
+/// Adds the row of the final measurement to the logs, in place of that of an earlier process, and
 /// returns all rows.
 pub(super) fn record_final(context: &Context, facts: &ReportData) -> Result<Vec<EpochRow>> {
     let trained = facts.history.iter().rfind(|row| row.stage != FINAL);
@@ -375,7 +376,7 @@ fn picture(context: &Context, stage: &Stage) -> Result<()> {
         (StageName::Finetune, true) => "train_batch0_finetune.jpg",
         _ => "train_batch0.jpg",
     };
-    pictures::save_jpeg(&context.folder.join(name), &pictures::contact_sheet(&images, 12))
+    pictures::save_jpeg(&context.folder.join(name), &pictures::contact_sheet(&images, COLUMNS))
 }
 
 fn batch_rows(groups: &[CropBatch]) -> usize {

@@ -1,6 +1,6 @@
 //! Data for a run: opened, split, checked, and decoded once.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -14,7 +14,7 @@ use crate::data::data_report::DataReport;
 use crate::data::digest::{Digest, digests};
 use crate::data::pass::Pass;
 use crate::data::sample::keep_labels;
-use crate::data::words::counted;
+use crate::data::words::{SHOWN, counted};
 use crate::data::{Manifest, Rgb8, Sample, Split, decode, named, source, split};
 use crate::engine::collective;
 use crate::error::{Error, Result};
@@ -37,7 +37,7 @@ pub struct Prepared {
     pub seen_before: usize,
     /// The training images, decoded.
     pub images: Arc<ImageStore>,
-    /// What becomes of 16-bit samples.
+    /// What becomes of 16-bit channels.
     pub depth: Depth,
 }
 
@@ -67,8 +67,12 @@ pub fn prepare(request: &Request, config: &RunConfig, ui: &dyn Ui) -> Result<Pre
     // Those that cannot be read have no digest.
     let usable: Vec<usize> = (0..digests.len()).filter(|&i| digests[i].is_some()).collect();
     let digests = digests.into_iter().filter(Option::is_some).collect();
-    for bad in report.bad.iter().take(10) {
+    for bad in report.bad.iter().take(SHOWN) {
         ui.note(&format!("  skipped: {} {}", bad.file, bad.reason));
+    }
+    let more = report.bad.len().saturating_sub(SHOWN);
+    if more > 0 {
+        ui.note(&format!("  skipped: {more} more"));
     }
     for warning in &report.warnings {
         ui.note(&format!("  note: {warning}"));
@@ -121,7 +125,9 @@ pub(super) fn pass(
     let share = ranks::share(&job, &wait);
     let pass = Pass::over(manifest, keeping, &share, threads(config), &progress)?;
     if let Some(why) = &pass.not_kept {
-        ui.note(&format!("  note: decoded images are not kept for the next run: {why}"));
+        ui.note(&format!(
+            "  note: decoded images are not kept for the next run (data.cache_folder says where): {why}"
+        ));
     }
     match &pass.kept {
         Some(_) if pass.known => ui.note("  an earlier run had read them"),
@@ -137,13 +143,13 @@ pub(super) fn pass(
     Ok(pass)
 }
 
-/// Says how many images have no place in memory and on disk.
+/// Says how many images may have no place in memory and on disk.
 fn say_what_streams(images: &ImageStore, ui: &dyn Ui) {
     let streamed = images.streamed();
     if streamed > 0 {
         ui.note(&format!(
-            "  note: {} of {} do not fit what data.cache_ram_gb and data.cache_disk_gb allow and are \
-             decoded at each use, which may be slower than training",
+            "  note: data.cache_ram_gb and data.cache_disk_gb leave too little room for all decoded \
+             images, so up to {} of {} are decoded at each use, which may be slower than training",
             streamed,
             counted(images.len(), "training image")
         ));
@@ -187,7 +193,11 @@ pub(super) fn prepared(
     }
     let train = manifest.indices(Split::Train);
     if train.is_empty() {
-        return Err(Error::Data(format!("{} has no training images", request.data.display())));
+        return Err(Error::Data(format!(
+            "{} has no training images\n  put them into train/, or name their split `train` in the \
+             table",
+            request.data.display()
+        )));
     }
     let images = images(&train);
     let [held_out, watched] = held_out(&manifest);
@@ -212,6 +222,24 @@ fn held_out(manifest: &Manifest) -> [Vec<usize>; 2] {
         (false, false) => [test, val],
         (false, true) => [test.clone(), test],
         (true, _) => [val.clone(), val],
+    }
+}
+
+/// Images measured at the end that have the content of images that were trained on, by the labels of those.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Leaks {
+    /// One of those has the same label.
+    pub same_label: usize,
+    /// Those with a label have another one.
+    pub other_label: usize,
+    /// None of those has a label.
+    pub without_label: usize,
+}
+
+impl Leaks {
+    /// All of them.
+    pub fn all(self) -> usize {
+        self.same_label + self.other_label + self.without_label
     }
 }
 
@@ -245,12 +273,28 @@ impl Prepared {
     }
 
     /// Images measured at the end that have the content of an image that was trained on: of a training
-    /// image, with a label unless the run `pretrains`.
-    pub fn leaks(&self, pretrains: bool) -> usize {
-        let digest = |i: &usize| self.digests[*i].as_ref();
-        let used = |i: &&usize| pretrains || self.manifest.samples[**i].label.is_some();
-        let trained: HashSet<&Digest> = self.train.iter().filter(used).filter_map(digest).collect();
-        self.held_out.iter().filter_map(digest).filter(|digest| trained.contains(digest)).count()
+    /// image with a label, or of any if the run learned from all of them.
+    pub fn leaks(&self, from_all: bool) -> Leaks {
+        let label = |i: usize| self.manifest.samples[i].label;
+        let mut trained: HashMap<&Digest, Vec<Option<usize>>> = HashMap::new();
+        for &i in self.train.iter().filter(|&&i| from_all || label(i).is_some()) {
+            if let Some(digest) = &self.digests[i] {
+                trained.entry(digest).or_default().push(label(i));
+            }
+        }
+        let mut leaks = Leaks::default();
+        for &i in &self.held_out {
+            let copies = self.digests[i].as_ref().and_then(|digest| trained.get(digest));
+            let Some(copies) = copies else { continue };
+            let labels = || copies.iter().flatten();
+            let of_kind = match (labels().any(|copy| Some(*copy) == label(i)), labels().next()) {
+                (true, _) => &mut leaks.same_label,
+                (false, Some(_)) => &mut leaks.other_label,
+                (false, None) => &mut leaks.without_label,
+            };
+            *of_kind += 1;
+        }
+        leaks
     }
 
     /// Positions among the training images of those that have a label.
@@ -290,4 +334,57 @@ pub fn decode_sample(sample: &Sample, depth: Depth) -> Result<Rgb8> {
     crate::data::listing::bytes(&sample.origin)
         .and_then(|bytes| decode::decode(&bytes, depth, sample.treatment))
         .map_err(|why| Error::Data(format!("{} {why}", sample.id)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::{Origin, SplitOrigin};
+
+    #[test]
+    fn copies_of_training_images_are_told_apart_by_their_labels() {
+        // Name, content, label and split.
+        let images = [
+            ("one of the same label", "1", Some(0), Split::Train),
+            ("one of another label", "2", Some(0), Split::Train),
+            ("one of each", "3", Some(0), Split::Train),
+            ("the other of each", "3", Some(1), Split::Train),
+            ("one without a label", "4", None, Split::Train),
+            ("same", "1", Some(0), Split::Test),
+            ("other", "2", Some(1), Split::Test),
+            ("both", "3", Some(1), Split::Test),
+            ("pre-trained on", "4", Some(1), Split::Test),
+            ("no copy", "5", Some(1), Split::Test),
+        ];
+        let sample = |&(id, _, label, split): &(&str, &str, Option<usize>, Split)| Sample {
+            id: id.to_owned(),
+            origin: Origin::File(id.into()),
+            label,
+            split,
+            treatment: Default::default(),
+        };
+        let manifest = Manifest {
+            name: "data".to_owned(),
+            classes: vec!["a".to_owned(), "b".to_owned()],
+            samples: images.iter().map(sample).collect(),
+            split_origin: SplitOrigin::Given,
+        };
+        let digests = images.iter().map(|(_, content, ..)| Some(Digest::of(content.as_bytes())));
+        let [held_out, watched] = held_out(&manifest);
+        let data = Prepared {
+            digests: digests.collect(),
+            report: check::check(&manifest, &[]).report,
+            train: manifest.indices(Split::Train),
+            held_out,
+            watched,
+            seen_before: 0,
+            images: Arc::new(ImageStore::of(Vec::new())),
+            depth: Depth::Pil,
+            manifest,
+        };
+        let labelled = Leaks { same_label: 2, other_label: 1, without_label: 0 };
+        assert_eq!(data.leaks(false), labelled);
+        let all = data.leaks(true);
+        assert_eq!((all, all.all()), (Leaks { without_label: 1, ..labelled }, 4));
+    }
 }

@@ -7,13 +7,15 @@ use std::path::Path;
 use sha2::{Digest as _, Sha256};
 
 use super::{Folder, Request, absolute, best, weights_of};
-use crate::config::{ClassWeights, FinetuneConfig, HeadFrom, RunConfig, Sampling};
+use crate::config::{ClassWeights, FinetuneConfig, HeadFrom, Keep, RunConfig, Sampling};
+use crate::data::data_report::DataReport;
 use crate::data::digest::hex;
 use crate::data::{Split, split};
 use crate::error::{Error, Result};
 use crate::export::timm;
+use crate::files::{DAMAGED, read_json};
 use crate::method::{self, Kind};
-use crate::report::facts::{Past, Provenance, StageFacts, WeightsFile, learned_from};
+use crate::report::facts::{Kept, Past, Provenance, StageFacts, WeightsFile, learned_from};
 use crate::report::tables::{self, EpochRow};
 use crate::train::checkpoint::StageName;
 
@@ -44,9 +46,7 @@ pub fn record(folder: &Folder, path: &Path, taken: Taken) -> Result<()> {
 pub fn read(folder: &Folder, request: &Request) -> Result<Provenance> {
     let path = folder.join(FILE);
     if path.is_file() {
-        let text = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
-        return serde_json::from_slice(&text)
-            .map_err(|e| Error::Failed(format!("{} cannot be used: {e}", path.display())));
+        return read_json(&path, DAMAGED);
     }
     Ok(match &request.init {
         Some(init) if !request.pretrain => {
@@ -77,7 +77,12 @@ fn of(path: &Path, taken: Taken) -> Result<Provenance> {
             _ => &[],
         };
         if !stages.is_empty() {
-            return Ok(Provenance::Run(known(run.root())?, Box::new(past(&run, stages))));
+            let mut past = past(&run, stages);
+            if file == run.checkpoint() {
+                // Training goes on from its last epoch, whichever one the run kept.
+                past.stages.iter_mut().for_each(|stage| stage.kept = None);
+            }
+            return Ok(Provenance::Run(known(run.root())?, Box::new(past)));
         }
     }
     match timm::describe(inner).is_ok() && file.ends_with("model.safetensors") {
@@ -105,13 +110,7 @@ fn past(folder: &Folder, stages: &[StageName]) -> Past {
 
 /// The name of a run's data set and its images.
 fn data(folder: &Folder) -> Result<(String, Images)> {
-    let unusable = |name: &str, e: &dyn std::fmt::Display| {
-        Error::Failed(format!("{} cannot be used: {e}", folder.join(name).display()))
-    };
-    let path = folder.join("data_report.json");
-    let text = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
-    let report: crate::data::data_report::DataReport =
-        serde_json::from_slice(&text).map_err(|e| unusable("data_report.json", &e))?;
+    let report: DataReport = read_json(&folder.join("data_report.json"), DAMAGED)?;
     let listed = split::read_csv(&folder.join("splits.csv"))?;
     let train = || listed.iter().filter(|listed| listed.split == Split::Train);
     let labelled = train().filter(|listed| listed.class.is_some()).count();
@@ -127,7 +126,7 @@ pub struct Images {
     pub labelled: usize,
 }
 
-/// What is known of a run, and what its stages were follows from.
+/// Facts of a run from which the descriptions of its stages follow.
 pub struct Known<'a> {
     /// What was asked for.
     pub request: &'a Request,
@@ -173,13 +172,14 @@ impl Known<'_> {
         StageFacts {
             sizes: early_size.into_iter().chain(size).collect(),
             stopped: best::stopped(finetune, self.history),
+            kept: self.kept(),
             first_head: made && (self.request.pretrain || self.from.lacks_head()),
             balance: balance(finetune).into_iter().map(str::to_owned).collect(),
             ..stage
         }
     }
 
-    /// What a stage is whatever its settings are.
+    /// The facts that both kinds of stages have.
     fn stage(&self, name: StageName, method: &str, kind: Kind) -> StageFacts {
         let epochs = self.epochs(name);
         StageFacts {
@@ -193,11 +193,18 @@ impl Known<'_> {
             },
             epochs: epochs.map(|row| row.epoch).max().unwrap_or(0),
             stopped: None,
+            kept: None,
             seconds: self.end(name) - self.start(name),
             first_head: false,
             balance: Vec::new(),
             chance: None,
         }
+    }
+
+    /// The epoch whose weights fine-tuning ended with, if it took the best one.
+    fn kept(&self) -> Option<Kept> {
+        let best = best::best(self.history).filter(|_| self.config.finetune.keep == Keep::Best)?;
+        Some(Kept { epoch: best.epoch, measured: best.measured })
     }
 
     fn epochs(&self, stage: StageName) -> impl Iterator<Item = &EpochRow> {

@@ -74,7 +74,8 @@ fn differing_keys(own: &str, first: &str) -> Vec<String> {
     let first: BTreeMap<String, toml::Value> = table(first).into_iter().collect();
     let differs = |(key, value): (String, toml::Value)| {
         let other = first.get(&key).map_or_else(|| "nothing".to_owned(), ToString::to_string);
-        (other != value.to_string()).then(|| format!("{key} is {value} for {other}"))
+        (other != value.to_string())
+            .then(|| format!("{key} is {value} here and {other} in process 0"))
     };
     table(own).into_iter().filter_map(differs).collect()
 }
@@ -96,13 +97,18 @@ fn same(ranks: &dyn Collective, what: &str, own: &[u8]) -> Result<()> {
 /// What the first process has decided: it follows from the speed that it measured.
 ///
 /// # Errors
-/// It cannot be handed on.
+/// The first process cannot send its decision to the others.
 pub fn first<T: Serialize + DeserializeOwned>(decided: T) -> Result<T> {
     let ranks = collective::ranks();
     if ranks.size() == 1 {
         return Ok(decided);
     }
-    let failed = |e: serde_json::Error| Error::Failed(format!("cannot be handed on: {e}"));
+    let failed = |e: serde_json::Error| {
+        Error::Failed(format!(
+            "process 0 cannot send its decision to the others: {e}\n  start all processes with the \
+             same program"
+        ))
+    };
     let mut bytes = serde_json::to_vec(&decided).map_err(failed)?;
     ranks.broadcast(&mut bytes)?;
     serde_json::from_slice(&bytes).map_err(failed)
@@ -122,7 +128,10 @@ mod tests {
     #[test]
     fn settings_that_differ_are_named() {
         let (own, first) = ("seed = 5\n[a]\nb = 1\nc = 2", "seed = 0\n[a]\nb = 1");
-        assert_eq!(differing_keys(own, first), ["seed is 5 for 0", "a.c is 2 for nothing"]);
+        assert_eq!(
+            differing_keys(own, first),
+            ["seed is 5 here and 0 in process 0", "a.c is 2 here and nothing in process 0"]
+        );
         assert!(differing_keys(own, own).is_empty());
     }
 }

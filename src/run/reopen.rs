@@ -14,6 +14,7 @@ use crate::data::split::{self, Listed};
 use crate::data::words::{counted, shortened};
 use crate::data::{Manifest, Sample, Treatment};
 use crate::error::{Error, Result};
+use crate::files::{DAMAGED, read_json};
 
 /// The data of an earlier run, with the very same images and splits. How the data lies is not
 /// looked at again: files that were added since do not matter.
@@ -28,10 +29,7 @@ pub fn reopen(
 ) -> Result<Prepared> {
     let listed = split::read_csv(&folder.join("splits.csv"))?;
     let Found { data_name, split_origin, seen_before, .. } = found(folder)?;
-    let path = folder.join("data_report.json");
-    let text = std::fs::read(&path).map_err(|source| Error::io("read", &path, source))?;
-    let report: DataReport = serde_json::from_slice(&text)
-        .map_err(|e| Error::Failed(format!("{} cannot be used: {e}", path.display())))?;
+    let report: DataReport = read_json(&folder.join("data_report.json"), DAMAGED)?;
     let samples = samples(&request.data, &listed, folder, report.treatment)?;
     let manifest = Manifest { name: data_name, classes: classes(folder)?, samples, split_origin };
     let keeping = prepare::keeping(config);

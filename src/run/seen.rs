@@ -6,23 +6,26 @@
 
 use std::collections::{HashMap, HashSet};
 
+use toml::{Table, Value};
+
 use super::folder::Folder;
 use crate::data::digest::Digest;
 use crate::data::split::{self, Listed};
 use crate::data::words::counted;
 use crate::data::{Sample, Split};
 use crate::error::Result;
+use crate::method::{self, Kind};
 
-/// An image that only a run trained on which the weights come from.
+/// An image that this run did not train on, but an earlier one did whose weights it started from.
 const TRAINED_BEFORE: Known = Known { split: Split::Train, labelled: true, trained: true };
 
 /// The images of a run.
 pub struct Seen {
     by_digest: HashMap<Digest, Known>,
     by_id: HashMap<String, Listed>,
-    /// Whether the run pre-trained, which also looks at training images without a label.
+    /// Whether the run pre-trained without labels, and so on training images that have none, too.
     pretrained: bool,
-    /// Content that the runs trained on which the run's weights come from.
+    /// Digests of the images that earlier runs trained on, whose weights this run started from.
     earlier: HashSet<Digest>,
 }
 
@@ -46,8 +49,8 @@ impl Known {
         self.split == Split::Train && !self.labelled
     }
 
-    /// Which of several images with the same content the content stands for: one that was trained on, with its
-    /// label first; else one that was held out, before one that was not used at all.
+    /// Order of preference among images with the same content: trained on with its label, trained on without one,
+    /// held out, not used.
     fn rank(self) -> impl Ord {
         (self.trained, self.trained && self.labelled, self.split != Split::Train)
     }
@@ -60,7 +63,7 @@ pub struct Recognised {
     pub splits: Vec<Option<Split>>,
     /// Whether the image is a training image of the run that had no label there.
     pub unlabelled: Vec<bool>,
-    /// Whether the run pre-trained, and so looked at those.
+    /// Whether the run pre-trained without labels, and so on those, too.
     pub pretrained: bool,
     /// Whether a run that the weights come from trained on the image.
     pub earlier: Vec<bool>,
@@ -80,7 +83,8 @@ impl Seen {
     /// `splits.csv` or `run.json` cannot be read.
     pub fn read(folder: &Folder) -> Result<Self> {
         let request = folder.request()?;
-        let mut seen = Self::of(split::read_csv(&folder.join("splits.csv"))?, request.pretrain);
+        let pretrained = request.pretrain && learns_without_labels(&folder.read_settings()?);
+        let mut seen = Self::of(split::read_csv(&folder.join("splits.csv"))?, pretrained);
         let earlier = request.init.and_then(|init| Folder::around(&init));
         if let Some(earlier) = earlier.filter(|earlier| earlier.root() != folder.root()) {
             let earlier = Self::read(&earlier)?;
@@ -156,6 +160,13 @@ impl Seen {
             as_edited,
         }
     }
+}
+
+/// Whether the method of pre-training in a run's `settings` learns from images without a label.
+fn learns_without_labels(settings: &Table) -> bool {
+    let method = settings.get("pretrain").and_then(|stage| stage.get("method"));
+    let entry = method.and_then(Value::as_str).map(method::entry);
+    !matches!(entry, Some(Ok(entry)) if entry.kind != Kind::SelfSupervised)
 }
 
 impl Recognised {
@@ -263,6 +274,18 @@ mod tests {
         assert_eq!(found.trained, [true, false, false, false, false]);
         assert_eq!(found.unlabelled, [false, true, false, false, true]);
         assert_eq!(found.splits[2], Some(Split::Test), "its twin in training was not used");
+    }
+
+    #[test]
+    fn a_method_that_learns_from_labels_leaves_images_without_one_alone() {
+        let learns = |method: &str| {
+            let settings = format!("pretrain.method = '{method}'");
+            learns_without_labels(&settings.parse().expect("TOML"))
+        };
+        assert_eq!(
+            ["idmm", "dino", "supcon", "supervised"].map(learns),
+            [true, true, false, false]
+        );
     }
 
     #[test]

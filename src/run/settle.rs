@@ -41,7 +41,7 @@ pub fn settle(mut layers: Layers, stages: Stages) -> Result<Resolved> {
     // A flag is about all stages; where nothing reads it, the run has what its recipe says.
     match layers.withdraw(&idle) {
         true => settle(layers, stages),
-        // What follows from another setting is nobody's to take back.
+        // Nobody set these keys: they follow from a flag that sets another one.
         false => Ok(resolved),
     }
 }
@@ -120,10 +120,10 @@ fn of_optim(key: &str, section: &str, optim: &OptimConfig, why: OfOptim) -> Opti
 fn unread_by_kind(key: &str, optim: &OptimConfig) -> Option<&'static str> {
     match (key, optim.kind) {
         ("momentum", OptimKind::AdamW) => {
-            Some("only SGD and Muon have a momentum, AdamW has betas")
+            Some("AdamW has betas and no momentum; SGD and Muon have one")
         }
         ("beta1" | "beta2" | "eps", OptimKind::Sgd) => {
-            Some("only AdamW has betas and eps, SGD has a momentum")
+            Some("SGD has a momentum and no betas or eps; AdamW and Muon have them")
         }
         _ => None,
     }
@@ -174,13 +174,13 @@ fn switched_off(config: &RunConfig, key: &str) -> Option<String> {
             "no epochs have smaller crops",
         ),
         (
-            // Whoever names img_size sets it to 0 without knowing.
+            // 0 is what naming finetune.img_size sets here: nobody asked for it.
             "finetune.least_full_steps",
             finetune.least_full_steps == 0 || finetune.early_share > 0.0 && early_is_smaller,
             "no epochs have smaller crops",
         ),
         (
-            // Likewise.
+            // 0 is what naming finetune.img_size sets here, too.
             "finetune.large_img_size",
             finetune.large_img_size == 0 || early_is_smaller && finetune.may_be_larger(),
             "no epochs have larger crops than finetune.img_size",

@@ -6,11 +6,12 @@ use std::time::Duration;
 
 use super::observe::RunObserver;
 use super::provenance::{self, Taken};
-use super::{Context, Folder, best, first_head};
+use super::{Context, Folder, RESUMED, best, first_head};
 use crate::backbone::{NetSpec, Spec};
 use crate::config::{Keep, OptimConfig, PosEmbed, RunConfig, Sampling};
 use crate::data::cache::ImageStore;
 use crate::data::loader::{BatchSource, Rows};
+use crate::data::words::counted;
 use crate::engine::{self, TrainState};
 use crate::error::{Error, Result};
 use crate::export::timm;
@@ -99,7 +100,7 @@ fn stage<'a>(
     Ok(Stage { name, net, method, source, optim, data, machine, micro_batch, dropout })
 }
 
-/// Each stage has streams of its own.
+/// Seed of a stage's random streams: the run's, with the stage's number in the upper half.
 fn seed(config: &RunConfig, stage: StageName) -> u64 {
     config.seed.wrapping_add((stage as u64) << 32)
 }
@@ -144,7 +145,7 @@ pub fn train(
             false => 0,
         };
         if last.is_none() {
-            context.ui.advance(units(StageName::Pretrain, before), "resumed");
+            context.ui.advance(units(StageName::Pretrain, before), RESUMED);
         }
         let mut state = run(context, &stage, start, before, units)?;
         if context.config.finetune.keep == Keep::Best {
@@ -220,7 +221,8 @@ pub fn weights_of(path: &Path) -> Result<PathBuf> {
     let found = candidates.iter().map(|name| path.join(name)).find(|file| file.is_file());
     found.ok_or_else(|| {
         Error::Usage(format!(
-            "{} holds no weights; looked for {}",
+            "{} holds no weights; looked for {}\n  name the folder of a run that has finished \
+             pre-training, or a weights file",
             path.display(),
             candidates.join(", ")
         ))
@@ -244,7 +246,7 @@ fn run(
     let units = |step| units(stage.name, step);
     let done = start.progress.step;
     context.ui.stage(stage.name.as_str(), units(stage.total_steps()));
-    context.ui.advance(units(done), "resumed");
+    context.ui.advance(units(done), RESUMED);
     let mut observer = RunObserver::new(context, stage, steps_before, done, &units)?;
     // A run that was stopped after its last epoch has nothing left to train.
     let state = match observer.is_over() {
@@ -253,7 +255,8 @@ fn run(
     };
     let left = units(stage.total_steps()) - units(state.progress.step);
     if left > 0 {
-        context.ui.advance(left, "nothing better is to be expected");
+        let measurements = counted(config.finetune.patience, "measurement");
+        context.ui.advance(left, &format!("stopped early: no better for {measurements}"));
     }
     Ok(state)
 }

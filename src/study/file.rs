@@ -47,9 +47,12 @@ pub struct Study {
     /// Each row is one run folder, `DIR/ROW`, its pre-training in it; for one data set and seed.
     #[serde(skip)]
     pub together: bool,
-    /// Who the settings are said to be from.
+    /// File of the study, named as the source of its settings.
     #[serde(skip)]
     pub path: PathBuf,
+    /// Keys of the grid, whose values the rows are named after.
+    #[serde(skip)]
+    pub grid_keys: Vec<String>,
 }
 
 /// A data set of a study.
@@ -93,7 +96,7 @@ pub struct Row {
     /// What fine-tuning starts from.
     #[serde(default)]
     pub from: From,
-    /// What its seeds are of.
+    /// Which stages get the seed of the cell.
     #[serde(default)]
     pub vary: Vary,
     /// Its settings, by key.
@@ -109,10 +112,10 @@ pub struct Row {
 
 impl Row {
     /// Whether a person means it by `name`: its own, or what rows of one kind begin with, as `flowers` of
-    /// `flowers-idmm` and `flowers-simclr`.
+    /// `flowers-idmm` and `flowers-simclr`, or of `flowers.lr-0.001`, which a grid made of it.
     pub fn is_called(&self, name: &str) -> bool {
         let rest = self.name.strip_prefix(name);
-        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('-'))
+        rest.is_some_and(|rest| rest.is_empty() || rest.starts_with(['-', '.']))
     }
 }
 
@@ -226,13 +229,19 @@ impl Study {
                 let mut row = row.clone();
                 let last = key.rsplit('.').next().unwrap_or(&key);
                 let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+                let named = |name: &str| format!("{name}.{last}-{}", slug(&text));
                 row.title = format!("{}, {key} = {text}", row.title());
-                row.name = format!("{}.{last}-{}", row.name, slug(&text));
+                row.name = named(&row.name);
+                // A row goes on from the one with the same values.
+                if let From::Row(other) = &row.from {
+                    row.from = From::Row(named(other));
+                }
                 row.settings.insert(key.clone(), value.clone());
                 row
             };
             let each = |row: &Row| values.iter().map(|v| with(row, v)).collect::<Vec<_>>();
             self.rows = self.rows.iter().flat_map(each).collect();
+            self.grid_keys.push(key);
         }
     }
 
@@ -266,7 +275,19 @@ impl Study {
         if let Some((_, seed)) = self.seeds.iter().enumerate().find(again) {
             return Err(format!("the seed {seed} is there twice"));
         }
+        if self.grid_keys.iter().any(|key| key == "seed") {
+            return Err("[grid] has `seed`; write seeds = [...], which are averaged".to_owned());
+        }
+        if let Some(key) = self.grid_keys.iter().find(|key| !tells_runs_apart(key)) {
+            return Err(format!("[grid] has `{key}`, with which no run is another; leave it out"));
+        }
         for (i, row) in self.rows.iter().enumerate() {
+            if row.vary == Vary::Pretrain && matches!(row.from, From::Random | From::Weights(_)) {
+                return Err(format!(
+                    "the row `{}` has vary = \"pretrain\" and no pre-training, so every seed would be the same run",
+                    row.name
+                ));
+            }
             match &row.from {
                 From::Data(name) if !sets().any(|set| set == name) => {
                     return Err(format!(
@@ -306,6 +327,16 @@ impl Study {
     pub fn set(&self, name: &str) -> Option<&DataSet> {
         self.data.iter().find(|set| set.name == name)
     }
+}
+
+/// What settings begin with that say where a run is done, what it keeps on disk, and whether it goes on after an
+/// image that cannot be read. The processes of a study may differ in them.
+const APART: [&str; 6] =
+    ["device", "threads", "about.", "checkpoint.", "data.cache_", "data.on_bad_image"];
+
+/// Whether runs that differ in the setting `key` are two runs.
+pub(super) fn tells_runs_apart(key: &str) -> bool {
+    !APART.iter().any(|start| key.starts_with(start))
 }
 
 /// Longest name of a row or data set: three make a file name.
@@ -348,6 +379,18 @@ mod tests {
         );
         assert_eq!(study.rows[3].title, "run, finetune.optim.lr = 0.0005, pretrain.method = dino");
         assert_eq!(study.rows[3].settings["finetune.optim.lr"].as_float(), Some(5e-4));
+        let called = |name: &str| study.rows.iter().filter(|row| row.is_called(name)).count();
+        assert_eq!([called("run"), called("run.lr-0.001"), called("ru")], [4, 2, 0]);
+    }
+
+    #[test]
+    fn a_row_of_a_grid_goes_on_from_the_row_with_the_same_values() {
+        let text = "name = 'mine'\n[grid]\nfinetune.optim.lr = [1e-3, 5e-4]\n[[data]]\nname = 'photos'\n\
+                    [[rows]]\nname = 'a'\n[[rows]]\nname = 'b'\nfrom.row = 'a'\n";
+        let study = parse(text).expect("a study");
+        assert_eq!(study.rows[2].name, "b.lr-0.001");
+        assert_eq!(study.rows[2].from, From::Row("a.lr-0.001".to_owned()));
+        assert_eq!(study.rows[3].from, From::Row("a.lr-0.0005".to_owned()));
     }
 
     #[test]
@@ -365,6 +408,17 @@ mod tests {
             (&format!("name = 'a'\n{data}[[rows]]\nname = 'x'\nfrom.row = 'y'"), "stand before"),
             (&format!("name = 'a'\n{data}[[rows]]\nname = 'x'\nfrom.data = 'y'"), "no data set"),
             (&format!("name = 'a'\n{data}[[rows]]\nname = 'x'\npaper.y = 1.0"), "no data set"),
+            (&format!("name = 'a'\ngrid.seed = [1, 2]\n{data}"), "write seeds = [...]"),
+            (
+                &format!("name = 'a'\ngrid.threads = [1, 2]\n{data}"),
+                "`threads`, with which no run is another",
+            ),
+            (
+                &format!(
+                    "name = 'a'\n{data}[[rows]]\nname = 'x'\nfrom = 'random'\nvary = 'pretrain'"
+                ),
+                "every seed would be the same run",
+            ),
         ] {
             let error = parse(text).expect_err(text);
             assert_eq!(error.exit_code(), 2);

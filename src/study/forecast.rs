@@ -4,8 +4,9 @@ use serde::Serialize;
 
 use super::grid::{Grid, Job};
 use super::place::{Place, State};
+use super::results::first_lines;
 use crate::config::to_toml;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::run::forecast::Forecast;
 use crate::run::prepare::{self, Prepared};
 use crate::run::{self, Request, Ui};
@@ -15,7 +16,7 @@ use crate::run::{self, Request, Ui};
 pub struct Line {
     /// Its folder below the study's.
     pub run: String,
-    /// `done`, `begun`, `new`, or why it is not run.
+    /// `done`, `begun`, `new`, how it failed before, or why it is not run.
     pub state: String,
     /// Seconds from its beginning; none for one that is done or not run.
     pub seconds: Option<f64>,
@@ -31,7 +32,8 @@ pub struct Line {
 /// # Errors
 /// Data or a setting that cannot be used.
 pub fn forecast(grid: &Grid, place: Option<&Place>, ui: &dyn Ui) -> Result<Vec<Line>> {
-    let needed = grid.needed(&grid.cells);
+    let is_done = |job: usize| place.map_or(Ok(false), |place| place.is_done(&grid.jobs[job]));
+    let needed = grid.needed(&grid.cells, &is_done)?;
     let mut lines: Vec<Line> = Vec::new();
     let mut timed: Vec<(String, Forecast)> = Vec::new();
     let mut images: Option<(String, Prepared)> = None;
@@ -41,18 +43,29 @@ pub fn forecast(grid: &Grid, place: Option<&Place>, ui: &dyn Ui) -> Result<Vec<L
     for i in by_data {
         let job = &grid.jobs[i];
         let record = place.map(|place| place.record(job)).transpose()?.flatten();
-        let state = match record.map(|record| record.state) {
-            Some(State::Done) => "done".to_owned(),
-            Some(_) => "begun".to_owned(),
-            None => grid.missing(i).map_or("new".to_owned(), |why| format!("not run: {why}")),
+        let state = record.map(|record| record.state);
+        let words = match (&state, grid.missing(i)) {
+            (Some(State::Done), _) => "done".to_owned(),
+            (_, Some(why)) => format!("not run: {why}"),
+            (Some(State::Failed { .. }), None) => "failed before, to be tried again".to_owned(),
+            (Some(State::Begun), None) => "begun".to_owned(),
+            (None, None) => "new".to_owned(),
         };
+        let is_to_do = state != Some(State::Done) && grid.missing(i).is_none();
         let mut line =
-            Line { run: job.name.clone(), state, seconds: None, disk: None, memory: None };
-        if line.state == "new" || line.state == "begun" {
-            let forecast = of(grid, job, &mut images, &mut timed, ui)?;
-            line.seconds = Some(forecast.seconds());
-            line.disk = Some(forecast.disk);
-            line.memory = Some(forecast.memory());
+            Line { run: job.name.clone(), state: words, seconds: None, disk: None, memory: None };
+        match is_to_do.then(|| of(grid, job, &mut images, &mut timed, ui)) {
+            None => {}
+            Some(Ok(forecast)) => {
+                line.seconds = Some(forecast.seconds());
+                line.disk = Some(forecast.disk);
+                line.memory = Some(forecast.memory());
+            }
+            // The study goes on after data that cannot be used.
+            Some(Err(error @ Error::Data(_))) => {
+                line.state = format!("will fail: {}", first_lines(&error.to_string()));
+            }
+            Some(Err(error)) => return Err(error),
         }
         lines.push(line);
     }

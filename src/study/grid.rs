@@ -6,8 +6,8 @@ use std::path::PathBuf;
 
 use toml::{Table, Value};
 
-use super::file::{From, Row, Study, Vary};
-use crate::config::{Layers, OptimConfig, RunConfig, Source, flatten, to_toml};
+use super::file::{From, Row, Study, Vary, tells_runs_apart};
+use crate::config::{Layers, OptimConfig, Resolved, RunConfig, Source, flatten, to_toml};
 use crate::data::digest::Digest;
 use crate::error::{Error, Result};
 use crate::run::{self, Stages};
@@ -56,7 +56,14 @@ impl Choices {
     }
 }
 
-/// The layers of a run with the recipe of a name, all that is not the study's on top.
+/// Who sets the seeds of the cells.
+const SEEDS: &str = "--seeds";
+/// Who sets the epochs of shortened schedules.
+const SCALE: &str = "--scale";
+/// Ends of settings that change a model by rounding alone.
+const ROUNDING: [&str; 2] = ["amp_dtype", "micro_batch"];
+
+/// Makes the settings of a run from a recipe's name, without the study's own.
 pub type Base<'a> = &'a dyn Fn(&str) -> Result<Layers>;
 
 /// A training in a run folder of its own.
@@ -74,6 +81,8 @@ pub struct Job {
     pub config: RunConfig,
     /// Who set each, by key.
     pub sources: BTreeMap<String, String>,
+    /// Settings that neither the study nor its recipe has made, and who did: `model.name = "deit_tiny" (--set)`.
+    pub beside: Vec<String>,
     /// Two jobs with the same one give the same weights.
     pub fingerprint: String,
 }
@@ -102,13 +111,15 @@ pub struct Cell {
     pub job: usize,
 }
 
-/// The cells that were picked and all jobs of the study.
+/// The cells of a study and all its jobs.
 #[derive(Debug)]
 pub struct Grid {
     /// Each stands behind the one that it starts from.
     pub jobs: Vec<Job>,
-    /// In the order of rows, columns, seeds.
+    /// The cells that were picked, in the order of rows, columns, seeds.
     pub cells: Vec<Cell>,
+    /// The study's other cells, in the same order.
+    pub others: Vec<Cell>,
     /// Where data sets lie, by name.
     pub data: BTreeMap<String, PathBuf>,
     /// Where weights lie, by name.
@@ -137,36 +148,47 @@ impl Grid {
         data.extend(choices.data.clone());
         let weights = choices.weights.clone();
         let mut making = Making { study, base, scale, first, weights: &weights, jobs: Vec::new() };
-        // All rows and columns, picked or not: names of folders must not depend on what is picked.
-        let mut cells = Vec::new();
+        // All cells, picked or not: names of folders must not depend on what is picked, and a table has what
+        // was done before.
+        let (mut cells, mut others) = (Vec::new(), Vec::new());
         let (rows, columns) = (&choices.rows, &choices.columns);
+        let further = study.seeds.iter().filter(|seed| !seeds.contains(seed));
+        let all_seeds: Vec<u64> = seeds.iter().chain(further).copied().collect();
         for (row, spec) in study.rows.iter().enumerate() {
             for column in study.columns() {
-                for &seed in &seeds {
-                    let job = making.cell(spec, &study.data[column].name, seed)?;
-                    let name = &study.data[column].name;
-                    if (rows.is_empty() || rows.iter().any(|wanted| spec.is_called(wanted)))
-                        && (columns.is_empty() || columns.contains(name))
-                    {
-                        cells.push(Cell { row, column, seed, job });
-                    }
+                let name = &study.data[column].name;
+                let picked = (rows.is_empty() || rows.iter().any(|wanted| spec.is_called(wanted)))
+                    && (columns.is_empty() || columns.contains(name));
+                for &seed in &all_seeds {
+                    let job = making.cell(spec, name, seed)?;
+                    let picked = picked && seeds.contains(&seed);
+                    let cells = if picked { &mut cells } else { &mut others };
+                    cells.push(Cell { row, column, seed, job });
                 }
             }
         }
-        Ok(Self { jobs: making.jobs, cells, data, weights, scale })
+        Ok(Self { jobs: making.jobs, cells, others, data, weights, scale })
     }
 
-    /// Positions of the jobs that `cells` need, in an order in which they can be done.
-    pub fn needed(&self, cells: &[Cell]) -> Vec<usize> {
+    /// Positions of the jobs that `cells` need, in an order in which they can be done. Nothing more is needed
+    /// for a job that `is_done`.
+    ///
+    /// # Errors
+    /// Those of `is_done`.
+    pub fn needed(
+        &self,
+        cells: &[Cell],
+        is_done: &dyn Fn(usize) -> Result<bool>,
+    ) -> Result<Vec<usize>> {
         let mut needed = vec![false; self.jobs.len()];
         for cell in cells {
             let mut next = Some(cell.job);
             while let Some(job) = next {
                 needed[job] = true;
-                next = self.parent(job);
+                next = if is_done(job)? { None } else { self.parent(job) };
             }
         }
-        (0..self.jobs.len()).filter(|&job| needed[job]).collect()
+        Ok((0..self.jobs.len()).filter(|&job| needed[job]).collect())
     }
 
     /// The job that a job starts from.
@@ -271,8 +293,10 @@ impl Making<'_> {
         // Settings are checked as those of a whole training: a study has some for each stage.
         let pretrain = self.study.together || matches!(row.from, From::Own | From::Data(_));
         let whole = Stages { pretrain, finetune: true };
-        let resolved =
-            run::settle(self.layers(row, seed, whole)?, whole).map_err(|e| in_row(e, &row.name))?;
+        let layers = self.layers(row, seed, whole).map_err(|e| in_row(e, &row.name))?;
+        let resolved = run::settle(layers, whole).map_err(|e| in_row(e, &row.name))?;
+        self.check_grid(&resolved).map_err(|e| in_row(e, &row.name))?;
+        let beside = self.beside(&resolved);
         let (sources, config) = (resolved.sources(), resolved.config);
         if config.time_budget > 0.0 && !self.study.together {
             return Err(in_row(
@@ -293,8 +317,40 @@ impl Making<'_> {
             return Ok(same);
         }
         let data = data.to_owned();
-        self.jobs.push(Job { name, data, stages, start, config, sources, fingerprint });
+        self.jobs.push(Job { name, data, stages, start, config, sources, beside, fingerprint });
         Ok(self.jobs.len() - 1)
+    }
+
+    /// Refuses a row whose name says another value of a grid's key than it has.
+    fn check_grid(&self, resolved: &Resolved) -> Result<()> {
+        let own = [Source::File(self.study.path.clone()), Source::Flag(SCALE)];
+        let is_other =
+            |key: &&String| resolved.origin(key).is_some_and(|source| !own.contains(source));
+        match self.study.grid_keys.iter().find(is_other) {
+            None => Ok(()),
+            Some(key) => Err(Error::Usage(format!(
+                "{key} is a key of [grid], and all its rows would have one value of it, from {}\n  leave it out of \
+                 one of the two",
+                resolved.origin(key).map_or(String::new(), Source::to_string)
+            ))),
+        }
+    }
+
+    /// What of a job's settings came from beside the study; see [`Job::beside`].
+    fn beside(&self, resolved: &Resolved) -> Vec<String> {
+        let config = Table::try_from(&resolved.config).map(flatten).unwrap_or_default();
+        let own = Source::File(self.study.path.clone());
+        let of = |(key, value): (String, Value)| {
+            let source = resolved.origin(&key).filter(|source| match source {
+                Source::Flag(name) => ![SEEDS, SCALE].contains(name),
+                Source::Env(_) => true,
+                Source::File(_) => **source != own,
+                _ => false,
+            })?;
+            let changes = tells_runs_apart(&key) && !ROUNDING.iter().any(|end| key.ends_with(end));
+            changes.then(|| format!("{key} = {value} ({source})"))
+        };
+        config.into_iter().filter_map(of).collect()
     }
 
     /// All layers of a row's settings.
@@ -315,8 +371,14 @@ impl Making<'_> {
         }
         // The one seed of runs that stand alone is set already, by whoever did.
         if !study.together {
+            if let Some(source) = layers.setter("seed").filter(|source| !source.is_recipe()) {
+                return Err(Error::Usage(format!(
+                    "{source} sets `seed`, and every cell has a seed of its own\n  take --seeds N, or write seeds = \
+                     [...] at the top of the study's file"
+                )));
+            }
             let seed = Value::Integer(i64::try_from(seed).unwrap_or(i64::MAX));
-            layers.put("seed", seed, Source::Flag("--seeds"))?;
+            layers.put("seed", seed, Source::Flag(SEEDS))?;
         }
         if self.scale < 1.0 {
             self.shorten(&mut layers, stages)?;
@@ -338,7 +400,7 @@ impl Making<'_> {
                 0 => 0.0,
                 _ => warmup_epochs * fewer as f64 / *epochs as f64,
             };
-            let flag = Source::Flag("--scale");
+            let flag = Source::Flag(SCALE);
             let key = format!("{stage}.optim.epochs");
             layers.put(&key, Value::Integer(fewer as i64), flag.clone())?;
             layers.put(&format!("{stage}.optim.warmup_epochs"), Value::Float(warmup), flag)?;
@@ -354,26 +416,22 @@ impl Making<'_> {
         start: &Start,
         config: &RunConfig,
     ) -> Result<String> {
-        let mut table: Table = to_toml(config)?
+        let table: Table = to_toml(config)?
             .parse()
             .map_err(|e| Error::Failed(format!("cannot read settings again: {e}")))?;
-        for key in ["about", "device", "threads", "checkpoint"] {
-            table.remove(key);
-        }
-        for (key, there) in [("pretrain", stages.pretrain), ("finetune", stages.finetune)] {
-            if !there {
-                table.remove(key);
-            }
-        }
-        if !stages.finetune {
-            table.remove("eval");
-        }
+        let read = |key: &str| match key.split('.').next() {
+            Some("pretrain") => stages.pretrain,
+            Some("finetune" | "eval") => stages.finetune,
+            _ => tells_runs_apart(key),
+        };
+        let settings = flatten(table).into_iter().filter(|(key, _)| read(key));
+        let settings: Vec<String> = settings.map(|(key, v)| format!("{key} = {v}")).collect();
         let start = match start {
             Start::Random => "random".to_owned(),
             Start::Job(parent) => self.jobs[*parent].fingerprint.clone(),
             Start::Weights(name) => format!("weights {name}"),
         };
-        let text = format!("{data}\n{stages:?}\n{start}\n{table}");
+        let text = format!("{data}\n{stages:?}\n{start}\n{}", settings.join("\n"));
         Ok(Digest::of(text.as_bytes()).as_str().to_owned())
     }
 }

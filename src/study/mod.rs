@@ -4,6 +4,8 @@
 //! [`Study`] is what a TOML file tells, [`Grid`] the cells and the runs that they need, [`Place`] the
 //! folder, [`Worker`] does the runs, and [`Results`] reads what they came to.
 
+mod alike;
+mod caveats;
 pub mod figures;
 mod file;
 mod forecast;
@@ -19,7 +21,7 @@ pub use file::{DataSet, From, Row, Study, Vary};
 pub use forecast::{Line, forecast};
 pub use grid::{Base, Cell, Choices, Grid, Job, Start};
 pub use place::{Claim, Place, Record, State};
-pub use results::{Entry, Measured, Results};
+pub use results::{Entry, Measured, Results, percent};
 pub use tables::markdown;
 pub use work::Worker;
 
@@ -42,7 +44,7 @@ pub fn write_tables(study: &Study, grid: &Grid, place: &Place) -> Result<Results
 /// A record cannot be read.
 pub fn failed(grid: &Grid, place: &Place) -> Result<Vec<(String, String)>> {
     let mut failed = Vec::new();
-    for job in grid.needed(&grid.cells) {
+    for job in grid.needed(&grid.cells, &|job| place.is_done(&grid.jobs[job]))? {
         let job = &grid.jobs[job];
         if let Some(State::Failed { reason, .. }) = place.record(job)?.map(|record| record.state) {
             failed.push((job.name.clone(), reason));

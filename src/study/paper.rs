@@ -100,7 +100,7 @@ mod tests {
         assert!(get("table1").expect_err("none").to_string().contains("table2, table3"));
     }
 
-    /// Corners of the tables of recipe section 7, typed by hand.
+    /// Corners of the tables of the paper, typed by hand.
     #[test]
     fn the_numbers_are_the_papers() {
         for (table, row, set, number) in [

@@ -128,7 +128,8 @@ impl Place {
         self.root.join(STATE).join(format!("{}.{ending}", job.name.replace('/', ".")))
     }
 
-    /// What became of a job; `None` before it is begun, and for one whose run folder is gone.
+    /// What became of a job; `None` before it is begun, for one whose run folder is gone, and for one that failed
+    /// before it had a folder, with other settings.
     ///
     /// # Errors
     /// It was begun with other settings ([`Error::Usage`] naming them), or cannot be read.
@@ -144,20 +145,26 @@ impl Place {
             return Ok(None);
         }
         if record.fingerprint != job.fingerprint {
+            // Nothing of it is there to be kept.
+            if matches!(record.state, State::Failed { .. }) && !self.run(job).exists() {
+                return Ok(None);
+            }
             return Err(Error::Usage(format!(
-                "{} was begun with other settings{}\n  choose another --output, or put them back",
+                "{} was begun with {}\n  choose another --output, or put them back",
                 self.run(job).display(),
-                self.differences(job)
+                match self.differences(job) {
+                    None => "other settings, or by another version of fewvit".to_owned(),
+                    Some(differences) => format!("other settings: {differences}"),
+                }
             )));
         }
         Ok(Some(record))
     }
 
-    /// Settings in which the run folder of a job differs from it, in words.
-    fn differences(&self, job: &Job) -> String {
+    /// Settings in which the run folder of a job differs from it, in words; `None` if there are none, or no folder.
+    fn differences(&self, job: &Job) -> Option<String> {
         let begun = Folder::open(&self.run(job)).and_then(|folder| folder.read_settings());
-        let (Ok(begun), Ok(now)) = (begun, settings(&job.config)) else { return String::new() };
-        let begun = flatten(begun);
+        let (begun, now) = (flatten(begun.ok()?), settings(&job.config).ok()?);
         let was = |key: &str| begun.iter().find(|(k, _)| k == key).map(|(_, v)| v.to_string());
         let own = ["device", "threads", "amp_dtype", "micro_batch"];
         let rows = flatten(now).into_iter().filter_map(|(key, value)| {
@@ -166,7 +173,7 @@ impl Place {
             (was != value.to_string() && !settled).then(|| format!("{key} {was}, now {value}"))
         });
         let rows: Vec<String> = rows.take(5).collect();
-        if rows.is_empty() { String::new() } else { format!(": {}", rows.join("; ")) }
+        (!rows.is_empty()).then(|| rows.join("; "))
     }
 
     /// Writes down what became of a job.
@@ -215,6 +222,14 @@ impl Place {
         let options = File::options().write(true).create(true).truncate(false).open(&path);
         let held = options.and_then(|file| file.lock().map(|()| Claim { _lock: file }));
         held.map_err(|source| Error::io("write", &path, source))
+    }
+
+    /// Whether a job ended well.
+    ///
+    /// # Errors
+    /// As [`Self::record`].
+    pub fn is_done(&self, job: &Job) -> Result<bool> {
+        Ok(self.record(job)?.is_some_and(|record| record.state == State::Done))
     }
 
     /// Who had a job last: `process 7 on host`. Whether it still does is not asked: a look at the lock
@@ -284,6 +299,13 @@ mod tests {
         let error = place.record(&other).expect_err("another job");
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains("begun with other settings"), "{error}");
+
+        let failed = State::Failed { reason: "no data".to_owned(), code: 3, at: 0 };
+        place.write(&job(), failed.clone()).expect("written");
+        assert!(place.record(&other).is_err(), "its run folder is kept");
+        std::fs::remove_dir_all(place.run(&job())).expect("removed");
+        assert_eq!(place.record(&other).expect("readable"), None);
+        assert_eq!(state(&place), Some(failed));
     }
 
     #[test]

@@ -4,12 +4,14 @@ use serde::Serialize;
 use serde_json::json;
 use statrs::distribution::{ContinuousCDF, StudentsT};
 
+use super::alike::{Images, Kinds};
+use super::caveats::{Finished, caveats, has_the_numbers};
 use super::file::Study;
 use super::grid::{Cell, Grid};
 use super::place::{Place, State};
 use crate::error::Result;
 use crate::report::ReportData;
-use crate::report::facts::{Past, Provenance};
+use crate::report::facts::Provenance;
 use crate::run::finished::report;
 
 /// The table of a study.
@@ -46,6 +48,8 @@ pub struct Entry {
     pub paper: Option<f64>,
     /// The paper's standard deviation in points.
     pub paper_std: Option<f64>,
+    /// Whether the runs are what the study says: whole schedules, no settings from beside it, as many images.
+    pub as_meant: bool,
 }
 
 /// A finished run.
@@ -57,6 +61,8 @@ pub struct Measured {
     pub top1: f64,
     /// 95% interval over test images, in percent.
     pub interval: (f64, f64),
+    /// Images that it is measured on.
+    pub images: usize,
     /// Hours of training behind it, those of the runs that it started from included.
     pub hours: f64,
     /// Trainable numbers.
@@ -83,13 +89,16 @@ impl Entry {
     }
 
     /// 95% interval in percent: of one run over test images, of several of their mean over seeds
-    /// (Student's t).
+    /// (Student's t), as far as there are percents. Runs that tie by chance on few images have no interval of a
+    /// point: an accuracy is known to an image, and steps of that size have a standard deviation of their own.
     pub fn interval(&self) -> Option<(f64, f64)> {
         let (mean, n) = (self.mean()?, self.runs.len());
         let Some(std) = self.std() else { return Some(self.runs[0].interval) };
+        let images = self.runs.iter().map(|run| run.images).min()?;
+        let step = 100.0 / images.max(1) as f64;
         let t = StudentsT::new(0.0, 1.0, (n - 1) as f64).ok()?.inverse_cdf(0.975);
-        let half = t * std / (n as f64).sqrt();
-        Some((mean - half, mean + half))
+        let half = t * std.max(step / 12_f64.sqrt()) / (n as f64).sqrt();
+        Some(((mean - half).max(0.0), (mean + half).min(100.0)))
     }
 
     /// Ours minus the paper's, in points.
@@ -97,9 +106,9 @@ impl Entry {
         Some(self.mean()? - self.paper?)
     }
 
-    /// Whether the interval holds the paper's number.
+    /// Whether the interval holds the paper's number; `None` for runs that are not [`as_meant`](Self::as_meant).
     pub fn holds_paper(&self) -> Option<bool> {
-        let ((low, high), paper) = (self.interval()?, self.paper?);
+        let ((low, high), paper) = (self.interval()?, self.paper.filter(|_| self.as_meant)?);
         Some(low <= paper + ROUNDED && paper - ROUNDED <= high)
     }
 
@@ -131,47 +140,76 @@ impl Entry {
 }
 
 impl Results {
-    /// What the cells of `grid` in `place` came to.
+    /// What the cells of `grid` in `place` came to: those that were picked, and others that were begun before.
     ///
     /// # Errors
     /// What a run recorded cannot be read.
     pub fn read(study: &Study, grid: &Grid, place: &Place) -> Result<Self> {
         let mut rows: Vec<Entry> = Vec::new();
-        let mut facts = Vec::new();
-        for cell in &grid.cells {
+        let (mut finished, mut kinds) = (Vec::new(), Kinds::default());
+        for cell in &shown(grid, place) {
             let (row, column) = (&study.rows[cell.row], &study.data[cell.column]);
             let same = |entry: &Entry| entry.row == row.name && entry.column == column.name;
             if !rows.last().is_some_and(same) {
-                rows.push(Entry {
-                    row: row.name.clone(),
-                    row_title: row.title().to_owned(),
-                    column: column.name.clone(),
-                    column_title: column.title().to_owned(),
-                    runs: Vec::new(),
-                    missing: Vec::new(),
-                    paper: row.paper.get(&column.name).copied(),
-                    paper_std: row.paper_std.get(&column.name).copied(),
-                });
+                rows.push(Entry::empty(study, cell));
             }
             let Some(entry) = rows.last_mut() else { continue };
-            match measured(grid, place, cell)? {
-                Ok((run, data)) => {
-                    entry.runs.push(run);
-                    let before = grid.parent(cell.job).map(|job| grid.jobs[job].data.as_str());
-                    facts.push((cell.column, before, data));
+            entry.as_meant &= grid.scale >= 1.0 && grid.jobs[cell.job].beside.is_empty();
+            let (run, data) = match measured(grid, place, cell)? {
+                Ok(there) => there,
+                Err(why) if entry.missing.contains(&why) => continue,
+                Err(why) => {
+                    entry.missing.push(why);
+                    continue;
                 }
-                Err(why) if entry.missing.contains(&why) => {}
-                Err(why) => entry.missing.push(why),
+            };
+            // Seeds of a stage that a row has not, or does not vary, are one run.
+            if entry.runs.iter().any(|other| other.run == run.run) {
+                continue;
             }
+            let images = Images::of(&place.run(&grid.jobs[cell.job]))?;
+            if let Some(why) = kinds.other((study, grid, cell), &data, &images) {
+                entry.missing.push(why);
+                continue;
+            }
+            entry.runs.push(run);
+            entry.as_meant &= has_the_numbers(study, cell.column, &data);
+            let before = grid.parent(cell.job).map(|job| grid.jobs[job].data.clone());
+            let (row, column) = (cell.row, cell.column);
+            finished.push(Finished { row, column, before, data, images });
         }
-        let mut notes = study.notes.clone();
-        notes.extend(of_paper(study, &rows));
-        notes.extend(shortened(grid.scale, &rows));
-        notes.extend(other_data(study, &facts));
-        notes.extend(intervals(&rows));
+        let notes = caveats(study, grid, &rows, &finished);
         let hours = hours(grid, place)?;
         Ok(Self { title: title(study), notes, rows, hours, scale: grid.scale })
     }
+}
+
+impl Entry {
+    /// The row of a cell on its data set, without runs.
+    fn empty(study: &Study, cell: &Cell) -> Self {
+        let (row, column) = (&study.rows[cell.row], &study.data[cell.column]);
+        Self {
+            row: row.name.clone(),
+            row_title: row.title().to_owned(),
+            column: column.name.clone(),
+            column_title: column.title().to_owned(),
+            runs: Vec::new(),
+            missing: Vec::new(),
+            paper: row.paper.get(&column.name).copied(),
+            paper_std: row.paper_std.get(&column.name).copied(),
+            as_meant: true,
+        }
+    }
+}
+
+/// The cells that a table shows, in the order of rows, columns and seeds: those that were picked, and others of
+/// which there is something. Others that were begun with other settings are left to the command that had those.
+fn shown(grid: &Grid, place: &Place) -> Vec<Cell> {
+    let begun = |cell: &&Cell| place.record(&grid.jobs[cell.job]).is_ok_and(|r| r.is_some());
+    let mut cells: Vec<Cell> =
+        grid.cells.iter().chain(grid.others.iter().filter(begun)).copied().collect();
+    cells.sort_by_key(|cell| (cell.row, cell.column, cell.seed));
+    cells
 }
 
 fn title(study: &Study) -> String {
@@ -197,6 +235,7 @@ fn measured(
         seed: cell.seed,
         top1: 100.0 * metrics.top1,
         interval: (100.0 * low, 100.0 * high),
+        images: metrics.n,
         hours: seconds(&data) / 3600.0,
         parameters: data.model.parameters,
         run: run.display().to_string(),
@@ -215,8 +254,7 @@ fn unfinished(grid: &Grid, place: &Place, job: usize) -> Result<Option<String>> 
         return Ok(Some(format!("not run: {why}")));
     }
     if let Some(State::Failed { reason, code, .. }) = state {
-        let first = reason.lines().next().unwrap_or_default().to_owned();
-        return Ok(Some(format!("failed (exit code {code}): {first}")));
+        return Ok(Some(format!("failed (exit code {code}): {}", first_lines(&reason))));
     }
     if let Some(parent) = grid.parent(job)
         && let Some(why) = unfinished(grid, place, parent)?
@@ -244,10 +282,10 @@ fn before(provenance: &Provenance) -> f64 {
     }
 }
 
-/// Hours of all finished jobs that the cells need.
+/// Hours of all finished jobs behind the cells of the table.
 fn hours(grid: &Grid, place: &Place) -> Result<f64> {
     let mut total = 0.0;
-    for job in grid.needed(&grid.cells) {
+    for job in grid.needed(&shown(grid, place), &|_| Ok(false))? {
         if unfinished(grid, place, job)?.is_none() {
             let data = report(&place.run(&grid.jobs[job]))?;
             total += data.stages.iter().map(|stage| stage.seconds).sum::<f64>() / 3600.0;
@@ -256,102 +294,32 @@ fn hours(grid: &Grid, place: &Place) -> Result<f64> {
     Ok(total)
 }
 
-fn of_paper(study: &Study, rows: &[Entry]) -> Option<String> {
-    let some = rows.iter().any(|entry| entry.paper.is_some());
-    (some && !study.source.is_empty()).then(|| format!("The paper's numbers: {}.", study.source))
+/// A share in percent: `7%` of 0.07.
+pub fn percent(share: f64) -> String {
+    let digits = format!("{:.6}", 100.0 * share);
+    format!("{}%", digits.trim_end_matches('0').trim_end_matches('.'))
 }
 
-/// That the schedules are not the whole ones.
-fn shortened(scale: f64, rows: &[Entry]) -> Option<String> {
-    let compared = match rows.iter().any(|entry| entry.paper.is_some()) {
-        true => " A difference from the paper's numbers says nothing of the method.",
-        false => "",
-    };
-    (scale < 1.0).then(|| {
-        format!(
-            "Schedules are shortened: {}% of the epochs and of the warm-up of every stage (--scale \
-             {scale}).{compared}",
-            100.0 * scale
-        )
-    })
-}
-
-/// Where the images are not as many as the paper's, one sentence a set.
-fn other_data(study: &Study, facts: &[(usize, Option<&str>, ReportData)]) -> Vec<String> {
-    let mut notes = Vec::new();
-    let mut add = |note: String| {
-        if !notes.contains(&note) {
-            notes.push(note);
-        }
-    };
-    for (column, before, data) in facts {
-        let (set, data, provenance) = (&study.data[*column], &data.data, &data.provenance);
-        let found = [data.train_images, data.test_images, data.classes.len()];
-        let meant = [set.train, set.test, set.classes];
-        if meant.iter().zip(found).any(|(meant, found)| meant.is_some_and(|meant| meant != found)) {
-            let number = |n: Option<usize>| n.map_or("?".to_owned(), |n| n.to_string());
-            add(format!(
-                "{} is not the paper's set: {} training images, {} test images, {} classes here, {}, \
-                 {}, {} there.",
-                set.title(),
-                found[0],
-                found[1],
-                found[2],
-                number(meant[0]),
-                number(meant[1]),
-                number(meant[2])
-            ));
-        }
-        if data.leaks > 0 {
-            add(format!(
-                "{}: {} test images are copies of training images.",
-                set.title(),
-                data.leaks
-            ));
-        }
-        if let Provenance::Run(_, past) = provenance
-            && let Past { data: Some((_, images)), .. } = &**past
-            && let Some(set) = before.and_then(|name| study.set(name))
-            && let Some(meant) = set.train
-            && meant != *images
-        {
-            let title = set.title();
-            add(format!("Pre-trained on {images} images of {title}, the paper on {meant}."));
-        }
+/// The first line of an error, and the next one where the first announces it.
+pub(super) fn first_lines(text: &str) -> String {
+    let mut lines = text.lines().map(str::trim);
+    let first = lines.next().unwrap_or_default();
+    match (first.ends_with(':'), lines.next()) {
+        (true, Some(next)) => format!("{first} {next}"),
+        _ => first.to_owned(),
     }
-    notes
-}
-
-/// What the intervals cover.
-fn intervals(rows: &[Entry]) -> Vec<String> {
-    let mut notes = Vec::new();
-    if rows.iter().any(|entry| entry.runs.len() == 1) {
-        notes.push(
-            "The 95% interval of a single run is Wilson's, over test images, given its weights: \
-             another seed gives another number."
-                .to_owned(),
-        );
-    }
-    if rows.iter().any(|entry| entry.runs.len() > 1) {
-        notes.push(
-            "The 95% interval of several runs is Student's t for their mean over seeds, given these \
-             test images."
-                .to_owned(),
-        );
-    }
-    notes
 }
 
 #[cfg(test)]
 pub(super) mod tests {
     use super::*;
-    use crate::report::facts::WeightsFile;
 
     pub(in super::super) fn entry(top1: &[f64], paper: Option<f64>) -> Entry {
         let run = |(seed, &top1): (usize, &f64)| Measured {
             seed: seed as u64,
             top1,
             interval: (top1 - 1.0, top1 + 1.0),
+            images: 6149,
             hours: 2.0,
             parameters: 5_500_000,
             run: format!("runs/x/cells/idmm.flowers.seed-{seed}"),
@@ -365,6 +333,7 @@ pub(super) mod tests {
             missing: Vec::new(),
             paper,
             paper_std: None,
+            as_meant: true,
         }
     }
 
@@ -389,12 +358,33 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn a_shortened_schedule_is_said() {
-        assert_eq!(shortened(1.0, &[entry(&[1.0], Some(2.0))]), None);
-        let text = shortened(0.05, &[entry(&[1.0], Some(2.0))]).expect("a note");
-        assert!(text.contains("5% of the epochs") && text.contains("says nothing"), "{text}");
-        let text = shortened(0.5, &[entry(&[1.0], None)]).expect("a note");
-        assert!(!text.contains("paper"), "{text}");
+    fn an_interval_is_of_percents_and_never_a_point() {
+        let far = entry(&[20.0, 60.0], Some(50.0));
+        assert_eq!(far.interval(), Some((0.0, 100.0)));
+        let mut tied = entry(&[25.0, 25.0], Some(30.0));
+        tied.runs.iter_mut().for_each(|run| run.images = 12);
+        // A step of 1/12 has a standard deviation of 100 / 12 / sqrt(12), times t(1) / sqrt(2): 8.985.
+        let (low, high) = tied.interval().expect("two runs");
+        assert!((high - 46.612).abs() < 1e-2 && (low - 3.388).abs() < 1e-2, "{low} {high}");
+    }
+
+    #[test]
+    fn runs_that_are_not_as_the_study_says_hold_nothing_against_the_paper() {
+        let mut entry = entry(&[79.0], Some(79.9));
+        entry.as_meant = false;
+        assert_eq!(entry.holds_paper(), None);
+        assert!(entry.difference().is_some());
+    }
+
+    #[test]
+    fn shares_and_reasons_are_short() {
+        let shares = [0.07, 0.001, 0.125, 1.0].map(percent);
+        assert_eq!(shares, ["7%", "0.1%", "12.5%", "100%"]);
+        assert_eq!(
+            first_lines("1 image cannot be read:\n  a.jpg\n  leave it out"),
+            "1 image cannot be read: a.jpg"
+        );
+        assert_eq!(first_lines("no data\n  give some"), "no data");
     }
 
     #[test]
@@ -406,32 +396,5 @@ pub(super) mod tests {
         entry.runs.clear();
         assert_eq!(entry.state(), "begun by process 7 on host, not ended");
         assert_eq!((entry.mean(), entry.interval(), entry.holds_paper()), (None, None, None));
-    }
-
-    #[test]
-    fn other_numbers_of_images_than_the_papers_are_said() {
-        let text = "name = 'x'\n[[data]]\nname = 'flowers'\ntrain = 2040\ntest = 60\nclasses = 5\n";
-        let study = Study::parse(text, std::path::Path::new("x.toml")).expect("a study");
-        let mut data = crate::report::tests::sample(5, 12);
-        assert!(other_data(&study, &[(0, None, data.clone())]).is_empty());
-        data.data.train_images = 1020;
-        let notes = other_data(&study, &[(0, None, data.clone()), (0, None, data.clone())]);
-        assert_eq!(notes.len(), 1);
-        assert!(
-            notes[0].contains("1020 training images, 60 test images, 5 classes here"),
-            "{notes:?}"
-        );
-        let past = Past {
-            data: Some(("jpg".to_owned(), 7)),
-            stages: Vec::new(),
-            from: Provenance::Random,
-        };
-        let file = WeightsFile { path: String::new(), sha256: None, taken: None, head: None };
-        data.provenance = Provenance::Run(file, Box::new(past));
-        let notes = other_data(&study, &[(0, Some("flowers"), data)]);
-        assert!(
-            notes[1].contains("Pre-trained on 7 images of flowers, the paper on 2040"),
-            "{notes:?}"
-        );
     }
 }

@@ -7,6 +7,7 @@ use askama::Template;
 use super::results::{Entry, Results};
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
+use crate::report::markdown::escaped;
 
 /// Writes `results.md`, `results.csv` and `results.html` into `folder`.
 ///
@@ -102,10 +103,13 @@ fn range((low, high): (f64, f64)) -> String {
 
 /// The table as Markdown.
 pub fn markdown(results: &Results) -> String {
-    let escaped = |text: String| text.replace('|', "\\|").replace('\n', " ");
     let line = |cells: Vec<String>| format!("| {} |\n", cells.join(" | "));
-    let mut text = format!("# {}\n\n", results.title);
-    results.notes.iter().for_each(|note| text += &format!("- {note}\n"));
+    let cell = |column: &Column, entry: &Entry| match column.kind {
+        Kind::Text => escaped(&(column.value)(entry)),
+        Kind::Number | Kind::Paper => (column.value)(entry),
+    };
+    let mut text = format!("# {}\n\n", escaped(&results.title));
+    results.notes.iter().for_each(|note| text += &format!("- {}\n", escaped(note)));
     text += "\n";
     let columns = columns(results);
     text += &line(columns.iter().map(|column| column.title.to_owned()).collect());
@@ -115,7 +119,7 @@ pub fn markdown(results: &Results) -> String {
     };
     text += &line(columns.iter().map(rule).collect());
     for entry in &results.rows {
-        text += &line(columns.iter().map(|column| escaped((column.value)(entry))).collect());
+        text += &line(columns.iter().map(|column| cell(column, entry)).collect());
     }
     text + &format!("\n{}\n", total(results))
 }
@@ -157,9 +161,8 @@ pub fn csv(results: &Results) -> Result<Vec<u8>> {
     writer.write_record(header).map_err(|e| failed(&e))?;
     let number = |value: Option<f64>| value.map_or_else(none, |value| format!("{value:.4}"));
     for entry in &results.rows {
-        let each = |value: &dyn Fn(&super::results::Measured) -> String| {
-            entry.runs.iter().map(value).collect::<Vec<_>>().join(" ")
-        };
+        let tops: Vec<_> = entry.runs.iter().map(|run| format!("{:.4}", run.top1)).collect();
+        let runs: Vec<_> = entry.runs.iter().map(|run| run.run.as_str()).collect();
         let record = [
             entry.row.clone(),
             entry.column.clone(),
@@ -173,8 +176,9 @@ pub fn csv(results: &Results) -> Result<Vec<u8>> {
             number(entry.difference()),
             holds(entry),
             entry.state(),
-            each(&|run| format!("{:.4}", run.top1)),
-            each(&|run| run.run.clone()),
+            tops.join(" "),
+            // A folder may have spaces in its name.
+            runs.join(";"),
             results.scale.to_string(),
             number(entry.hours()),
         ];
@@ -233,7 +237,7 @@ mod tests {
             "- Schedules are shortened",
             "| IDMM | Flowers | 79.2 | 78.2\u{2013}80.2 | 0 | 79.9 | -0.7 | yes | 2.00 | done |",
             "| IDMM | Flowers | 79.0 ± 1.0 | 76.5\u{2013}81.5 | 0 1 2 |  |  |  | 2.00 | done |",
-            "| Sim\\|CLR <x> | Flowers |  |  |  | 71.1 |  |  |  | failed (exit code 5): the loss is no number |",
+            "| Sim\\|CLR \\<x\\> | Flowers |  |  |  | 71.1 |  |  |  | failed (exit code 5): the loss is no number |",
             "7.50 hours of training in all",
         ] {
             assert!(text.lines().any(|l| l.starts_with(line)), "{line}\n{text}");

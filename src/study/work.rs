@@ -24,7 +24,7 @@ pub struct Worker<'a> {
     pub jobs: usize,
     /// The command line, for the reports.
     pub command: Vec<String>,
-    /// Makes who hears of a job.
+    /// Makes the receiver of a job's progress.
     pub ui: &'a (dyn Fn(&Job) -> Box<dyn Ui> + Sync),
     /// Set by Ctrl-C.
     pub interrupted: &'a AtomicBool,
@@ -85,7 +85,8 @@ impl<'a> Worker<'a> {
     /// # Errors
     /// Interrupted; a folder that cannot be used; a run that was begun with other settings.
     pub fn work(self, cells: &[Cell]) -> Result<Vec<(usize, Summary)>> {
-        let wanted = self.grid.needed(cells);
+        let is_done = |job: usize| self.place.is_done(&self.grid.jobs[job]);
+        let wanted = self.grid.needed(cells, &is_done)?;
         let wanted: Vec<_> =
             wanted.into_iter().filter(|&i| self.grid.missing(i).is_none()).collect();
         // Before anything is done, so that a wrong folder is said at once.
@@ -145,7 +146,7 @@ impl<'a> Worker<'a> {
                 return Ok(Next::Run(i, claim));
             }
         }
-        // What others do is theirs; what waits for it may be ours.
+        // Nothing is free now, but a job that waits for one in another process may become ours.
         Ok(if held && blocked { Next::Wait } else { Next::Nothing })
     }
 

@@ -104,7 +104,7 @@ fn metadata(stage: StageName, state: &TrainState) -> Result<HashMap<String, Stri
 /// there is neither.
 ///
 /// # Errors
-/// Both exist in part but neither can be used.
+/// A checkpoint is there, but none can be used.
 pub fn load(path: &Path) -> Result<Option<(StageName, TrainState)>> {
     let candidates = [path.to_path_buf(), previous(path)];
     let mut failure = None;
@@ -119,7 +119,11 @@ pub fn load(path: &Path) -> Result<Option<(StageName, TrainState)>> {
 
 fn read(path: &Path) -> Result<(StageName, TrainState)> {
     let damaged = |why: String| {
-        Error::Failed(format!("the checkpoint {} cannot be used: {why}", path.display()))
+        Error::Failed(format!(
+            "the checkpoint {} cannot be used: {why}\n  take another copy of the run folder, or delete \
+             its checkpoints/last*.safetensors to train from the beginning",
+            path.display()
+        ))
     };
     let file = TensorFile::open(path).map_err(damaged)?;
     let field = |name: &str| -> Result<&String> {
@@ -142,7 +146,7 @@ fn read(path: &Path) -> Result<(StageName, TrainState)> {
     };
     let info = |name: &str| {
         let info = file.info(name).filter(|info| info.dtype == Dtype::F32);
-        info.ok_or_else(|| damaged(format!("it lacks `{name}`")))
+        info.ok_or_else(|| damaged(format!("it has no tensor `{name}` of type F32")))
     };
     let read = |info: &TensorInfo| file.bytes(info).map_err(|e| damaged(e.to_string()));
     let mut specs: Vec<ParamSpec> = Vec::new();

@@ -79,7 +79,7 @@ pub fn import(path: &Path, specs: &[ParamSpec], values: &mut [f32]) -> Result<Im
 }
 
 /// Fills `values` from a file of any kind: the whole backbone, its position embedding resized to the
-/// model's img-size (recipe section 3.7), and the head as `take` says.
+/// model's img-size, and the head as `take` says.
 ///
 /// The weights may lie anywhere in the file (`model`, `state_dict_ema`, `teacher.backbone`, ...), in
 /// half or double precision, under timm's or the official keys.

@@ -112,7 +112,7 @@ pub fn fill_strictly(specs: &[ParamSpec], values: &mut [f32], weights: &Named) -
     match problems.is_empty() {
         true => Ok(()),
         false => Err(Error::Failed(format!(
-            "the weights do not fit the model:\n  {}",
+            "the weights do not fit the model: they are of another one or of another image size\n  {}",
             problems.join("\n  ")
         ))),
     }

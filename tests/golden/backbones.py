@@ -1,6 +1,6 @@
 """Writes pvt_v2.safetensors, pvt_v2_li.safetensors, t2t_vit.safetensors and t2t_vit_t.safetensors: tiny
 models with random weights, their logits, features, gradients and the losses of ten AdamW steps, in the
-form of deit.py. PVTv2 is timm's; T2T-ViT, which timm lacks, is written here from the recipe's section 5.3.
+form of deit.py. PVTv2 is timm's; T2T-ViT, which timm lacks, is written here after its official code.
 Run: python tests/golden/backbones.py (timm 1.0.31, torch 2.15)."""
 
 import pathlib

@@ -80,7 +80,7 @@ fn other_flags_reach_every_stage_that_has_the_setting() {
     assert_eq!((c.pretrain.cutmix, c.finetune.cutmix), (0.0, 0.5));
 }
 
-/// Recipe section 7, Table 8: (smoothing, crops, CutMix) of each row.
+/// The paper's Table 8: (smoothing, crops, CutMix) of each row.
 #[test]
 fn pretrain_reaches_every_row_of_table_8() {
     let one = |img_size| {

@@ -244,7 +244,7 @@ fn whoever_says_when_to_measure_gets_that() {
     assert_eq!(shares(&["finetune.eval_every=10", "finetune.eval_share=0.2"]), [own[0], 0.2]);
 }
 
-/// Recipe section 3.2.
+/// Figures of the official run scripts.
 #[test]
 fn families_have_the_values_of_their_run_scripts() {
     for (model, lr, warmup, batch, last_lr) in [
@@ -302,8 +302,8 @@ fn a_warm_up_keeps_its_share_of_fewer_epochs_unless_somebody_set_it() {
     );
     let resolved = built("paper", &[pvt, "finetune.optim.epochs=20"]);
     let text = resolved.explain("finetune.optim.warmup_epochs").expect("a key");
-    let first = "finetune.optim.warmup_epochs = 1.0\n  set by its share of the epochs, which were 200\n  \
-                 instead of 10.0 from recipe `paper`, [for.pvt_v2]\n";
+    let first = "finetune.optim.warmup_epochs = 1.0\n  set by scaling it with the number of epochs \
+                 (200 before)\n  instead of 10.0 from recipe `paper`, [for.pvt_v2]\n";
     assert!(text.starts_with(first), "{text}");
     // A file with both means them together, one with the warm-up alone means that.
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -1,5 +1,4 @@
-//! Filters over a neighbourhood: PIL's Gaussian blur and sharpness enhancer (recipe section 3.5,
-//! appendix A).
+//! Filters over a neighbourhood: PIL's Gaussian blur and sharpness enhancer.
 
 use super::color::blend;
 use crate::data::Rgb8;

@@ -1,4 +1,4 @@
-//! Operations that treat each pixel by itself, with PIL's arithmetic (recipe section 3.5, appendix A).
+//! Operations that treat each pixel by itself, with PIL's arithmetic.
 
 use crate::data::Rgb8;
 

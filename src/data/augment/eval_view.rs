@@ -1,6 +1,6 @@
 //! The evaluation view, equal to PIL bit for bit: exported models must give the same logits here and
-//! in timm, so the arithmetic is PIL's 8-bit resampling in fixed point (recipe appendix A), not the
-//! faster one of the training crops.
+//! in timm, so the arithmetic is PIL's 8-bit resampling in fixed point, not the faster one of the
+//! training crops.
 
 use std::ops::Range;
 
@@ -17,9 +17,9 @@ struct Taps {
     weights: Vec<i32>,
 }
 
-/// The evaluation view (recipe sections 3.6 and 8, row 32): short side resized to
-/// `floor(img_size / crop_pct)` as timm does, then the central `img_size` x `img_size` pixels, with
-/// torchvision's rounding of the long side and of the offsets.
+/// The evaluation view: the short side resized to `floor(img_size / crop_pct)` as timm does, then the
+/// central `img_size` x `img_size` pixels, with torchvision's rounding of the long side and of the
+/// offsets.
 ///
 /// `crop_pct` is in (0, 1]; images smaller than the crop are enlarged.
 pub fn eval_view(

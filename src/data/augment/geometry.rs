@@ -1,4 +1,4 @@
-//! Operations that move or cover pixels (recipe section 3.5, appendix A).
+//! Operations that move or cover pixels.
 
 use super::resize::CropBox;
 use crate::data::Rgb8;

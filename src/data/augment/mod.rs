@@ -1,7 +1,7 @@
 //! Random views of one image: crop, flip, colour jitter, grayscale, blur, RandAugment, erasing.
 //!
 //! [`Op`] and the functions of `resize` compute with explicit parameters what PIL computes;
-//! [`Augment`] draws the parameters, a [`DrawnView`] (recipe sections 2.1 and 3.4).
+//! [`Augment`] draws the parameters, a [`DrawnView`].
 
 mod blur;
 mod color;
@@ -30,15 +30,15 @@ pub use view::DrawnView;
 /// The order in which the operations follow the crop.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AugmentOrder {
-    /// Flip, jitter, grayscale, blur, solarisation, RandAugment, erasing (recipe section 2.1, which
-    /// has none of the last three).
+    /// Flip, jitter, grayscale, blur, solarisation, RandAugment, erasing: the order of the official
+    /// pre-training code, which has none of the last three.
     Pretrain,
-    /// Jitter, grayscale, RandAugment, flip, blur, solarisation, erasing (recipe section 3.4, which
-    /// has none of the last three).
+    /// Jitter, grayscale, RandAugment, flip, blur, solarisation, erasing: the order of the official
+    /// fine-tuning code, which has none of the last three.
     Finetune,
 }
 
-/// Values from here on are inverted (recipe sections 4.5 and 4.6).
+/// Values from here on are inverted by solarisation, as in MoCo v3 and DINO.
 const SOLARIZE_THRESHOLD: f64 = 128.0;
 
 #[derive(Clone, Copy)]

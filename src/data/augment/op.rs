@@ -4,7 +4,7 @@ use super::resize::CropBox;
 use super::{blur, color, erasing, geometry};
 use crate::data::Rgb8;
 
-/// One operation on an 8-bit image, as PIL computes it (recipe section 3.5 and appendix A).
+/// One operation on an 8-bit image, as PIL computes it.
 ///
 /// Factors of 1 leave the image as it is.
 #[derive(Clone, Copy, Debug, PartialEq)]

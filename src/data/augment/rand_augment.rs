@@ -1,4 +1,4 @@
-//! The RandAugment variant of the official fine-tuning code (recipe section 3.5).
+//! The RandAugment variant of the official fine-tuning code.
 
 use rand_chacha::ChaCha8Rng;
 
@@ -8,7 +8,9 @@ use super::{chance, uniform_index};
 
 /// Number of operations that [`op`] knows.
 const KINDS: usize = 15;
+/// Bits that posterising keeps, by magnitude; 0 is never drawn.
 const POSTERIZE_BITS: [u32; 10] = [8, 8, 7, 7, 6, 6, 5, 5, 4, 4];
+/// Sides of cutouts in pixels, by magnitude.
 const CUTOUT_SIDE: [usize; 10] = [0, 2, 4, 7, 9, 11, 13, 16, 18, 20];
 
 /// Two draws of (operation, magnitude) for a square image, each of which fires with probability 1/2.
@@ -27,8 +29,8 @@ pub(super) fn draw(side: usize, rng: &mut ChaCha8Rng) -> Vec<Op> {
 }
 
 /// Operation `kind` at `magnitude` 1 to 9 for an image of `size` (width, height). Rotations are
-/// counter-clockwise whatever the sign, and cutouts have a side in pixels at every image size
-/// (recipe section 8, row 24).
+/// counter-clockwise whatever the sign, and cutouts have the same side in pixels at every image size, as in
+/// the official code.
 fn op(
     kind: usize,
     magnitude: usize,
@@ -37,6 +39,7 @@ fn op(
     size: (usize, usize),
 ) -> Op {
     let level = magnitude as f64 / 9.0;
+    // The official code's ranges; its shifts are up to 150 pixels of an image of 331.
     let factor = 1.0 + sign * 0.9 * level;
     let shift = |len: usize| sign * level * 150.0 / 331.0 * len as f64;
     match kind {

@@ -1,4 +1,4 @@
-//! Crop and resize with the semantics of PIL 13 (recipe appendix A): separable, antialiased when
+//! Crop and resize with the semantics of PIL 13: separable, antialiased when
 //! shrinking, 8-bit between the two passes, the rows of much taller images first.
 
 use std::cell::RefCell;

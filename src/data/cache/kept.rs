@@ -54,9 +54,9 @@ impl Folder {
         !self.temporary
     }
 
-    /// To be called once its files are open: folders that were not used for the longest time go, until
-    /// all have at most `disk_bytes`. Whoever has their files open keeps them.
-    pub fn done(&self, disk_bytes: u64) {
+    /// Deletes this folder if it is temporary. Otherwise deletes those unused for longest until all together have
+    /// at most `disk_bytes`. To be called once the files of this one are open: open files can still be read.
+    pub fn evict(&self, disk_bytes: u64) {
         if self.temporary {
             let _ = fs::remove_dir_all(&self.path);
             return;
@@ -104,8 +104,8 @@ pub fn total(root: &Path) -> u64 {
     folders(root).map(|path| size(&path)).sum()
 }
 
-/// Whatever the decoded images follow from: this version of fewvit, settings, and every file by
-/// path, size and times. A file that somebody has written to since has other times.
+/// Name of the folder: a hash of all that the decoded images follow from, which are this version of fewvit,
+/// settings, and every file's path, size and times. A file that somebody has written to since has other times.
 fn key(manifest: &Manifest, keeping: &Keeping) -> String {
     let mut hash = Sha256::new();
     let mut add = |text: String| {

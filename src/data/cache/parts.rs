@@ -93,7 +93,7 @@ impl Writer {
                             self.pixels.write_all(pixels)?;
                             self.written += pixels.len() as u64;
                         }
-                        // Full once, full for all that follow.
+                        // Once an image does not fit, smaller ones after it are not kept either.
                         false => self.room = 0,
                     }
                     Some(at)
@@ -135,14 +135,15 @@ impl Writer {
     }
 }
 
-/// Of this job alone: another one may be writing the same part at the same time.
+/// Path of a part that is being written. It has the job's name, since another job may write the same part at
+/// the same time.
 fn unfinished(folder: &Path, name: &str, ending: &str, job: &str) -> PathBuf {
     folder.join(format!("{name}.{ending}.{job}"))
 }
 
 const PIXELS: &str = "rgb";
 const LIST: &str = "jsonl";
-/// Nobody writes on after such a pause.
+/// Age at which an unfinished part counts as left behind.
 const ABANDONED: Duration = Duration::from_secs(3600);
 
 /// Removes what processes that were killed left behind.

@@ -63,8 +63,8 @@ mod tests {
         counts
     }
 
-    /// Figures of recipe section 6.2; labels and splits also against `index.csv`, which other
-    /// software wrote.
+    /// Figures of the published set; labels and splits also against `index.csv`, which other software
+    /// wrote.
     #[test]
     fn flowers_is_split_as_published() {
         let Some(path) = tests::data_file("flowers-102.tar") else {

@@ -49,7 +49,7 @@ impl NamedSet {
     }
 }
 
-/// The layouts that [`super::source::open`] knows (recipe section 6.2).
+/// The layouts that [`super::source::open`] knows.
 pub const SETS: &[NamedSet] = &[
     flowers::SET,
     pets::SET,
@@ -127,7 +127,7 @@ pub fn check_settings(opened: &Opened, config: &DataConfig) -> Result<()> {
     match idle.is_empty() {
         true => Ok(()),
         false => Err(Error::Usage(format!(
-            "{}: nothing reads that, {} has no such choice",
+            "{}: {} has no such choice\n  leave the setting out",
             idle.join(" and "),
             opened.manifest.name
         ))),

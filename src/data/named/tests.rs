@@ -101,8 +101,7 @@ fn settings_of_another_set_are_refused() {
     let other = DataConfig { dtd_split: 2, aircraft_banner: 20, ..config() };
     let error = check_settings(&opened, &other).unwrap_err();
     assert_eq!(error.exit_code(), 2);
-    let expected =
-        "data.dtd_split and data.aircraft_banner: nothing reads that, indoor67 has no such choice";
+    let expected = "data.dtd_split and data.aircraft_banner: indoor67 has no such choice";
     assert!(error.to_string().contains(expected), "{error}");
 }
 

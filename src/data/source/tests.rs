@@ -286,7 +286,7 @@ fn folders_that_name_no_class_are_refused_or_entered() {
     let refusals: [(&[&str], &str); 8] = [
         (&["images/1.jpg", "README.md"], "all images lie directly in images/"),
         (&["JPEGImages/1.jpg"], "all images lie directly in JPEGImages/"),
-        (&["images/1.jpg", "masks/1.png"], "no class is called as"),
+        (&["images/1.jpg", "masks/1.png"], "are not those of classes: images/, masks/"),
         (&["train/images/1.jpg", "train/labels/1.txt", "test/images/1.jpg"], "train/images/"),
         (&["images/a/1.jpg", "images/b/1.jpg", "lists.txt"], "what lies beside it: lists.txt"),
         (&["images/a/1.jpg", "images/b/1.jpg", "scans/1.pdf"], "what lies beside it: scans/"),

@@ -70,6 +70,30 @@ fn folder(files: &[&str]) -> Result<Opened> {
 }
 
 #[test]
+fn names_of_classes_that_take_more_than_a_line_are_refused() {
+    let refused = |name: &str, content: &str| {
+        let error = table(name, content).unwrap_err();
+        assert_eq!(error.exit_code(), 3);
+        error.to_string()
+    };
+    let csv = |odd: &str| format!("file,label\ni/1.jpg,\"{odd}\"\ni/2.jpg,b\ni/3.jpg,\"{odd}\"\n");
+    let text = refused("x.csv", &csv("line\nbreak"));
+    assert!(text.contains("table x.csv: 1 class with a line break"), "{text}");
+    assert!(text.contains("\"line\\nbreak\"\n  change the labels in the table"), "{text}");
+    for odd in ["a\tb", "a\u{1b}[31mb", "a\u{85}b", "a\u{2028}b"] {
+        let text = refused("x.csv", &csv(odd));
+        assert!(text.contains(&format!("{odd:?}")) && !text.contains(odd), "{text}");
+    }
+    let json = r#"[{"path": "i/1.jpg", "label": "a\u0000"}, {"path": "i/2.jpg", "label": "b"}]"#;
+    assert!(refused("x.json", json).contains(r#""a\0""#));
+    let names = "class_names.csv=label,name\n1,\"two\nlines\"\n2,b\n";
+    let error = folder(&["index.csv=file,label\ni/1.jpg,1\ni/2.jpg,2\n", names]).unwrap_err();
+    assert!(error.exit_code() == 3 && error.to_string().contains(r#""two\nlines""#), "{error}");
+    let odd_and_harmless = table("x.csv", &csv("<b> `a` \u{a0}ü")).unwrap();
+    assert_eq!(odd_and_harmless.manifest.classes.len(), 2);
+}
+
+#[test]
 fn a_table_in_the_folder_counts_before_its_folders() {
     let opened = folder(&["metadata.csv=file_name\ni/1.jpg\n", "j/1.jpg"]).unwrap();
     assert_eq!(rows(&opened), [("i/1.jpg", None, Split::Train)]);

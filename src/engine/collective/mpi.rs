@@ -152,12 +152,12 @@ fn fits(count: usize) -> Result<()> {
     }
 }
 
-/// Of ranges within what [`fits`].
+/// Lengths of the ranges of a buffer whose own length [`fits`].
 fn lengths(ranges: &[Range<usize>]) -> Vec<i32> {
     ranges.iter().map(|range| range.len() as i32).collect()
 }
 
-/// See [`lengths`].
+/// Starts of the ranges of such a buffer.
 fn starts(ranges: &[Range<usize>]) -> Vec<i32> {
     ranges.iter().map(|range| range.start as i32).collect()
 }

@@ -166,7 +166,7 @@ impl View {
         self.part(first..self.len)
     }
 
-    /// What begins at a byte of them; its last value may not be whole.
+    /// The view from a byte on; its last value may be incomplete.
     ///
     /// # Panics
     /// If it is behind their end.
@@ -321,7 +321,7 @@ impl Gpu {
         Ok(Memory { all: View { at, len }, gpu: self.clone() })
     }
 
-    /// Puts values where they belong.
+    /// Copies values to the card.
     ///
     /// # Errors
     /// The device failed.
@@ -332,7 +332,7 @@ impl Gpu {
         self.upload_at(to, 0, bytemuck::cast_slice(values))
     }
 
-    /// Puts bytes where they belong, from byte `first` of `to` on.
+    /// Copies bytes to the card, from byte `first` of `to` on.
     ///
     /// # Errors
     /// The device failed.
@@ -365,7 +365,7 @@ impl Gpu {
         Ok(values)
     }
 
-    /// Until all that was asked is done.
+    /// Waits until all work queued on this stream is done.
     ///
     /// # Errors
     /// Something of it failed.
@@ -474,7 +474,7 @@ fn compile(kernels: &str, fused: bool, card: &Card) -> Result<sys::CUmodule> {
     unsafe { cu::module::load_data(image.as_ptr().cast()) }.map_err(|e| refused(format!("{e}")))
 }
 
-/// There is not as much memory.
+/// Error for memory that the card does not give.
 fn too_large(bytes: usize, error: DriverError) -> Error {
     let free = cu::mem_get_info().map_or(0, |(free, _)| free);
     let gb = |bytes: usize| bytes as f64 / 1e9;

@@ -16,8 +16,7 @@ pub struct Outline {
     pub parameters: Vec<ParamSpec>,
     /// First values of each.
     pub starts: Vec<Start>,
-    /// Multiply-accumulates of one forward pass (recipe section 5.6: convolutions, linear layers and
-    /// attention products).
+    /// Multiply-accumulates of one forward pass, in convolutions, linear layers and attention products.
     pub macs: usize,
     /// Those of the layer that reads the pixels, whose input needs no gradient.
     pub stem_macs: usize,

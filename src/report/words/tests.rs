@@ -64,6 +64,41 @@ fn random_weights_are_called_that_and_nothing_else_is() {
 }
 
 #[test]
+fn images_that_chose_the_epoch_were_used() {
+    let mut data = sample(5, 12);
+    let by = ("validation".to_owned(), 341);
+    data.test_use = TestUse::Chosen(Choice { epoch: 7, measured: 12, by, same: false });
+    let opening = "trained from random weights on 2,040 images. No pre-trained weights were used, and no other \
+                   images except the 341 images of the validation split, by which the epoch was chosen.";
+    say(&data, &[opening], &[ONLY]);
+    data.test_use = TestUse::Other("validation".to_owned(), 341);
+    say(&data, &[ONLY], &["the epoch was chosen"]);
+}
+
+#[test]
+fn an_epoch_that_an_earlier_run_kept_is_told() {
+    let mut data = sample(5, 12);
+    let told = |data: &mut ReportData, kept| {
+        let stages = vec![StageFacts { kept, ..finetuning(3) }];
+        let (moths, from) = (Some(("moths".to_owned(), 9000)), Provenance::Random);
+        let past = Past { data: moths, stages, from };
+        data.provenance = Provenance::Run(file("/runs/moths-1"), Box::new(past));
+    };
+    told(&mut data, None);
+    say(
+        &data,
+        &["with labels (1 h 06 min). It started from random weights."],
+        &["are those of epoch"],
+    );
+    told(&mut data, Some(Kept { epoch: 6, measured: 9 }));
+    let kept = "with labels (1 h 06 min). Its weights are those of epoch 6, the best of 9 measured epochs on the \
+                validation images. It started from random weights.";
+    say(&data, &[kept], &[]);
+    told(&mut data, Some(Kept { epoch: 1, measured: 1 }));
+    say(&data, &["of epoch 1, the best of 1 measured epoch on"], &[]);
+}
+
+#[test]
 fn a_chain_of_runs_is_told_to_its_start() {
     let mut data = sample(5, 12);
     data.stages.remove(0);
@@ -228,7 +263,24 @@ fn a_split_and_bad_files_are_told_as_they_are() {
     let grouped =
         ["6 images of the test split have the very content", "images of a group together"];
     say(&data, &grouped, &["give a group column"]);
+    let counts = |data: &mut ReportData, of: [usize; 3]| {
+        let facts = &mut data.data;
+        [facts.leaks, facts.leaks_of_other_label, facts.leaks_without_label] = of;
+    };
+    let [same, other, unlabelled] = [
+        "the very content of training images, so the number is too good.",
+        "the very content of training images that have another label, so the number may be too low.",
+        "the very content of images that were pre-trained on without a label, so the number may be too good.",
+    ];
+    counts(&mut data, [1, 1, 0]);
+    say(&data, &[&format!("1 image of the test split has {other}")], &[same, unlabelled]);
+    counts(&mut data, [2, 0, 2]);
+    say(&data, &[&format!("2 images of the test split have {unlabelled}")], &[same, other]);
+    counts(&mut data, [6, 2, 1]);
+    let three = format!("3 images of the test split have {same}");
+    say(&data, &[&three, other, unlabelled], &[]);
     (data.data.leaks, data.data.split_grouped) = (0, false);
+    counts(&mut data, [0; 3]);
     (data.data.bad_images, data.data.split_made) = (1, false);
     say(&data, &["1 image file could not be read"], &["drawn at random", "2 image"]);
     say(&data, &[], &["too good"]);

@@ -69,9 +69,13 @@ impl Ticks {
     }
 }
 
+/// Fields of `/proc/self/stat` between the name, which is the second, and the user time, which is the 14th
+/// (man 5 proc).
+const BEFORE_TIMES: usize = 11;
+
 /// User and system time of `/proc/self/stat`, whose second field is a name in brackets.
 fn own_of(stat: &str) -> Option<u64> {
-    let mut times = stat.rsplit_once(')')?.1.split_whitespace().skip(11);
+    let mut times = stat.rsplit_once(')')?.1.split_whitespace().skip(BEFORE_TIMES);
     let mut next = || times.next()?.parse::<u64>().ok();
     Some(next()? + next()?)
 }

@@ -52,9 +52,9 @@ impl Memory {
             state: state_bytes,
             // Every worker has a sum and its micro-batch's own; the weights are copied to be measured.
             gradients: params * (2 * workers + PACKED + 1),
-            activations: workers * per_worker(stage) + coupled(stage),
-            crops: BATCHES * crops(stage),
-            measuring: MEASURED_COPIES * measured(stage, data),
+            activations: workers * per_worker(stage) + coupled_bytes(stage),
+            crops: BATCHES * crop_bytes(stage),
+            measuring: MEASURED_COPIES * measuring_bytes(stage, data),
             decoding: 2 * workers * pixels(width.max, height.max)
                 + checked as u64 * pixels(width.median, height.median),
         }
@@ -78,7 +78,7 @@ pub fn bytes_of(state: &TrainState) -> u64 {
 
 /// Bytes of the features of the training images in pre-training, of those and of the logits of the images
 /// held out in fine-tuning.
-fn measured(stage: &Stage, data: &Prepared) -> u64 {
+fn measuring_bytes(stage: &Stage, data: &Prepared) -> u64 {
     let features = stage.net.spec.num_features();
     let values = match stage.name {
         StageName::Pretrain => data.train.len() * features,
@@ -101,7 +101,7 @@ fn head_values(stage: &Stage) -> usize {
 }
 
 /// Bytes of a loss that couples the rows of a batch.
-fn coupled(stage: &Stage) -> u64 {
+fn coupled_bytes(stage: &Stage) -> u64 {
     let rows = stage.source.batch_size.min(stage.source.images.len()) * views(stage);
     match stage.method.objective() {
         crate::method::Objective::Rows(_) => 0,
@@ -113,7 +113,7 @@ fn coupled(stage: &Stage) -> u64 {
 }
 
 /// Bytes of the crops of one step.
-fn crops(stage: &Stage) -> u64 {
+fn crop_bytes(stage: &Stage) -> u64 {
     let images = stage.source.batch_size.min(stage.source.images.len());
     let of_group = |group: &crate::data::views::ViewGroup| {
         images * group.count * 3 * group.augment.img_size().pow(2)

@@ -181,7 +181,7 @@ fn pre_training_is_left_out_where_many_images_have_a_label() {
     let text = made.describe();
     assert!(
         text.contains(
-            "5 of 40 training images have a label, and where any has one it is done only with --method idmm"
+            "5 of 40 training images have a label, and this recipe pre-trains such data only where a method is named"
         ),
         "{text}"
     );
@@ -439,7 +439,7 @@ fn crops_are_small_throughout_where_large_ones_would_have_few_steps() {
     assert!(enough(|config| config.finetune.early_share = 0.0), "all epochs have large ones");
     let decided = Decided { small_crops: Some(few), ..Decided::default() };
     let said = Forecast { decided, ..forecast() }.describe();
-    let words = "of 64 px in all epochs of fine-tuning: those with 112 px would have 100 steps, and pay from 101 on";
+    let words = "of 64 px in all epochs of fine-tuning: crops of 112 px would have only 100 steps, and help from 101 on";
     assert!(said.contains(words), "{said}");
     assert!(!forecast().describe().contains("crops     of"));
 }
@@ -467,7 +467,7 @@ fn crops_are_larger_at_the_end_where_there_is_time_for_them() {
     assert!(none(|config| config.finetune.early_share = 0.0), "a model of one size");
     let decided = Decided { large_crops: Some(large), ..Decided::default() };
     let said = Forecast { decided, ..forecast() }.describe();
-    let words = "of 224 px in the last 10 epochs of fine-tuning, not 112: they pay from 10 on";
+    let words = "of 224 px in the last 10 epochs of fine-tuning, not 112: they help from 10 on";
     assert!(said.contains(words), "{said}");
     assert!(!forecast().describe().contains("px in the last"));
 }

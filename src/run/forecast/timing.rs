@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use super::crowd::Ticks;
 use super::memory::{Memory, bytes_of};
 use super::{Forecast, StageForecast};
-use crate::config::{HeadFrom, Keep, RunConfig, early_epochs};
+use crate::config::{HeadFrom, Keep, OptimConfig, RunConfig, early_epochs};
 use crate::data::Rgb8;
 use crate::engine::TrainState;
 use crate::error::Result;
@@ -35,39 +35,39 @@ const ONNX_CHECK: f64 = 3.0;
 /// Seconds for plots, the page and small pictures of mistakes: an estimate.
 const REPORT: f64 = 1.5;
 
-/// What the duration of a stage follows from, in seconds.
+/// What the duration of a stage follows from.
 #[derive(Clone, Copy, Debug)]
 pub struct Costs {
     /// Images that the stage trains on.
     pub images: usize,
-    /// An epoch's optimiser steps, with the crops that the stage ends with.
+    /// Seconds of an epoch's optimiser steps, with the crops that the stage ends with.
     pub epoch: f64,
-    /// An epoch's with the crops that it begins with.
+    /// Seconds of an epoch's optimiser steps, with the crops that the stage begins with.
     pub early_epoch: f64,
-    /// Share of the epochs that have these.
+    /// Share of the epochs that have the crops which the stage begins with.
     pub early_share: f64,
     /// Images a step.
     pub batch_size: usize,
-    /// An epoch's optimiser steps in number.
+    /// Optimiser steps per epoch.
     pub steps_per_epoch: usize,
-    /// Looking at every image for the head's first rows.
+    /// Seconds of the pass over all images that makes the head's first rows.
     pub first_head: f64,
-    /// One measurement during training.
+    /// Seconds of one measurement during training.
     pub measurement: f64,
-    /// Epochs from one to the next, as asked for; 0 = none.
+    /// Epochs from one measurement to the next, as asked for; 0 = none.
     pub every: usize,
-    /// The most that they may take of the time of the steps; 0 = however much it is.
+    /// Largest share of the time of the steps that measurements may take; 0 = no limit.
     pub share: f64,
-    /// Whether the last epoch has one, too, whatever its number.
+    /// Whether the last epoch is measured, too, whatever its number.
     pub at_end: bool,
-    /// One checkpoint.
+    /// Seconds of writing one checkpoint.
     pub checkpoint: f64,
-    /// Time between two.
+    /// Seconds between two checkpoints.
     pub checkpoint_every: f64,
 }
 
 impl Costs {
-    /// Optimiser steps of the first `done` of `epochs` epochs.
+    /// Seconds of the optimiser steps of the first `done` of `epochs` epochs.
     pub fn training(&self, done: usize, epochs: usize) -> f64 {
         let large = done.saturating_sub(early_epochs(epochs, self.early_share));
         self.early_epoch * (done - large) as f64 + self.epoch * large as f64
@@ -248,7 +248,10 @@ impl Trial<'_> {
         let mut source = stage.source.clone();
         let views = stage.method.views().views();
         source.batch_size = rows.div_ceil(views).clamp(1, samples.min(batch));
+        // With weights that stay as they are nothing can run away.
+        let still = OptimConfig { lr: 0.0, min_lr: 0.0, ..*stage.optim };
         let trial = Stage {
+            optim: &still,
             source,
             method: stage.method.clone(),
             machine: stage.machine.clone(),
@@ -275,11 +278,11 @@ impl Trial<'_> {
         tried.passes = started.elapsed().as_secs_f64() - tried.updates;
         let crops_per_second = tried.crops_per_second(samples.min(batch) * views);
         let state = engine.into_state()?;
-        Ok((crops_per_second, self.an_image(stage, &state)?, state))
+        Ok((crops_per_second, self.seconds_per_image(stage, &state)?, state))
     }
 
-    /// Seconds of inference an image: of the decoded ones in pre-training, from its file in fine-tuning.
-    fn an_image(&self, stage: &Stage, state: &TrainState) -> Result<f64> {
+    /// Seconds of inference per image: of decoded images in pre-training, from their files in fine-tuning.
+    fn seconds_per_image(&self, stage: &Stage, state: &TrainState) -> Result<f64> {
         let data = self.data;
         // A probe looks at features only.
         let net = match stage.name {

@@ -52,8 +52,8 @@ impl Forecast {
             let larger =
                 larger.map_or(String::new(), |name| format!(", --model {name} for the larger one"));
             text += &format!(
-                "\n  note: {} of the time budget are left: that many epochs are the longest that it is scaled to \
-                 (--epochs asks for more{larger})",
+                "\n  note: {} of the time budget are left: a budget gives no longer schedule than \
+                 this (--epochs N gives more{larger})",
                 duration(seconds)
             );
         }
@@ -79,15 +79,15 @@ impl Forecast {
         }
         if let Some(SmallCrops { img_size, instead_of, steps, least }) = self.decided.small_crops {
             text += &format!(
-                "  crops     of {img_size} px in all epochs of fine-tuning: those with {instead_of} px would have {}, \
-                 and pay from {least} on (docs/recipes.md says why)\n",
+                "  crops     of {img_size} px in all epochs of fine-tuning: crops of {instead_of} \
+                 px would have only {}, and help from {least} on (docs/recipes.md says why)\n",
                 counted(steps, "step", "steps")
             );
         }
         if let Some(LargeCrops { img_size, instead_of, epochs, least }) = self.decided.large_crops {
             text += &format!(
-                "  crops     of {img_size} px in the last {} of fine-tuning, not {instead_of}: they pay from {least} on \
-                 (docs/recipes.md says why)\n",
+                "  crops     of {img_size} px in the last {} of fine-tuning, not {instead_of}: they \
+                 help from {least} on (docs/recipes.md says why)\n",
                 counted(epochs, "epoch", "epochs")
             );
         }
@@ -96,8 +96,8 @@ impl Forecast {
         }
         if let Some(epochs) = self.alone {
             text += &format!(
-                "  not chosen: no pre-training and {} of fine-tuning, which take as long (docs/recipes.md says \
-                 where which was ahead)\n",
+                "  not chosen: no pre-training and {} of fine-tuning, which take as long \
+                 (docs/recipes.md compares the two)\n",
                 counted(epochs, "epoch", "epochs")
             );
         }

@@ -228,3 +228,29 @@ fn what_helps_rare_classes_and_what_ended_training_is_told() {
     config.finetune.optim.epochs = 6;
     assert_eq!(told(&config, &history).stopped, None, "that was the last epoch");
 }
+
+#[test]
+fn weights_of_the_best_epoch_are_told_from_those_of_the_last() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let asked = request(false, true);
+    let kept = |name: &str, keep: Keep, file: &str| {
+        let first = run(&folder.path().join(name), &asked);
+        let mut config = config("simclr");
+        config.finetune.keep = keep;
+        let found = first.read_found().expect("readable").expect("there");
+        first.write_request(&asked, &found, &config).expect("written");
+        let measured = EpochRow { top1: Some(0.5), ..row("finetune", 1) };
+        let last = EpochRow { top1: Some(0.4), ..row("finetune", 2) };
+        std::fs::remove_file(first.join("metrics.jsonl")).expect("there");
+        let mut log = tables::MetricsLog::open(&first.join("metrics.jsonl"), 0).expect("a log");
+        [measured, last].into_iter().for_each(|row| log.append(row).expect("written"));
+        std::fs::write(first.join(file), "abc").expect("written");
+        let (_, past) = told(of(&first.join(file), TAKEN).expect("known"));
+        past.stages[0].kept
+    };
+    let exported = "export/model.safetensors";
+    assert_eq!(kept("best", Keep::Best, exported), Some(Kept { epoch: 1, measured: 2 }));
+    assert_eq!(kept("last", Keep::Last, exported), None);
+    let checkpoint = "checkpoints/last.safetensors";
+    assert_eq!(kept("on", Keep::Best, checkpoint), None, "training went on from its last epoch");
+}

@@ -110,8 +110,8 @@ fn methods_read_keys_that_there_are() {
 #[test]
 fn what_is_switched_off_or_of_another_optimiser_is_refused() {
     for (recipe, sets, why) in [
-        ("paper", &["finetune.optim.momentum=0.8"][..], "only SGD and Muon have a momentum"),
-        ("paper-simclr", &["pretrain.optim.beta1=0.8"], "only AdamW has betas"),
+        ("paper", &["finetune.optim.momentum=0.8"][..], "AdamW has betas and no momentum"),
+        ("paper-simclr", &["pretrain.optim.beta1=0.8"], "SGD has a momentum and no betas"),
         ("paper", &["finetune.augment.blur_sigma=[1.0,2.0]"], "the blur is off"),
         ("paper", &["finetune.optim.clip_mode=parameter"], "nothing is clipped"),
         (

@@ -7,6 +7,7 @@ use super::pca::pca;
 use super::tsne::{self, tsne};
 use super::{first_cells, shortened, write_csv};
 use crate::config::OnBadImage;
+use crate::data::words::counted;
 use crate::engine::Machine;
 use crate::error::{Error, Result};
 use crate::eval::infer::Inference;
@@ -73,7 +74,15 @@ pub fn features(
     let drawn = [("fig2-tsne", "t-SNE"), ("fig2-pca", "principal components")];
     for ((file, how), clouds) in drawn.into_iter().zip(clouds) {
         let images = clouds.first().map_or(0, |cloud: &Cloud| cloud.points.len());
-        let what = format!("{data}: {how} of {images} test images of {CLASSES} classes");
+        let mut classes: Vec<usize> =
+            clouds.iter().flat_map(|cloud| cloud.points.iter().map(|point| point.1)).collect();
+        classes.sort_unstable();
+        classes.dedup();
+        let what = format!(
+            "{data}: {how} of {} of {}",
+            counted(images, "held-out image"),
+            counted(classes.len(), "class")
+        );
         let caption = [Some(what), shortened(grid.scale)].into_iter().flatten().collect();
         plots::save(&place.root().join(file), &Clouds { clouds, columns: 2, caption })?;
     }

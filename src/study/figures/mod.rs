@@ -11,19 +11,19 @@ pub use features::features;
 
 use super::file::Study;
 use super::grid::{Cell, Grid};
-use super::place::{Place, State};
-use super::results::Results;
+use super::place::Place;
+use super::results::{Results, percent};
 use crate::backbone::Spec;
 use crate::error::{Error, Result};
 use crate::files::write_atomically;
 use crate::report::plots;
-use crate::report::tables::{FINAL, read_history};
+use crate::report::tables::{EpochRow, FINAL, read_history};
+use crate::run::finished::report;
 use chart::{Chart, Series, Style};
 
 /// Whether the job of a cell is done.
 fn is_done(grid: &Grid, place: &Place, job: usize) -> Result<bool> {
-    let record = place.record(&grid.jobs[job])?;
-    Ok(record.is_some_and(|record| record.state == State::Done))
+    place.is_done(&grid.jobs[job])
 }
 
 /// The finished cells of the first picked data set with their first seed, one a row.
@@ -108,8 +108,8 @@ pub fn parameters(study: &Study, grid: &Grid, place: &Place) -> Result<()> {
     write_csv(&place.root().join("fig3.csv"), &header, &rows)
 }
 
-/// Figure 4: accuracy of each row over the epochs of fine-tuning, as measured along the way and, last,
-/// at the end. Writes `fig4.png`, `.svg` and `.csv`.
+/// Figure 4: accuracy of each row over the epochs of fine-tuning, as measured along the way and, where that was
+/// on the same images, at the end. Writes `fig4.png`, `.svg` and `.csv`.
 ///
 /// # Errors
 /// A run that cannot be read, or a folder that cannot be written.
@@ -119,22 +119,16 @@ pub fn epochs(study: &Study, grid: &Grid, place: &Place) -> Result<()> {
     for (i, cell) in first_cells(grid, place)?.iter().enumerate() {
         let row = &study.rows[cell.row];
         let run = place.run(&grid.jobs[cell.job]);
-        let history = read_history(&run.join("metrics.jsonl"))?;
-        let last = history.iter().rfind(|line| line.stage == FINAL).map(|line| line.epoch);
-        let of_test = history.iter().filter(|line| match line.stage == FINAL {
-            true => true,
-            // The last epoch's number is that of the final measurement.
-            false => line.stage == "finetune" && Some(line.epoch) != last,
-        });
-        let mut points: Vec<_> =
-            of_test.filter_map(|line| Some((line.epoch as f64, 100.0 * line.top1?))).collect();
-        // The epoch that was kept need not be the last.
-        points.sort_by(|a, b| a.0.total_cmp(&b.0));
+        let data = report(&run)?;
+        let images = data.watched();
+        let at_end = images == format!("{} images", data.data.test_split);
+        let points = accuracies(&read_history(&run.join("metrics.jsonl"))?, at_end);
         let line = |&(epoch, top1): &(f64, f64)| {
-            vec![row.name.clone(), format!("{epoch}"), format!("{top1:.4}"), grid.scale.to_string()]
+            let scale = grid.scale.to_string();
+            vec![row.name.clone(), format!("{epoch}"), format!("{top1:.4}"), scale, images.clone()]
         };
         rows.extend(points.iter().map(line));
-        let name = row.title().to_owned();
+        let name = format!("{}, {images}", row.title());
         series.push(Series { name, colour: i, style: Style::Line, points });
     }
     let chart = Chart {
@@ -145,7 +139,23 @@ pub fn epochs(study: &Study, grid: &Grid, place: &Place) -> Result<()> {
         series,
     };
     plots::save(&place.root().join("fig4"), &chart)?;
-    write_csv(&place.root().join("fig4.csv"), &["row", "epoch", "top1", "scale"], &rows)
+    let header = ["row", "epoch", "top1", "scale", "images"];
+    write_csv(&place.root().join("fig4.csv"), &header, &rows)
+}
+
+/// Epochs of fine-tuning and top-1 in percent, in order; those of the final measurement `at_end`, too.
+fn accuracies(history: &[EpochRow], at_end: bool) -> Vec<(f64, f64)> {
+    let last = history.iter().rfind(|line| line.stage == FINAL).map(|line| line.epoch);
+    let wanted = history.iter().filter(|line| match line.stage == FINAL {
+        true => at_end,
+        // The last epoch's number is that of the final measurement.
+        false => line.stage == "finetune" && !(at_end && Some(line.epoch) == last),
+    });
+    let mut points: Vec<_> =
+        wanted.filter_map(|line| Some((line.epoch as f64, 100.0 * line.top1?))).collect();
+    // The epoch that was kept need not be the last.
+    points.sort_by(|a, b| a.0.total_cmp(&b.0));
+    points
 }
 
 /// What a figure shows, on which data, with which share of the epochs.
@@ -157,5 +167,5 @@ fn title(what: &str, results: &Results, grid: &Grid) -> String {
 
 /// That the schedules are not the whole ones.
 fn shortened(scale: f64) -> Option<String> {
-    (scale < 1.0).then(|| format!("schedules shortened to {}%", 100.0 * scale))
+    (scale < 1.0).then(|| format!("schedules shortened to {}", percent(scale)))
 }

@@ -39,7 +39,11 @@ fn pre_training_is_shared_where_cells_differ_only_after_it() {
     let [first, second] = [Some(0), Some(5)];
     let expected = [None, first, first, first, first, None, second, second, None, None];
     assert_eq!(parents, expected);
-    assert_eq!(grid.needed(&grid.cells[5..6]), [5, 7]);
+    let needed = |done: &dyn Fn(usize) -> bool| {
+        grid.needed(&grid.cells[5..6], &|job| Ok(done(job))).expect("no error")
+    };
+    assert_eq!(needed(&|_| false), [5, 7]);
+    assert_eq!(needed(&|job| job == 7), [7], "a done run needs nothing more");
     assert_eq!(grid.missing(2).as_deref(), Some("no data given for b (--data b=PATH)"));
     assert_eq!(grid.missing(1), None);
 }
@@ -56,7 +60,9 @@ fn names_do_not_depend_on_what_is_picked() {
     };
     let grid = grid(&text, &choices).expect("a grid");
     assert_eq!(grid.cells.len(), 2);
-    let names: Vec<_> = grid.needed(&grid.cells).iter().map(|&i| &*grid.jobs[i].name).collect();
+    assert_eq!(grid.others.len(), 6, "the other rows and columns");
+    let needed = grid.needed(&grid.cells, &|_| Ok(false)).expect("no error");
+    let names: Vec<_> = needed.iter().map(|&i| &*grid.jobs[i].name).collect();
     assert_eq!(
         names,
         ["pretrained/x.b.seed-0", "pretrained/x.b.seed-1", "cells/y.b.seed-0", "cells/y.b.seed-1"]
@@ -146,4 +152,41 @@ fn a_recipe_with_a_time_budget_has_its_own_epochs_in_a_study() {
     let grid = grid(text, &Choices::default()).expect("a grid");
     assert_eq!(grid.jobs[0].config.time_budget, 0.0);
     assert_eq!(grid.jobs[0].config.pretrain.optim.epochs, 100);
+}
+
+#[test]
+fn a_grid_row_has_the_value_that_its_name_says() {
+    let text = format!("{TWO_SETS}[grid]\nfinetune.optim.lr = [1e-3, 5e-4]\n");
+    let study = Study::parse(
+        &text.replace("[grid]", "[[rows]]\nname = 'r'\n[grid]"),
+        Path::new("mine.toml"),
+    )
+    .expect("a study");
+    let with = |set: &'static str| {
+        let base = move |recipe: &str| {
+            let mut layers = Layers::new(recipe)?;
+            layers.set(set, Source::Flag("--set"))?;
+            Ok(layers)
+        };
+        Grid::new(&study, &Choices::default(), &base)
+    };
+    let error = with("finetune.optim.lr=0.002").expect_err("all rows the same");
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.to_string().contains("finetune.optim.lr is a key of [grid]"), "{error}");
+    let error = with("seed=5").expect_err("seeds are the study's");
+    assert!(error.to_string().contains("take --seeds N"), "{error}");
+    let grid = with("finetune.optim.weight_decay=0.1").expect("a grid");
+    assert_eq!(grid.jobs[0].beside, ["finetune.optim.weight_decay = 0.1 (--set)"]);
+    let scaled = Choices { scale: Some(0.5), ..Choices::default() };
+    let text = format!("{TWO_SETS}[grid]\nfinetune.optim.epochs = [10, 20]\n");
+    let study = Study::parse(&text, Path::new("mine.toml")).expect("a study");
+    assert!(Grid::new(&study, &scaled, &Layers::new).is_ok(), "a scaled schedule is said");
+}
+
+#[test]
+fn runs_that_differ_in_what_changes_no_model_are_one() {
+    let rows = "[[rows]]\nname = 'x'\nfrom = 'random'\n[[rows]]\nname = 'y'\nfrom = 'random'\n\
+                settings.data.on_bad_image = 'skip'\nsettings.data.cache_ram_gb = 1.0\n";
+    let text = format!("name = 'mine'\n[[data]]\nname = 'a'\n{rows}");
+    assert_eq!(grid(&text, &Choices::default()).expect("a grid").jobs.len(), 1);
 }

@@ -62,7 +62,7 @@ fn what_is_printed_wrong_is_shown_to_be_wrong_on_any_data() {
     }
 }
 
-/// The paper's example, recipe section 1.4 and appendix C: 2,040 images, half of each.
+/// The paper's example (arXiv 2201.10728): 2,040 images, half of each.
 #[test]
 fn the_papers_example_has_the_numbers_of_the_recipe() {
     let rows = |count: usize| (0..count).map(|i| vec![(i as f64).sin()]).collect::<Matrix>();

@@ -4,7 +4,7 @@
 // Where a piece lies, and whose it is.
 struct Piece { unsigned start, len, parameter; };
 
-// What a step does to a parameter (recipe appendix B). AdamW: `decay` is 1 - lr wd, `lr` divided by the
+// What a step does to a parameter, as in engine/optim.rs. AdamW: `decay` is 1 - lr wd, `lr` divided by the
 // first moment's correction, `root` the second's. SGD: `decay` is wd, `beta1` the momentum.
 struct Rule { float kind, scale, lr, decay, beta1, beta2, eps, root; };
 #define REST 0
