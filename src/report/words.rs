@@ -286,8 +286,7 @@ impl ManyLabels {
     pub fn why(&self) -> String {
         let [labelled, images, most] = [self.labelled, self.images, self.most].map(thousands);
         let when = match self.most {
-            0 => "this recipe pre-trains such data only where a method is named (--method idmm)"
-                .to_owned(),
+            0 => "this recipe pre-trains such data only where --method names one".to_owned(),
             _ => format!("it is done where {most} or fewer have"),
         };
         format!("{labelled} of {images} training images have a label, and {when}")

@@ -189,7 +189,7 @@ fn intervals(study: &Study, rows: &[Entry], finished: &[Finished]) -> Vec<String
     });
     if !fixed.is_empty() {
         notes.push(
-            "The 95% interval of several runs is Student's t for their mean over seeds, given these test images."
+            "The 95% interval of several runs is Student's t for their mean over seeds, given the images that they are measured on."
                 .to_owned(),
         );
     }

@@ -247,21 +247,7 @@ impl Study {
 
     /// What in it cannot be meant.
     fn check(&self) -> std::result::Result<(), String> {
-        let rows = || self.rows.iter().map(|row| &row.name);
-        let sets = || self.data.iter().map(|set| &set.name);
-        for name in rows().chain(sets()).chain([&self.name]) {
-            if !is_name(name) {
-                return Err(format!(
-                    "`{name}` cannot name a folder; take letters, digits, - and _, at most 100"
-                ));
-            }
-        }
-        for (what, names) in [("row", rows().collect::<Vec<_>>()), ("data set", sets().collect())] {
-            let twice = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name));
-            if let Some((_, name)) = twice {
-                return Err(format!("the {what} `{name}` is there twice"));
-            }
-        }
+        self.check_names()?;
         if self.data.is_empty() {
             return Err("it has no data set; add [[data]] with a name".to_owned());
         }
@@ -281,37 +267,53 @@ impl Study {
         if let Some(key) = self.grid_keys.iter().find(|key| !tells_runs_apart(key)) {
             return Err(format!("[grid] has `{key}`, with which no run is another; leave it out"));
         }
-        for (i, row) in self.rows.iter().enumerate() {
-            if row.vary == Vary::Pretrain && matches!(row.from, From::Random | From::Weights(_)) {
-                return Err(format!(
-                    "the row `{}` has vary = \"pretrain\" and no pre-training, so every seed would be the same run",
-                    row.name
-                ));
-            }
-            match &row.from {
-                From::Data(name) if !sets().any(|set| set == name) => {
-                    return Err(format!(
-                        "the row `{}` starts from `{name}`, no data set",
-                        row.name
-                    ));
-                }
-                From::Row(name) if !self.rows[..i].iter().any(|other| other.name == *name) => {
-                    return Err(format!(
-                        "the row `{}` starts from the row `{name}`, which does not stand before it",
-                        row.name
-                    ));
-                }
-                _ => {}
-            }
-            let numbers = row.paper.keys().chain(row.paper_std.keys());
-            if let Some(name) = numbers.into_iter().find(|name| !sets().any(|set| set == *name)) {
-                return Err(format!(
-                    "the row `{}` has a number for `{name}`, no data set",
-                    row.name
-                ));
+        (0..self.rows.len()).try_for_each(|i| self.check_row(i))
+    }
+
+    /// Names that cannot be a folder's, or that two have.
+    fn check_names(&self) -> std::result::Result<(), String> {
+        let rows: Vec<&String> = self.rows.iter().map(|row| &row.name).collect();
+        let sets: Vec<&String> = self.data.iter().map(|set| &set.name).collect();
+        if let Some(name) = rows.iter().chain(&sets).chain([&&self.name]).find(|n| !is_name(n)) {
+            return Err(format!(
+                "`{name}` cannot name a folder; take letters, digits, - and _, at most 100"
+            ));
+        }
+        for (what, names) in [("row", rows), ("data set", sets)] {
+            let twice = names.iter().enumerate().find(|(i, name)| names[..*i].contains(name));
+            if let Some((_, name)) = twice {
+                return Err(format!("the {what} `{name}` is there twice"));
             }
         }
         Ok(())
+    }
+
+    /// What the row at `i` starts from or compares with that is not there.
+    fn check_row(&self, i: usize) -> std::result::Result<(), String> {
+        let (row, before) = (&self.rows[i], &self.rows[..i]);
+        let wrong = |what: String| Err(format!("the row `{}` {what}", row.name));
+        if row.vary == Vary::Pretrain && matches!(row.from, From::Random | From::Weights(_)) {
+            return wrong(
+                "has vary = \"pretrain\" and no pre-training, so every seed would be the same run"
+                    .to_owned(),
+            );
+        }
+        match &row.from {
+            From::Data(name) if self.set(name).is_none() => {
+                return wrong(format!("starts from `{name}`, no data set"));
+            }
+            From::Row(name) if !before.iter().any(|other| other.name == *name) => {
+                return wrong(format!(
+                    "starts from the row `{name}`, which does not stand before it"
+                ));
+            }
+            _ => {}
+        }
+        let mut numbers = row.paper.keys().chain(row.paper_std.keys());
+        match numbers.find(|name| self.set(name).is_none()) {
+            Some(name) => wrong(format!("has a number for `{name}`, no data set")),
+            None => Ok(()),
+        }
     }
 
     /// Positions of the data sets that are fine-tuned on, in order.

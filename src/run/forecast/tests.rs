@@ -181,7 +181,7 @@ fn pre_training_is_left_out_where_many_images_have_a_label() {
     let text = made.describe();
     assert!(
         text.contains(
-            "5 of 40 training images have a label, and this recipe pre-trains such data only where a method is named"
+            "5 of 40 training images have a label, and this recipe pre-trains such data only where --method names one"
         ),
         "{text}"
     );

@@ -105,7 +105,7 @@ fn an_interval_is_given_the_test_images_only_where_they_are_the_same() {
     let rows = [entry(&[78.0, 80.0], None)];
     let (one, mut two) = (finished(), finished());
     let notes = intervals(&study(), &rows, &[finished(), finished()]);
-    assert!(notes[0].ends_with("given these test images."), "{notes:?}");
+    assert!(notes[0].ends_with("given the images that they are measured on."), "{notes:?}");
     two.images.held_out = Digest::of(b"others");
     let notes = intervals(&study(), &rows, &[one, two]);
     assert_eq!(notes.len(), 1);
