@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
-use common::{flowers, run, stderr, tiny_run};
+use common::{fewvit, flowers, run, stderr, tiny_run};
 
 /// Trains on `data` into `folder/run`.
 fn train(folder: &Path, data: &Path, more: &[&str]) -> Output {
@@ -245,18 +245,32 @@ fn a_budget_that_nothing_can_follow_is_refused() {
 }
 
 #[test]
+fn a_variable_that_is_no_number_is_blamed_itself() {
+    let said = |more: &[&str], variable: &str| {
+        let words = ["predict", "model.onnx", "a.jpg"].iter().chain(more);
+        let output = fewvit(words).env("FEWVIT_THREADS", variable).output().expect("it starts");
+        assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+        stderr(&output)
+    };
+    let blame = "note: the value is that of FEWVIT_THREADS";
+    assert!(said(&[], "abc").contains(blame), "{}", said(&[], "abc"));
+    assert!(!said(&["--threads", "abc"], "2").contains(blame));
+    assert!(!said(&["--threads=abc"], "2").contains(blame));
+}
+
+#[test]
 fn a_loss_that_is_no_number_ends_the_run() {
     let folder = temporary();
     let data = flowers(folder.path(), 1);
     let output = train(folder.path(), &data, &["--from-scratch"]);
     assert!(output.status.success(), "{}", stderr(&output));
-    // The run's own weights, spoiled.
+    // The run's own weights, each as large as a number can be.
     let exported = folder.path().join("run/export/model.safetensors");
     let (mut specs, mut values) = (Vec::new(), Vec::new());
     for (key, (shape, tensor)) in fewvit::weights::read(&exported).expect("weights") {
         let range = values.len()..values.len() + tensor.len();
         specs.push(fewvit::nn::ParamSpec { key, shape, range, frozen: false });
-        values.extend(tensor.iter().map(|_| f32::NAN));
+        values.extend(tensor.iter().map(|_| f32::MAX));
     }
     let spoiled = folder.path().join("spoiled.safetensors");
     fewvit::weights::write(&spoiled, &specs, &values).expect("written");

@@ -114,6 +114,13 @@ fn what_fewvit_writes_it_reads() {
         assert_eq!(output.status.code(), Some(3), "{line}: {said}");
         assert!(said.contains("gone") && said.contains("exist"), "{line}: {said}");
     }
+    // A preview is a JPEG, and so it is called.
+    let output = run(root, "data preview photos --output view.png");
+    let said = stderr(&output);
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("view.png") && said.contains(".jpg or .jpeg"), "{said}");
+    assert!(!root.join("view.png").exists());
+    succeeds(root, "data preview photos --output view.JPG");
     second_run_in_the_same_folder(root);
 }
 

@@ -14,13 +14,13 @@ fn code(line: &str) -> (Option<i32>, String) {
     (output.status.code(), text)
 }
 
-/// Weights of a run with every number spoiled.
-fn spoil(weights: &Path) {
+/// Weights of a run with every number replaced by `value`.
+fn spoil(weights: &Path, value: f32) {
     let (mut specs, mut values) = (Vec::new(), Vec::new());
     for (key, (shape, tensor)) in fewvit::weights::read(weights).expect("weights") {
         let range = values.len()..values.len() + tensor.len();
         specs.push(fewvit::nn::ParamSpec { key, shape, range, frozen: false });
-        values.extend(tensor.iter().map(|_| f32::NAN));
+        values.extend(tensor.iter().map(|_| value));
     }
     fewvit::weights::write(weights, &specs, &values).expect("written");
 }
@@ -54,12 +54,24 @@ fn each_exit_code_has_its_plainest_case() {
         expect(&format!("{command} {} /nowhere", out.display()), 3);
     }
     expect(&format!("{train} --device cuda"), 4);
-    spoil(&out.join("export/model.safetensors"));
+    let exported = out.join("export/model.safetensors");
+    // The model computes what is no number, in ONNX and in training.
+    spoil(&exported, f32::MAX);
+    for command in ["eval", "predict"] {
+        expect(&format!("{command} {} {}", out.display(), data.display()), 1);
+    }
     expect(
         &format!("export {0} {1}/test --output {0}/again.onnx", out.display(), data.display()),
         6,
     );
-    let init = format!("--init {}/export/model.safetensors", out.display());
+    let init = format!("--init {}", exported.display());
     let finetune = train.replace("train ", "finetune ").replace("--from-scratch", &init);
     expect(&format!("{finetune} --output {}/second", folder.path().display()), 5);
+    // Weights that are no numbers themselves are refused before anything is computed.
+    spoil(&exported, f32::NAN);
+    for command in ["eval", "knn", "probe", "predict"] {
+        expect(&format!("{command} {}/export {}", out.display(), data.display()), 1);
+    }
+    expect(&format!("{finetune} --output {}/third", folder.path().display()), 1);
+    assert!(!folder.path().join("third").exists());
 }

@@ -236,11 +236,17 @@ impl SplitChoice {
     }
 }
 
+/// The environment variable of commands that compute for `--threads`.
+const THREADS: &str = "FEWVIT_THREADS";
+
+/// Flags whose value may come from an environment variable and may be refused, each with the variable.
+pub(super) const FROM_ENVIRONMENT: [(&str, &str); 1] = [("--threads", THREADS)];
+
 /// Arguments of commands that compute but do not train.
 #[derive(Args, Clone, Debug)]
 pub struct CommonArgs {
     /// Worker threads, 0 = all cores we may use
-    #[arg(long, value_name = "N", env = "FEWVIT_THREADS", default_value_t = 0)]
+    #[arg(long, value_name = "N", env = THREADS, default_value_t = 0)]
     pub threads: usize,
     /// Device: cpu, auto, or cuda:1, wgpu:1 in a fewvit that was built for it
     #[arg(long, env = "FEWVIT_DEVICE", default_value = "cpu")]

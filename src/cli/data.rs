@@ -117,13 +117,18 @@ fn print_report(report: &DataReport) -> Result<()> {
     report.warnings.iter().try_for_each(|warning| super::print(&format!("note: {warning}")))
 }
 
+/// Endings of a JPEG's name.
+const JPEG: [&str; 2] = ["jpg", "jpeg"];
+
 /// Columns of a preview whose images have one view each.
 const COLUMNS: usize = 8;
 
 fn preview(args: &PreviewArgs) -> Result<()> {
-    if args.output.exists() {
-        return Err(occupied(&args.output));
-    }
+    check_output(
+        &args.output,
+        &JPEG,
+        "the picture is written as JPEG; give it a name that ends in .jpg or .jpeg",
+    )?;
     refuse_inside(&args.output, &args.data)?;
     let config = config(&args.recipe, &args.set)?;
     let manifest = open(&args.data, &config.data, config.seed)?.manifest;
@@ -197,12 +202,22 @@ fn draw_split(args: &SplitArgs) -> Result<()> {
 
 /// Refuses a name under which no table can be written.
 pub(super) fn check_table(output: &Path) -> Result<()> {
+    check_output(output, &["csv"], "the table is written as CSV; give it a name that ends in .csv")
+}
+
+/// Refuses a name that is taken, that has none of the endings, for which `advice` tells them, or
+/// whose folder does not exist.
+fn check_output(output: &Path, endings: &[&str], advice: &str) -> Result<()> {
     if output.exists() {
-        return Err(occupied(output));
+        return Err(Error::Usage(format!(
+            "{} exists and is left as it is; choose another --output",
+            output.display()
+        )));
     }
     let folder = folder_of(output);
-    let why = if output.extension().is_none_or(|extension| extension != "csv") {
-        "the table is written as CSV; give it a name that ends in .csv".to_owned()
+    let has = |ending: &&str| output.extension().is_some_and(|e| e.eq_ignore_ascii_case(*ending));
+    let why = if !endings.iter().any(has) {
+        advice.to_owned()
     } else if !folder.is_dir() {
         format!("there is no folder {}; make it first", folder.display())
     } else {
@@ -259,8 +274,4 @@ fn refuse_inside(output: &Path, data: &Path) -> Result<()> {
             data.display()
         ))),
     }
-}
-
-fn occupied(path: &Path) -> Error {
-    Error::Usage(format!("{} exists and is left as it is; choose another --output", path.display()))
 }

@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::data::cache::kept;
 use crate::engine::device::{self, Adapter, Card};
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::run::absolute;
 use crate::run::forecast::bytes;
 
@@ -286,11 +286,32 @@ fn data(path: &Path) -> Finding {
     }
 }
 
+/// Refuses a data set that is not there, once all findings are printed.
+///
+/// # Errors
+/// There is nothing at `data`.
+pub fn check_there(data: &Path) -> Result<()> {
+    match data.exists() {
+        true => Ok(()),
+        false => Err(Error::Data(format!(
+            "{}: there is no such file or folder\n  check the spelling",
+            data.display()
+        ))),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::engine::device::Kind;
-    use crate::error::Error;
+
+    #[test]
+    fn named_data_that_is_not_there_is_an_error() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        check_there(folder.path()).expect("there");
+        let error = check_there(&folder.path().join("nix")).expect_err("not there");
+        assert_eq!(error.exit_code(), 3);
+    }
 
     #[test]
     fn every_warning_says_what_to_do() {

@@ -58,8 +58,9 @@ pub(super) fn nearest(args: &KnnArgs) -> Result<()> {
         }));
     }
     super::print(&format!(
-        "{:.2}% of {n} images right ({}) by their {} nearest of {}",
+        "{:.2}% of {} right ({}) by their {} nearest of {}",
         100.0 * top1,
+        counted(n, "image"),
         interval((low, high)),
         k.min(train.labels.len()),
         train.labels.len()
@@ -94,15 +95,25 @@ pub(super) fn probe(args: &FrozenArgs) -> Result<()> {
         }));
     }
     super::print(&format!(
-        "{:.2}% of {} images right ({}); L2 penalty {:e}, chosen by \
-         cross-validation at {:.2}% of {}",
+        "{:.2}% of {} right ({}); L2 penalty {:e}, {}",
         100.0 * metrics.top1,
-        metrics.n,
+        counted(metrics.n, "image"),
         interval(metrics.top1_interval),
         probe.penalty,
-        100.0 * probe.validated,
-        train.labels.len()
+        how_chosen(&probe, train.labels.len())
     ))
+}
+
+/// What the probe's penalty was chosen by, among so many training `images`.
+fn how_chosen(probe: &Probe, images: usize) -> String {
+    match probe.validated {
+        Some(share) => {
+            format!("chosen by cross-validation at {:.2}% of {images}", 100.0 * share)
+        }
+        None => "the strongest there is: with one training image a class none can be chosen by \
+                 cross-validation"
+            .to_owned(),
+    }
 }
 
 pub(super) fn embed(args: &EmbedArgs) -> Result<()> {
@@ -160,6 +171,7 @@ fn splits(args: &FrozenArgs) -> Result<Splits> {
         standing.chosen_by = 0;
     }
     eprintln!("note: {}", standing.describe());
+    super::note_single_class(data.manifest.classes.len());
     Ok(Splits { train, test, classes: data.manifest.classes.len(), standing })
 }
 
@@ -194,7 +206,7 @@ fn extract(
         machine: &Machine::cpu(crate::run::threads_or_all(args.common.threads)),
     };
     let image = |i: usize| decode_sample(&data.manifest.samples[positions[i]], frozen.view.depth);
-    let mut readable = Readable::new(args.on_bad_image);
+    let mut readable = Readable::new(args.on_bad_image, &args.model);
     inference.each(positions.len(), &image, |i, outputs| {
         readable.take(positions[i], outputs.map(|outputs| outputs.features))
     })?;

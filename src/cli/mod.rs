@@ -31,6 +31,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use clap::Parser as _;
+use clap::error::{ContextKind, ContextValue};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
@@ -47,6 +48,10 @@ pub fn main() -> u8 {
         Err(error) => {
             // clap knows which stream its text belongs on; help and version are no errors.
             let _ = error.print();
+            let given = std::env::args_os().map(|word| word.to_string_lossy().into_owned());
+            if let Some(variable) = variable_to_blame(&error, given) {
+                let _ = writeln!(std::io::stderr(), "note: the value is that of {variable}");
+            }
             return u8::try_from(error.exit_code()).unwrap_or(2);
         }
     };
@@ -62,6 +67,20 @@ pub fn main() -> u8 {
     }
     drop(job);
     code
+}
+
+/// The environment variable whose value clap refused as that of a flag, which is not among the `given` words.
+fn variable_to_blame(
+    error: &clap::Error,
+    mut given: impl Iterator<Item = String>,
+) -> Option<&'static str> {
+    let Some(ContextValue::String(argument)) = error.get(ContextKind::InvalidArg) else {
+        return None;
+    };
+    let flag = argument.split(' ').next()?;
+    let (_, variable) = args::FROM_ENVIRONMENT.into_iter().find(|(known, _)| *known == flag)?;
+    let typed = given.any(|word| word.split('=').next() == Some(flag));
+    (!typed && std::env::var_os(variable).is_some()).then_some(variable)
 }
 
 /// The exit code of a command, whose error goes to standard error.
@@ -125,7 +144,8 @@ fn run(command: Command) -> Result<()> {
                 data: args.data.as_deref(),
                 output: &args.output,
             };
-            doctor::print(&doctor::examine(&patient), args.json, out)
+            doctor::print(&doctor::examine(&patient), args.json, out)?;
+            args.data.as_deref().map_or(Ok(()), doctor::check_there)
         }
     }
 }
@@ -136,6 +156,13 @@ fn measured(model: &Path, data: &Path, on_bad_image: BadImage, threads: usize) -
     let (measured, notes) = crate::run::measured::open(model, data, policy, threads)?;
     notes.iter().for_each(|note| eprintln!("note: {note}"));
     Ok(measured)
+}
+
+/// Notes that an accuracy says nothing where there is nothing to mistake a class for.
+fn note_single_class(classes: usize) {
+    if classes == 1 {
+        eprintln!("note: there is only one class, so every answer is right");
+    }
 }
 
 /// Prints a line of results.

@@ -7,17 +7,17 @@ use serde_json::json;
 
 use super::args::{EvalArgs, ExportArgs, PredictArgs, SplitChoice};
 use super::data_args::BadImage;
-use super::readable::{Readable, unreadable_image};
+use super::readable::{Readable, refuse_not_finite, unreadable_image};
 use crate::backbone::{ImgSizes, Spec};
 use crate::data::Rgb8;
 use crate::data::digest::digests;
 use crate::data::file_name;
 use crate::data::manifest::{Manifest, Origin, Sample, Split, Treatment};
-use crate::data::words::counted;
+use crate::data::words::{counted, shortened};
 use crate::engine::Machine;
 use crate::error::{Error, Result};
 use crate::eval::metric::{Metrics, log_softmax, top};
-use crate::export::{Classifier, onnx, timm};
+use crate::export::{Classifier, is_onnx, onnx, timm};
 use crate::report::tables;
 use crate::report::words::interval;
 use crate::run::Folder;
@@ -39,7 +39,7 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
         return Err(Error::Data(format!("{} has no labels to compare with", args.data.display())));
     }
     args.predictions.as_deref().map_or(Ok(()), tables::check_predictions_path)?;
-    let mut readable = Readable::new(args.on_bad_image);
+    let mut readable = Readable::new(args.on_bad_image, &args.model);
     let depth = model.description().view.depth;
     let image = |i: usize| decode_sample(&samples[positions[i]], depth);
     model
@@ -58,11 +58,12 @@ pub(super) fn eval(args: &EvalArgs) -> Result<()> {
         return super::print_json(&Evaluation { metrics, images: standing });
     }
     eprintln!("note: {}", standing.describe());
+    super::note_single_class(classes.len());
     super::print(&format!(
-        "{:.2}% of {} images right ({}), balanced {:.2}%, macro-F1 {:.2}%, \
+        "{:.2}% of {} right ({}), balanced {:.2}%, macro-F1 {:.2}%, \
          log-loss {:.4}, calibration error {:.2}%",
         100.0 * metrics.top1,
-        metrics.n,
+        counted(metrics.n, "image"),
         interval(metrics.top1_interval),
         100.0 * metrics.balanced,
         100.0 * metrics.macro_f1,
@@ -83,7 +84,12 @@ struct Evaluation {
 fn relabel(manifest: &mut Manifest, classes: &[String]) -> Result<()> {
     let index = |name: &String| {
         classes.iter().position(|class| class == name).ok_or_else(|| {
-            Error::Data(format!("the model does not know the class `{name}` of {}", manifest.name))
+            Error::Data(format!(
+                "the model does not know the class `{name}` of {}; it knows {}\n  rename the folder, or leave \
+                 those images out",
+                manifest.name,
+                shortened(classes)
+            ))
         })
     };
     let map: Vec<usize> = manifest.classes.iter().map(index).collect::<Result<_>>()?;
@@ -133,6 +139,7 @@ pub(super) fn predict(args: &PredictArgs) -> Result<()> {
 
 /// Prints what the logits say of one image.
 fn say(args: &PredictArgs, file: &str, logits: &[f32], classes: &[String]) -> Result<()> {
+    refuse_not_finite(&args.model, logits)?;
     let log_p = log_softmax(logits);
     let best = top(&log_p, args.top_k.get());
     if args.common.json {
@@ -167,6 +174,7 @@ fn trained_on(model: &Path, samples: &[Sample], threads: usize) -> Result<()> {
 }
 
 pub(super) fn export(args: &ExportArgs) -> Result<()> {
+    args.output.as_deref().map_or(Ok(()), check_onnx_path)?;
     let threads = crate::run::threads_or_all(args.threads);
     let machine = Machine::cpu(threads);
     let timm::Loaded { model, values, description } = timm::read(&args.model, &machine)?;
@@ -185,10 +193,27 @@ pub(super) fn export(args: &ExportArgs) -> Result<()> {
         }));
     }
     super::print(&format!(
-        "{}: the same logits as the model on {} images (largest difference {difference:.1e})",
+        "{}: the same logits as the model on {} (largest difference {difference:.1e})",
         path.display(),
-        images.len()
+        counted(images.len(), "image")
     ))
+}
+
+/// Refuses a path that eval and predict would not take for an ONNX file, before the work.
+fn check_onnx_path(path: &Path) -> Result<()> {
+    let shown = path.display();
+    match (path.is_dir(), is_onnx(path)) {
+        (true, _) => Err(Error::Usage(format!(
+            "--output {shown} is a folder\n  name a file in it: {}",
+            path.join("model.onnx").display()
+        ))),
+        (false, false) => Err(Error::Usage(format!(
+            "--output {shown} does not end in .onnx, by which eval and predict know an ONNX file\n  \
+             name it {}",
+            path.with_extension("onnx").display()
+        ))),
+        (false, true) => Ok(()),
+    }
 }
 
 fn all_images_at(paths: &[PathBuf]) -> Result<Vec<Sample>> {
@@ -247,4 +272,39 @@ pub(super) fn list(as_json: bool) -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::data::SplitOrigin;
+
+    #[test]
+    fn an_onnx_file_is_called_one_and_is_no_folder() {
+        let place = tempfile::tempdir().expect("a temporary folder");
+        let said = |path: &Path| {
+            let error = check_onnx_path(path).expect_err("refused");
+            assert_eq!(error.exit_code(), 2);
+            error.to_string()
+        };
+        check_onnx_path(&place.path().join("new.onnx")).expect("a file's name");
+        assert!(said(place.path()).contains("is a folder\n  name a file in it: "));
+        let other = place.path().join("x.txt");
+        assert!(said(&other).contains("does not end in .onnx") && said(&other).ends_with("x.onnx"));
+    }
+
+    #[test]
+    fn a_class_that_the_model_does_not_know_is_told_with_those_it_does() {
+        let mut manifest = Manifest {
+            name: "other".to_owned(),
+            classes: vec!["rose".to_owned()],
+            samples: Vec::new(),
+            split_origin: SplitOrigin::Given,
+        };
+        let classes = ["aster", "lily"].map(str::to_owned);
+        let error = relabel(&mut manifest, &classes).expect_err("no rose");
+        assert_eq!(error.exit_code(), 3);
+        let text = error.to_string();
+        assert!(text.contains("the class `rose` of other; it knows aster, lily\n"), "{text}");
+    }
 }

@@ -17,6 +17,7 @@ pub(crate) use layers::flatten;
 pub use layers::{Layers, Setting, Source, mark_fitted, to_toml};
 pub use minutes::parse_minutes;
 pub use resolved::{Resolved, Unread};
+pub use validate::LARGEST_SIDE;
 
 use serde::{Deserialize, Serialize};
 

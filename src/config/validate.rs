@@ -7,7 +7,7 @@ use crate::backbone::Spec;
 use crate::error::Error;
 
 /// The largest side of an image in pixels.
-const LARGEST_SIDE: usize = 2048;
+pub const LARGEST_SIDE: usize = 2048;
 
 /// Keys whose values are out of range, each with `is X, must be Y`.
 pub(super) fn problems(config: &RunConfig) -> Vec<(String, String)> {

@@ -21,6 +21,8 @@ use crate::error::{Error, Result};
 
 /// Bytes of a block of a tar.
 const BLOCK: usize = 512;
+/// Bytes to a multiple of which a tar is usually filled up with zeros.
+const RECORD: u64 = 20 * BLOCK as u64;
 /// Bytes that a member may have: far more than any image that is read.
 const LARGEST_MEMBER: u64 = 1 << 30;
 /// Images hardly shrink; what grows by more than this is made to fill disks and memory. Downloads have a
@@ -79,6 +81,8 @@ pub(super) struct Members {
     pub members: Vec<(String, Content)>,
     /// Bytes of the temporary file, if there is one.
     pub unpacked: Option<u64>,
+    /// Whether it ends between two members without the mark of its end, as if it were cut there.
+    pub may_be_cut: bool,
 }
 
 #[derive(Clone, Copy)]
@@ -137,7 +141,7 @@ pub(super) fn members(path: &Path) -> Result<Members> {
     match format {
         Some(Format::Zip) => {
             let members = of_zip(archive(file)).map_err(|e| broken("zip", &e))?;
-            Ok(Members { members, unpacked: None })
+            Ok(Members { members, unpacked: None, may_be_cut: false })
         }
         Some(Format::Gzip) => {
             let (file, len) = file
@@ -147,16 +151,15 @@ pub(super) fn members(path: &Path) -> Result<Members> {
             if !is_tar(&file)? {
                 return Err(broken("tar.gz", &"what it unpacks to is no tar archive"));
             }
-            let members = of_tar(archive(file)).map_err(|e| broken("tar.gz", &e))?;
-            Ok(Members { members, unpacked: Some(len) })
+            let tar = of_tar(archive(file)).map_err(|e| broken("tar.gz", &e))?;
+            Ok(Members { unpacked: Some(len), ..tar })
         }
         Some(Format::Tar) | None => {
             if !is_tar(&file)? {
                 let what = what_it_is(&file).map_err(|e| broken("tar or zip", &e))?;
                 return Err(Error::Data(format!("{} {what}", path.display())));
             }
-            let members = of_tar(archive(file)).map_err(|e| broken("tar", &e))?;
-            Ok(Members { members, unpacked: None })
+            of_tar(archive(file)).map_err(|e| broken("tar", &e))
         }
     }
 }
@@ -219,7 +222,7 @@ fn unpacked(file: File, most: u64) -> io::Result<(File, u64)> {
             "no space is left in {} to unpack it (TMPDIR chooses another place)",
             place.display()
         )),
-        io::ErrorKind::UnexpectedEof => io::Error::other("it ends too early"),
+        io::ErrorKind::UnexpectedEof => cut("too early"),
         _ => e,
     })?;
     if len > most {
@@ -231,7 +234,12 @@ fn unpacked(file: File, most: u64) -> io::Result<(File, u64)> {
     Ok((spill, len))
 }
 
-fn of_tar(archive: Arc<Archive>) -> io::Result<Vec<(String, Content)>> {
+/// The error of an archive that lacks its end; `place` is where it stops.
+fn cut(place: &str) -> io::Error {
+    io::Error::other(format!("it ends {place}; download or copy it again"))
+}
+
+fn of_tar(archive: Arc<Archive>) -> io::Result<Members> {
     let size = archive.file.metadata()?.len();
     let mut members = Vec::new();
     for entry in tar::Archive::new(&archive.file).entries_with_seek()? {
@@ -240,9 +248,9 @@ fn of_tar(archive: Arc<Archive>) -> io::Result<Vec<(String, Content)>> {
         let kind = entry.header().entry_type();
         let content = if kind.is_file() || kind.is_contiguous() {
             let (offset, len) = (entry.raw_file_position(), entry.size());
-            if offset.checked_add(len).is_none_or(|end| end > size) {
-                let member = normalised(&path);
-                return Err(io::Error::other(format!("it ends inside {member}")));
+            let filled = len.checked_next_multiple_of(BLOCK as u64);
+            if filled.and_then(|len| offset.checked_add(len)).is_none_or(|end| end > size) {
+                return Err(cut(&format!("inside {}", normalised(&path))));
             }
             let (archive, packing) = (archive.clone(), Packing::Stored);
             Content::File(Origin::Member { archive, offset, len, packing })
@@ -255,7 +263,34 @@ fn of_tar(archive: Arc<Archive>) -> io::Result<Vec<(String, Content)>> {
         };
         members.push((path, content));
     }
-    Ok(members)
+    let may_be_cut = !has_end(&archive.file, size)?;
+    Ok(Members { members, unpacked: None, may_be_cut })
+}
+
+/// Whether a tar of `size` bytes, of which all members were read, has the mark of its end: two
+/// blocks of zeros, of which some programs write one.
+///
+/// # Errors
+/// More follows than fills the tar up.
+///
+/// That is so where a download has zeros in place of what is missing. A tar is filled up to a
+/// multiple of its record, which is the usual one or a power of two.
+fn has_end(mut file: &File, size: u64) -> io::Result<bool> {
+    let rest = size.saturating_sub(file.stream_position()?);
+    let power_of_two = size & size.wrapping_neg();
+    if rest > RECORD.max(power_of_two) {
+        return Err(io::Error::other(format!(
+            "its last {rest} bytes belong to no member, as where a part of a download is missing; \
+             download or copy it again, or unpack it and give the folder if nothing is missing"
+        )));
+    }
+    if rest > 0 {
+        return Ok(true);
+    }
+    // One block of zeros was the last that was read, or the last member ends here.
+    let mut last = [0; BLOCK];
+    let read = file.read_at(&mut last, size.saturating_sub(BLOCK as u64))?;
+    Ok(last[..read].iter().all(|byte| *byte == 0))
 }
 
 fn of_zip(archive: Arc<Archive>) -> io::Result<Vec<(String, Content)>> {
@@ -286,7 +321,7 @@ fn of_zip(archive: Arc<Archive>) -> io::Result<Vec<(String, Content)>> {
         };
         let (offset, len) = (entry.data_start().unwrap_or(size), entry.compressed_size());
         if offset.checked_add(len).is_none_or(|end| end > size) {
-            return Err(io::Error::other(format!("it ends inside {path}")));
+            return Err(cut(&format!("inside {path}")));
         }
         let content = match entry.is_symlink() {
             true => {

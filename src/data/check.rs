@@ -58,7 +58,8 @@ pub fn check(manifest: &Manifest, found: &[Found]) -> Checked {
         ignored: BTreeMap::new(),
         warnings: Vec::new(),
     };
-    for sample in samples {
+    // Files that cannot be read are no images of a class: nothing is trained or measured with them.
+    for sample in looks.iter().map(|(i, _)| &samples[*i]) {
         report.images.add(sample.split);
         sample.label.into_iter().for_each(|l| report.classes[l].images.add(sample.split));
     }
@@ -243,12 +244,16 @@ mod tests {
         let opened = open_noting(root.path(), &tests::config(), 1).unwrap();
         let mut report = report_on(&opened.manifest, Depth::Pil);
         report.add_notes(&opened);
-        assert_eq!(report.images, SplitCounts { train: 9, val: 0, test: 1 });
+        assert_eq!(
+            report.images,
+            SplitCounts { train: 7, val: 0, test: 1 },
+            "those that can be read"
+        );
         assert_eq!(report.classes[1].images, SplitCounts { train: 3, val: 0, test: 0 });
         assert_eq!(report.width, Spread { min: 41, median: 43, max: 60 });
         assert_eq!(report.height, Spread { min: 8, median: 50, max: 50 });
         assert_eq!((report.grey, report.alpha, report.cmyk), (1, 1, 0));
-        assert_eq!(report.imbalance, 2.0);
+        assert_eq!(report.imbalance, 4.0 / 3.0);
         let reasons: Vec<&str> = report.bad.iter().map(|bad| bad.reason.as_str()).collect();
         assert_eq!(reasons, ["is empty (0 bytes)", "is a text file, not an image"]);
         let leak = Leak {
@@ -263,7 +268,7 @@ mod tests {
             "1 held-out image also in training, so accuracy reads too high: test/a/again.png",
             "1 file in two classes: train/a/4.png = train/b/conflict.png",
             "1 class without a test image: b",
-            "1 class with fewer than 5 training images: b",
+            "2 classes with fewer than 5 training images: a, b",
             "some images are smaller than 32 pixels",
             "1 image with transparency, which is dropped: transparent pixels have the colour",
             "no image uses more than level 0 of 255",

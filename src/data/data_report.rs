@@ -21,7 +21,7 @@ pub struct DataReport {
     /// How the pixels of all images were taken; earlier runs do not say.
     #[serde(default)]
     pub treatment: Treatment,
-    /// Images of each split, unreadable ones included.
+    /// Images of each split that can be read.
     pub images: SplitCounts,
     /// The same by class; empty in an unlabelled set.
     pub classes: Vec<ClassCounts>,
@@ -59,7 +59,7 @@ pub struct DataReport {
 /// Levels of 255 below which a picture is nearly black: what 12 bits are of 16.
 pub(super) const DARK: u8 = 16;
 
-/// How many times the smallest class the largest may be before a note is worth it.
+/// How many times the smallest class the largest is where a note is worth it.
 const MUCH_IMBALANCE: f64 = 10.0;
 /// Training images below which a class is said to have few.
 const FEW_IMAGES: usize = 5;
@@ -195,14 +195,17 @@ impl DataReport {
     /// Pictures with next to no light in them; `level` is the largest of the 16-bit ones.
     pub(super) fn darkness(&self, level: Option<u8>) -> Option<String> {
         match (level, self.brightest) {
-            (Some(level), _) => Some(format!(
-                "{} 16-bit samples and use at most level {level} of 255, so they are nearly black; \
-                 --set data.depth=auto stretches them",
-                match self.dark_deep {
-                    1 => "1 image stores".to_owned(),
-                    n => format!("{n} images store"),
-                }
-            )),
+            (Some(level), _) => {
+                let [store, used, are, them] = match self.dark_deep {
+                    1 => ["stores", "uses", "it is", "it"],
+                    _ => ["store", "use", "they are", "them"],
+                };
+                Some(format!(
+                    "{} {store} 16-bit samples and {used} at most level {level} of 255, so {are} \
+                     nearly black; --set data.depth=auto stretches {them}",
+                    counted(self.dark_deep, "image")
+                ))
+            }
             (None, Some(brightest)) if brightest < DARK => Some(format!(
                 "no image uses more than level {brightest} of 255, so all are nearly black; are \
                  they label maps?"
@@ -247,7 +250,7 @@ impl DataReport {
             _ => format!("with fewer than {FEW_IMAGES} training images that have a label"),
         };
         say(classes_with(&|n| (1..FEW_IMAGES).contains(&n.train)), "class", &few);
-        if self.imbalance > MUCH_IMBALANCE {
+        if self.imbalance >= MUCH_IMBALANCE {
             found.push(format!(
                 "the largest class has {:.0} times the training images of the smallest; accuracy \
                  is dominated by the large classes{FOR_RARE_CLASSES}",
@@ -269,5 +272,52 @@ impl DataReport {
             ));
         }
         found
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A report with nothing to say.
+    fn report() -> DataReport {
+        DataReport {
+            name: "photos".to_owned(),
+            layout: String::new(),
+            treatment: Treatment::default(),
+            images: SplitCounts::default(),
+            classes: Vec::new(),
+            width: Spread::default(),
+            height: Spread::default(),
+            grey: 0,
+            alpha: 0,
+            cmyk: 0,
+            deep: 0,
+            dark_deep: 0,
+            brightest: None,
+            bad: Vec::new(),
+            leaks: Vec::new(),
+            imbalance: 1.0,
+            ignored: BTreeMap::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn ten_times_the_smallest_class_is_worth_a_note() {
+        for (largest, smallest, is_noted) in [(29, 3, false), (30, 3, true), (31, 3, true)] {
+            let imbalance = f64::from(largest) / f64::from(smallest);
+            let found = DataReport { imbalance, ..report() }.findings(&[]);
+            let said = found.iter().any(|note| note.contains("largest class has 10 times"));
+            assert_eq!(said, is_noted, "{largest} and {smallest}: {found:?}");
+        }
+    }
+
+    #[test]
+    fn one_dark_image_is_told_as_one() {
+        let note = DataReport { dark_deep: 1, ..report() }.darkness(Some(15));
+        let expected = "1 image stores 16-bit samples and uses at most level 15 of 255, so it is \
+                        nearly black; --set data.depth=auto stretches it";
+        assert_eq!(note.as_deref(), Some(expected));
     }
 }

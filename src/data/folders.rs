@@ -13,6 +13,9 @@ use super::words::{counted, listed_lines, shortened};
 use crate::config::DataConfig;
 use crate::error::{Error, Result};
 
+/// Names of folders whose images wait for a label.
+const UNLABELLED: [&str; 2] = ["unlabeled", "unlabelled"];
+
 /// An image with its class and split: id, class, split.
 type Placed<'a> = (&'a str, &'a str, Split);
 
@@ -96,6 +99,9 @@ pub(super) fn split_folders(
         )));
     }
     refuse_containers(&classes, defining.first().copied().unwrap_or_default())?;
+    if !any_train {
+        refuse_training_beside(listing, splits, &classes)?;
+    }
     let lost = defining.iter().flat_map(|base| lost(listing, base, &classes)).collect();
     let lost = without_lost(lost, config)?;
     let (samples, unknown) = samples(listing, &placed, &classes);
@@ -106,6 +112,28 @@ pub(super) fn split_folders(
     opened.warnings.extend(unknown_note(unknown, &classes));
     opened.warnings.extend(empty_note(&bases, &placed));
     Ok(opened)
+}
+
+/// Refuses class folders beside the splits, none of which is for training, if these have classes
+/// of the same names.
+fn refuse_training_beside(
+    listing: &Listing,
+    splits: &BTreeMap<String, Split>,
+    classes: &BTreeSet<&str>,
+) -> Result<()> {
+    let is_class = |folder: &&str| classes.contains(folder) && !splits.contains_key(*folder);
+    let beside: Vec<String> =
+        filled(listing, "").filter(is_class).map(|folder| format!("{folder}/")).collect();
+    if beside.is_empty() {
+        return Ok(());
+    }
+    let splits: Vec<String> = splits.keys().map(|folder| format!("{folder}/")).collect();
+    Err(Error::Data(format!(
+        "folders beside {} look like the training classes: {}\n  move them into train/, or \
+         elsewhere if they are not",
+        splits.join(", "),
+        shortened(&beside)
+    )))
 }
 
 /// The images in class folders of the splits, which lie below `bases`, and the others.
@@ -185,12 +213,28 @@ pub(super) fn class_folders(listing: &Listing, config: &DataConfig, seed: u64) -
     opened.warnings.extend(lost);
     opened.warnings.extend(stray_note(&stray));
     opened.warnings.extend(same_inside(listing, &classes));
+    opened.warnings.extend(classes.iter().filter_map(|class| no_class_note(class)));
     if !divided {
         let no_groups = HashMap::new();
         let notes = stratified(&mut opened.manifest, &no_groups, config.test_fraction, seed)?;
         opened.warnings.extend(notes);
     }
     Ok(opened)
+}
+
+/// What to say of a class whose name says rather that the folder is none.
+fn no_class_note(class: &str) -> Option<String> {
+    let otherwise = if parse_split(class).is_some() {
+        "sort all images into train/CLASS/ and test/CLASS/"
+    } else if UNLABELLED.contains(&folded(class).as_str()) {
+        "write a table (file,label) that leaves the labels of its images empty"
+    } else {
+        return None;
+    };
+    Some(format!(
+        "{class}/ is taken for a class, as the folders beside it are; if it is none, {otherwise}, \
+         or move it elsewhere; if it is one, rename it"
+    ))
 }
 
 /// What to say where every class has the same folders inside, which may be the classes then.

@@ -57,6 +57,8 @@ pub struct Listing {
     folder: Option<PathBuf>,
     /// Bytes that a compressed archive was unpacked to.
     unpacked: Option<u64>,
+    /// Whether an archive lacks the mark of its end.
+    may_be_cut: bool,
     /// Folders that were stepped into, with which the ids in `left_out` still begin.
     entered: String,
 }
@@ -88,6 +90,7 @@ impl Listing {
             left_out: LeftOut::default(),
             folder: Some(root.to_path_buf()),
             unpacked: None,
+            may_be_cut: false,
             entered: String::new(),
         }
     }
@@ -147,6 +150,17 @@ impl Listing {
              yourself to save that",
             self.name
         ))
+    }
+
+    /// What to say of an archive that may have been cut between two members.
+    pub(super) fn cut_note(&self) -> Option<String> {
+        self.may_be_cut.then(|| {
+            format!(
+                "{} ends without the mark of a whole tar, which some programs leave out; if images \
+                 are missing, download or copy it again",
+                self.name
+            )
+        })
     }
 
     /// How many files are no images, by lower-case extension.
@@ -277,8 +291,9 @@ impl Listing {
 
     /// Members of an archive by id; links inside the archive point to what they link to.
     fn read_archive(&mut self, path: &Path) -> Result<()> {
-        let Members { members, unpacked } = archive::members(path)?;
+        let Members { members, unpacked, may_be_cut } = archive::members(path)?;
         self.unpacked = unpacked;
+        self.may_be_cut = may_be_cut;
         let mut links = Vec::new();
         for (member, content) in members {
             // Archives made with `tar -C photos .` begin with the folder itself.

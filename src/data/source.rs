@@ -72,6 +72,7 @@ pub fn open_noting(path: &Path, config: &DataConfig, seed: u64) -> Result<Opened
         }
     }
     opened.warnings.extend(listing.unpacked_note());
+    opened.warnings.extend(listing.cut_note());
     opened.warnings.extend(listing.left_out.notes());
     opened.warnings.extend(oddly_named(&listing));
     opened.warnings.extend(look_alikes(&opened.manifest));

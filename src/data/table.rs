@@ -196,7 +196,10 @@ pub(super) fn open(
         notes.push(format!("{count} repeated: {}", shortened(&repeated)));
     }
     notes.extend(unlisted_note(listing, &placed));
-    let (samples, split_origin) = with_splits(placed, !classes.names.is_empty())?;
+    let (mut samples, split_origin) = with_splits(placed, !classes.names.is_empty())?;
+    if split_origin == SplitOrigin::Unlabelled {
+        notes.extend(without_held_out(&mut samples));
+    }
     let made = split_origin == SplitOrigin::Made;
     let manifest =
         Manifest { name: listing.name.clone(), classes: classes.names, samples, split_origin };
@@ -260,6 +263,12 @@ pub(super) fn class_names(listing: &Listing) -> Result<HashMap<String, String>> 
     let mut names = HashMap::new();
     for row in &table.rows {
         let [label, name] = [label, name].map(|column| row.fields[column].trim().to_owned());
+        if name.is_empty() {
+            return Err(Error::Data(format!(
+                "{CLASS_NAMES}, line {}: label {label} has no name\n  give it one, or remove the line",
+                row.line
+            )));
+        }
         let before = names.insert(label.clone(), name.clone());
         if before.is_some_and(|before| before != name) {
             return Err(Error::Data(format!(
@@ -348,6 +357,8 @@ impl<'a> Rows<'a> {
             let (sample, split_before) = &self.placed[*before];
             let differs = difference("label", label, sample.label)
                 .or_else(|| difference("split", split, *split_before));
+            let group = self.groups.get(&id).filter(|_| entry.group.is_some());
+            let differs = differs.or_else(|| difference("group", entry.group.as_ref(), group));
             if let Some(what) = differs {
                 return Err(format!("{id} has {what} in {at}"));
             }
@@ -431,11 +442,25 @@ fn with_splits(
         (true, 0) => SplitOrigin::Made,
         (true, _) => SplitOrigin::Given,
     };
-    let settle = |(sample, split): (Sample, Option<Split>)| match origin {
-        SplitOrigin::Given => Sample { split: split.unwrap_or(sample.split), ..sample },
-        SplitOrigin::Made | SplitOrigin::MadeByGroup | SplitOrigin::Unlabelled => sample,
+    let settle = |(sample, split): (Sample, Option<Split>)| Sample {
+        split: split.unwrap_or(sample.split),
+        ..sample
     };
     Ok((samples.into_iter().map(settle).collect(), origin))
+}
+
+/// Takes the images that are held out away from a set without labels, by which they cannot be measured, and says
+/// so.
+fn without_held_out(samples: &mut Vec<Sample>) -> Option<String> {
+    let all = samples.len();
+    samples.retain(|sample| sample.split == Split::Train);
+    let held_out = all - samples.len();
+    (held_out > 0).then(|| {
+        format!(
+            "{} of the splits val and test left out: without labels nothing can be measured on them",
+            counted(held_out, "image")
+        )
+    })
 }
 
 #[cfg(test)]

@@ -138,12 +138,13 @@ impl Bank<'_> {
             .count()
     }
 
-    /// The class with the heaviest votes, the first of equal ones.
+    /// The class with the heaviest votes of the `nearest`, nearest first; the first of equal ones.
     fn vote(&self, nearest: &[usize], similarity: &[f32]) -> usize {
         let mut votes = vec![0.0f64; self.classes];
+        let most = nearest.first().map_or(1.0, |&i| f64::from(similarity[i]));
         for &i in nearest {
-            // Relative to the largest similarity there is, which keeps small temperatures finite.
-            votes[self.labels[i]] += ((f64::from(similarity[i]) - 1.0) / self.temperature).exp();
+            // Relative to the largest one, whose vote is 1 however small the temperature is.
+            votes[self.labels[i]] += ((f64::from(similarity[i]) - most) / self.temperature).exp();
         }
         let heavier = |best: usize, class: usize| {
             if votes[class] > votes[best] { class } else { best }

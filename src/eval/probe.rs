@@ -25,10 +25,11 @@ pub struct ProbeOptions {
 /// A fitted probe.
 #[derive(Clone, Debug)]
 pub struct Probe {
-    /// The penalty that was chosen.
+    /// The penalty: that which the cross-validation chose, else the strongest.
     pub penalty: f64,
-    /// Share of the training images that the cross-validation named right at that penalty.
-    pub validated: f64,
+    /// Share of the training images that the cross-validation named right at that penalty; `None` where there
+    /// was nothing to choose by, as no class has two images.
+    pub validated: Option<f64>,
     /// Whether the search for the weights ended at a minimum and not at its most iterations.
     pub converged: bool,
     scaling: Scaling,
@@ -99,7 +100,9 @@ impl Probe {
         let (penalty, hits) =
             best.ok_or_else(|| Error::Usage("a probe needs at least one penalty".to_owned()))?;
         let (model, converged) = fit(Regression { penalty, ..problem }, options.iterations)?;
-        let validated = hits as f64 / labels.len() as f64;
+        // Where every image is alone in its class, all are in the first part, and none is left to fit.
+        let several = positions.iter().any(|&position| position > 0);
+        let validated = several.then(|| hits as f64 / labels.len() as f64);
         Ok(Self { penalty, validated, converged, scaling, model })
     }
 
@@ -287,9 +290,19 @@ mod tests {
     fn separable_classes_are_told_apart() {
         let (features, labels) = data(90);
         let probe = Probe::fit(&features, &labels, 3, &options()).expect("a fit");
-        assert_eq!(probe.validated, 1.0);
+        assert_eq!(probe.validated, Some(1.0));
         let logits: Vec<f64> = probe.logits(&features).iter().map(|&z| f64::from(z)).collect();
         assert!(logits.chunks(3).zip(&labels).all(|(row, label)| largest(row) == *label));
+    }
+
+    #[test]
+    fn with_one_image_a_class_nothing_is_chosen() {
+        let (features, labels) = data(3);
+        let probe = Probe::fit(&features, &labels, 3, &options()).expect("a fit");
+        assert_eq!((probe.validated, probe.penalty), (None, 0.1));
+        let (features, labels) = data(6);
+        let probe = Probe::fit(&features, &labels, 3, &options()).expect("a fit");
+        assert!(probe.validated.is_some());
     }
 
     /// Points that no plane parts exactly, so that there is a minimum to be found.

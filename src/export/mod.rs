@@ -7,7 +7,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use crate::config::{Depth, Interpolation};
+use crate::config::{Depth, Interpolation, LARGEST_SIDE};
 use crate::data::Rgb8;
 use crate::engine::Machine;
 use crate::error::Result;
@@ -41,12 +41,15 @@ struct Preprocessing {
     depth: Depth,
 }
 
+/// The only crop that is made here, in timm's word.
+const CENTER: &str = "center";
+
 fn is_pils(depth: &Depth) -> bool {
     *depth == Depth::Pil
 }
 
 fn center() -> String {
-    "center".to_owned()
+    CENTER.to_owned()
 }
 
 impl Preprocessing {
@@ -56,10 +59,56 @@ impl Preprocessing {
         Self { input_size, crop_pct, crop_mode: center(), interpolation, mean, std, depth }
     }
 
+    /// Refuses what no input can be made by.
+    ///
+    /// # Errors
+    /// The key, its value and what it must be, in words.
+    fn check(&self) -> std::result::Result<(), String> {
+        let &Self { input_size, crop_pct, ref crop_mode, mean, std, .. } = self;
+        let [channels, height, width] = input_size;
+        let square = channels == 3 && height == width && (1..=LARGEST_SIDE).contains(&height);
+        let sides = format!("[3, SIDE, SIDE] with a SIDE of 1 to {LARGEST_SIDE} pixels");
+        let values = [
+            (square, "input_size", format!("{input_size:?}"), &*sides),
+            (
+                crop_pct > 0.0 && crop_pct <= 1.0,
+                "crop_pct",
+                format!("{crop_pct:?}"),
+                "more than 0 and at most 1",
+            ),
+            (crop_mode == CENTER, "crop_mode", format!("{crop_mode:?}"), "\"center\" or left out"),
+            (
+                mean.iter().all(|m| m.is_finite()),
+                "mean",
+                format!("{mean:?}"),
+                "three finite numbers",
+            ),
+            (
+                std.iter().all(|s| s.is_finite() && *s > 0.0),
+                "std",
+                format!("{std:?}"),
+                "three finite numbers above 0",
+            ),
+        ];
+        match values.into_iter().find(|(ok, ..)| !ok) {
+            Some((_, key, value, must)) => Err(format!("`{key}` is {value}, must be {must}")),
+            None => Ok(()),
+        }
+    }
+
     fn view(&self) -> EvalView {
         let &Self { crop_pct, interpolation, depth, mean, std, .. } = self;
         EvalView { crop_pct, interpolation, depth, mean, std }
     }
+}
+
+/// What commands say of an ONNX file that need the weights themselves.
+pub const ONNX_IS_FOR: &str =
+    "an ONNX file is only for eval and predict: give the run folder or the export folder";
+
+/// Whether `path` is called an ONNX file.
+pub fn is_onnx(path: &Path) -> bool {
+    path.extension().is_some_and(|e| e == "onnx")
 }
 
 /// An exported classifier, ready to use.
@@ -78,7 +127,7 @@ impl Classifier {
     /// # Errors
     /// Nothing of that kind, or weights that do not fit.
     pub fn open(path: &Path, machine: &Machine) -> Result<Self> {
-        match path.extension().is_some_and(|e| e == "onnx") {
+        match is_onnx(path) {
             true => onnx::read(path).map(Self::Onnx),
             false => timm::read(path, machine).map(Self::Timm),
         }
@@ -118,6 +167,39 @@ impl Classifier {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_no_input_can_be_made_by_is_refused_by_its_key() {
+        let made = || Preprocessing {
+            input_size: [3, 96, 96],
+            crop_pct: 1.0,
+            crop_mode: center(),
+            interpolation: Interpolation::Bicubic,
+            mean: [0.0; 3],
+            std: [0.2; 3],
+            depth: Depth::Pil,
+        };
+        assert_eq!(made().check(), Ok(()));
+        let side = LARGEST_SIDE + 1;
+        let crop = |crop_pct| Preprocessing { crop_pct, ..made() };
+        let size = |input_size| Preprocessing { input_size, ..made() };
+        let deviation = |last| Preprocessing { std: [0.2, 0.2, last], ..made() };
+        for (key, wrong) in [
+            ("crop_pct", vec![crop(0.0), crop(-0.5), crop(1.5), crop(f64::NAN)]),
+            ("input_size", [[3, 96, 64], [1, 96, 96], [3, 0, 0], [3, side, side]].map(size).into()),
+            ("crop_mode", vec![Preprocessing { crop_mode: "squash".to_owned(), ..made() }]),
+            ("mean", vec![Preprocessing { mean: [0.5, f32::INFINITY, 0.5], ..made() }]),
+            ("std", [0.0, -1.0, f32::NAN, f32::INFINITY].map(deviation).into()),
+        ] {
+            for wrong in wrong {
+                let said = wrong.check().expect_err(key);
+                assert!(
+                    said.starts_with(&format!("`{key}` is ")) && said.contains(", must be "),
+                    "{said}"
+                );
+            }
+        }
+    }
 
     #[test]
     fn depth_is_told_only_where_it_is_not_pils() {

@@ -123,6 +123,7 @@ fn load(path: &Path, bytes: Vec<u8>) -> Result<Loaded> {
     let classes = serde_json::from_str(say(CLASSES)?).map_err(|e| unusable(e.to_string()))?;
     let preprocessing: Preprocessing =
         serde_json::from_str(say(PREPROCESSING)?).map_err(|e| unusable(e.to_string()))?;
+    preprocessing.check().map_err(unusable)?;
     let description = Description {
         model: say(MODEL)?.to_owned(),
         img_size: preprocessing.input_size[1],

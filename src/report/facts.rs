@@ -205,13 +205,18 @@ impl Provenance {
         *self == Self::Random
     }
 
+    /// The file of weights, unless they were drawn at random.
+    pub fn file(&self) -> Option<&WeightsFile> {
+        match self {
+            Self::Random => None,
+            Self::Run(file, _) | Self::Export(file) | Self::File(file) => Some(file),
+        }
+    }
+
     /// Whether the classifier was not given with the weights; a run folder that did not record it does not
     /// count.
     pub fn lacks_head(&self) -> bool {
-        match self {
-            Self::Random => true,
-            Self::Run(file, _) | Self::Export(file) | Self::File(file) => file.head == Some(false),
-        }
+        self.file().is_none_or(|file| file.head == Some(false))
     }
 }
 

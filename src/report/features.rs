@@ -1,6 +1,6 @@
 //! Features as files for other programs.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
 use crate::files::{refuse_to_replace, write_atomically};
@@ -51,8 +51,13 @@ impl Format {
 /// # Errors
 /// The file is taken.
 pub fn check_path(path: &Path, format: Format) -> Result<()> {
+    let names = names_of(path);
+    if format == Format::Npy {
+        refuse_to_replace(&names, |_| path.is_file())?;
+    }
     refuse_to_replace(path, |content| match format {
-        Format::Npy => content.starts_with(NPY_MAGIC),
+        // Any program writes such arrays; ours have their names beside them.
+        Format::Npy => content.starts_with(NPY_MAGIC) && names.is_file(),
         Format::Csv => content.starts_with(b"file,f0"),
         Format::Safetensors => {
             let file = safetensors::SafeTensors::deserialize(content);
@@ -69,13 +74,18 @@ pub fn write(path: &Path, format: Format, features: &Named) -> Result<()> {
     let bytes = match format {
         Format::Npy => {
             let names: String = features.files.iter().map(|name| format!("{name}\n")).collect();
-            write_atomically(&path.with_extension("npy.txt"), names.as_bytes())?;
+            write_atomically(&names_of(path), names.as_bytes())?;
             npy(features)
         }
         Format::Csv => csv(features)?,
         Format::Safetensors => tensors(features)?,
     };
     write_atomically(path, &bytes)
+}
+
+/// The file with the images' names beside an array at `path`.
+fn names_of(path: &Path) -> PathBuf {
+    path.with_extension("npy.txt")
 }
 
 fn dim(features: &Named) -> usize {

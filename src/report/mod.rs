@@ -358,7 +358,7 @@ pub(crate) mod tests {
                 .path()
                 .extension()
                 .unwrap_or_default()
-                != "partial")
+                != "fewvit-partial")
         );
     }
 

@@ -82,7 +82,7 @@ pub fn open(
         Some(folder) => {
             let samples: Vec<&Sample> = manifest.samples.iter().collect();
             let recognised = Seen::read(folder)?.recognise(&samples, &digests(&samples, threads));
-            notes.extend(recognised.note());
+            notes.extend(recognised.notes());
             Some(recognised)
         }
         None => None,
@@ -190,10 +190,13 @@ impl Measured {
         own == if has_test { Split::Test } else { Split::Val }
     }
 
-    /// Images that `run` trained on and the data itself holds out.
+    /// Images that `run` itself trained on and the data holds out.
     fn twins(&self, run: &Recognised) -> usize {
         let samples = self.manifest.samples.iter().enumerate();
-        let twins = samples.filter(|(i, own)| own.split != Split::Train && run.trained[*i]);
+        let twins = samples.filter(|(i, own)| {
+            let of_run = run.splits[*i] == Some(Split::Train) && run.trained[*i];
+            own.split != Split::Train && of_run
+        });
         match self.manifest.split_origin {
             SplitOrigin::Given => twins.count(),
             // A split that was drawn for this measurement has no meaning.
@@ -312,6 +315,7 @@ mod tests {
                 pretrained: false,
                 splits,
                 edited: 0,
+                lost: None,
                 as_edited: true,
             }),
             keep: Keep::Last,

@@ -38,6 +38,28 @@ pub fn record(folder: &Folder, path: &Path, taken: Taken) -> Result<()> {
     folder.write_json(FILE, &of(path, taken)?)
 }
 
+/// Refuses weights in `file` that are others than the run in `folder` recorded when it began; a run that has
+/// recorded none yet takes any.
+///
+/// # Errors
+/// [`Error::Usage`] naming the file; a file cannot be read.
+pub fn check_unchanged(folder: &Folder, file: &Path) -> Result<()> {
+    let path = folder.join(FILE);
+    if !path.is_file() {
+        return Ok(());
+    }
+    let recorded: Provenance = read_json(&path, DAMAGED)?;
+    let before = recorded.file().and_then(|weights| weights.sha256.as_ref());
+    match before {
+        Some(before) if *before != digest(file)? => Err(Error::Usage(format!(
+            "{} was changed after the run began, and a run goes on as it is\n  put the weights back, or start \
+             a new run with these: fewvit finetune DATA --init {0}",
+            file.display()
+        ))),
+        _ => Ok(()),
+    }
+}
+
 /// What the run in `folder` started from. A run folder from before this was recorded says no more than
 /// the name of the file.
 ///

@@ -97,15 +97,16 @@ fn samples(
             treatment,
         });
     }
-    match gone.is_empty() {
-        true => Ok(samples),
-        false => Err(Error::Data(format!(
-            "{}: {} of the run are no longer there: {}\n  put them back; {hint}",
-            data.display(),
-            counted(gone.len(), "image"),
-            shortened(&gone)
-        ))),
+    if gone.is_empty() {
+        return Ok(samples);
     }
+    let [are, them] = if gone.len() == 1 { ["is", "it"] } else { ["are", "them"] };
+    Err(Error::Data(format!(
+        "{}: {} of the run {are} no longer there: {}\n  put {them} back; {hint}",
+        data.display(),
+        counted(gone.len(), "image"),
+        shortened(&gone)
+    )))
 }
 
 /// The run's classes, index = label.
@@ -133,8 +134,30 @@ impl Found {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::data::SplitOrigin;
+    use crate::data::{Split, SplitOrigin};
     use crate::report::facts::{Decided, ManyLabels, Smaller};
+
+    #[test]
+    fn images_that_are_gone_are_counted_in_plain_words() {
+        let place = tempfile::tempdir().expect("a temporary folder");
+        let folder = Folder::create(Some(&place.path().join("run")), "x").expect("a new folder");
+        let data = place.path().join("photos");
+        std::fs::create_dir(&data).expect("made");
+        std::fs::write(data.join("here.jpg"), "x").expect("written");
+        let entry =
+            |id: &str| Listed { id: id.to_owned(), class: None, split: Split::Train, digest: None };
+        let said = |ids: &[&str]| {
+            let listed: Vec<Listed> = ids.iter().copied().map(entry).collect();
+            let found = samples(&data, &listed, &folder, Treatment::default());
+            found.expect_err("images are gone").to_string()
+        };
+        let one = said(&["here.jpg", "1.jpg"]);
+        let part = "1 image of the run is no longer there: 1.jpg\n  put it back";
+        assert!(one.contains(part), "{one}");
+        let two = said(&["here.jpg", "1.jpg", "2.jpg"]);
+        let part = "2 images of the run are no longer there: 1.jpg, 2.jpg\n  put them back";
+        assert!(two.contains(part), "{two}");
+    }
 
     #[test]
     fn what_was_decided_stays_in_the_run() {

@@ -9,12 +9,14 @@ use std::collections::{HashMap, HashSet};
 use toml::{Table, Value};
 
 use super::folder::Folder;
+use super::provenance;
 use crate::data::digest::Digest;
 use crate::data::split::{self, Listed};
 use crate::data::words::counted;
 use crate::data::{Sample, Split};
 use crate::error::Result;
 use crate::method::{self, Kind};
+use crate::report::facts::Provenance;
 
 /// An image that this run did not train on, but an earlier one did whose weights it started from.
 const TRAINED_BEFORE: Known = Known { split: Split::Train, labelled: true, trained: true };
@@ -27,6 +29,8 @@ pub struct Seen {
     pretrained: bool,
     /// Digests of the images that earlier runs trained on, whose weights this run started from.
     earlier: HashSet<Digest>,
+    /// Folder of such a run that is not there any more, so that its images are not known.
+    lost: Option<String>,
 }
 
 /// What a run lists of an image.
@@ -73,6 +77,8 @@ pub struct Recognised {
     pub edited: usize,
     /// Whether those count as the run's images.
     pub as_edited: bool,
+    /// Folder of an earlier run whose images are not known, since it is not there any more.
+    pub lost: Option<String>,
 }
 
 impl Seen {
@@ -85,12 +91,20 @@ impl Seen {
         let request = folder.request()?;
         let pretrained = request.pretrain && learns_without_labels(&folder.read_settings()?);
         let mut seen = Self::of(split::read_csv(&folder.join("splits.csv"))?, pretrained);
-        let earlier = request.init.and_then(|init| Folder::around(&init));
-        if let Some(earlier) = earlier.filter(|earlier| earlier.root() != folder.root()) {
-            let earlier = Self::read(&earlier)?;
-            let images = earlier.by_digest.into_iter();
-            let trained = images.filter(|(_, image)| image.trained);
-            seen.earlier.extend(trained.map(|(digest, _)| digest).chain(earlier.earlier));
+        match request.init.as_ref().and_then(|init| Folder::around(init)) {
+            Some(earlier) if earlier.root() != folder.root() => {
+                let earlier = Self::read(&earlier)?;
+                let images = earlier.by_digest.into_iter();
+                let trained = images.filter(|(_, image)| image.trained);
+                seen.earlier.extend(trained.map(|(digest, _)| digest).chain(earlier.earlier));
+                seen.lost = earlier.lost;
+            }
+            Some(_) => {}
+            None => {
+                if let Provenance::Run(weights, _) = provenance::read(folder, &request)? {
+                    seen.lost = Some(weights.path);
+                }
+            }
         }
         Ok(seen)
     }
@@ -106,7 +120,7 @@ impl Seen {
             }
         }
         let by_id = listed.into_iter().map(|listed| (listed.id.clone(), listed)).collect();
-        Self { by_digest, by_id, pretrained, earlier: HashSet::new() }
+        Self { by_digest, by_id, pretrained, earlier: HashSet::new(), lost: None }
     }
 
     /// What the run knows of the samples, whose content is `digests`.
@@ -158,6 +172,7 @@ impl Seen {
             earlier,
             edited: count,
             as_edited,
+            lost: self.lost.clone(),
         }
     }
 }
@@ -180,10 +195,10 @@ impl Recognised {
         self.splits.iter().filter(|&&of| of == split).count()
     }
 
-    /// What there is to say of names that misled; `None` if there were none.
-    pub fn note(&self) -> Option<String> {
+    /// What there is to say of names that misled and of runs that are not there any more.
+    pub fn notes(&self) -> Vec<String> {
         let images = counted(self.edited, "image");
-        match (self.edited, self.as_edited) {
+        let edited = match (self.edited, self.as_edited) {
             (0, _) => None,
             (_, true) => Some(format!(
                 "{images} of other content than in the run under the same name: counted as edited \
@@ -193,7 +208,13 @@ impl Recognised {
                 "{images} under the name of one that the run saw, but of other content, as most are: \
                  counted as new. If these are the run's images saved anew, the figures are too good"
             )),
-        }
+        };
+        let lost = self.lost.as_ref().map(|run| {
+            format!(
+                "the weights come from the run {run}, which is not there any more, so it is not known which of these                  images that run trained on: the figures may be too good"
+            )
+        });
+        edited.into_iter().chain(lost).collect()
     }
 }
 
@@ -234,12 +255,12 @@ mod tests {
         };
         let renamed = recognised(run(), false, &[("x", "one"), ("y", "two"), ("b/3", "three")]);
         assert_eq!(renamed.splits, [Some(Train), Some(Test), Some(Train)], "a leak was trained on");
-        assert_eq!(renamed.note(), None);
+        assert_eq!(renamed.notes(), Vec::<String>::new());
 
         let edited =
             recognised(run(), false, &[("a/1", "one, cropped"), ("a/2", "two"), ("c", "new")]);
         assert_eq!(edited.splits, [Some(Train), Some(Test), None]);
-        assert!(edited.note().is_some_and(|note| note.contains("1 image of other content")));
+        assert!(edited.notes()[0].contains("1 image of other content"));
 
         let chance =
             recognised(run(), false, &[("a/1", "a dog"), ("a/2", "a cat"), ("a/3", "three")]);
@@ -247,7 +268,7 @@ mod tests {
 
         let other = recognised(run(), false, &[("a/1", "a dog"), ("a/2", "a cat")]);
         assert_eq!((other.splits.clone(), other.any()), (vec![None, None], false));
-        assert!(other.note().is_some_and(|note| note.contains("too good")));
+        assert!(other.notes()[0].contains("too good"));
         assert_eq!(other.count(None), 2);
     }
 
@@ -302,6 +323,10 @@ mod tests {
         };
         let samples = ["a/1", "b/2", "b/3"].map(sample);
         let found = seen.recognise(&samples.iter().collect::<Vec<_>>(), &digests);
+        assert!(found.notes().is_empty());
+        seen.lost = Some("runs/first".to_owned());
+        let without = seen.recognise(&samples.iter().collect::<Vec<_>>(), &digests);
+        assert!(without.notes()[0].contains("the run runs/first, which is not there any more"));
         assert_eq!(found.splits, [Some(Split::Test), Some(Split::Train), None]);
         assert_eq!(found.earlier, [true, true, false]);
         assert_eq!(found.trained, [true, true, false]);

@@ -15,6 +15,7 @@ use crate::data::words::counted;
 use crate::engine::{self, TrainState};
 use crate::error::{Error, Result};
 use crate::export::timm;
+use crate::files::RUN;
 use crate::method::{self, Kind, Labels, Method, supervised::Supervised};
 use crate::run::prepare::Prepared;
 use crate::train::checkpoint::StageName;
@@ -167,6 +168,7 @@ fn initial(context: &Context, stage: &Stage) -> Result<TrainState> {
         weights::import_taking(&context.folder.pretrained(), specs, values, take)?;
     } else if let Some(path) = &context.request.init {
         let file = weights_of(path)?;
+        provenance::check_unchanged(context.folder, &file)?;
         note_pretrained(context, &file);
         let rows = timm::label_names(&file).map(|names| {
             let row = |class| names.iter().position(|name| name == class);
@@ -220,10 +222,17 @@ pub fn weights_of(path: &Path) -> Result<PathBuf> {
         ["export/model.safetensors", "model.safetensors", "checkpoints/pretrained.safetensors"];
     let found = candidates.iter().map(|name| path.join(name)).find(|file| file.is_file());
     found.ok_or_else(|| {
+        let shown = path.display();
+        let what = match path.join(RUN).is_file() {
+            true => format!(
+                "the run has not come to its end: fewvit resume {shown} goes on with it, and then \
+                 it has some"
+            ),
+            false => "name the folder of a run that has finished pre-training, or a weights file"
+                .to_owned(),
+        };
         Error::Usage(format!(
-            "{} holds no weights; looked for {}\n  name the folder of a run that has finished \
-             pre-training, or a weights file",
-            path.display(),
+            "{shown} holds no weights; looked for {}\n  {what}",
             candidates.join(", ")
         ))
     })
@@ -259,4 +268,26 @@ fn run(
         context.ui.advance(left, &format!("stopped early: no better for {measurements}"));
     }
     Ok(state)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_run_without_weights_is_to_be_resumed_and_another_folder_is_not() {
+        let place = tempfile::tempdir().expect("a folder");
+        let said = || {
+            let error = weights_of(place.path()).expect_err("no weights");
+            assert_eq!(error.exit_code(), 2);
+            error.to_string()
+        };
+        assert!(!said().contains("resume") && said().contains("or a weights file"), "{}", said());
+        std::fs::write(place.path().join(RUN), "{}").expect("written");
+        let resume = format!("fewvit resume {} goes on", place.path().display());
+        assert!(said().contains(&resume), "{}", said());
+        let weights = place.path().join("model.safetensors");
+        std::fs::write(&weights, "").expect("written");
+        assert_eq!(weights_of(place.path()).expect("weights"), weights);
+    }
 }

@@ -240,7 +240,7 @@ fn clear_unbegun(root: &std::path::Path) -> Result<()> {
     let Ok(entries) = std::fs::read_dir(root) else { return Ok(()) };
     let ours = |entry: std::fs::DirEntry| {
         let name = entry.file_name().to_string_lossy().into_owned();
-        BEFORE_RUN.contains(&name.trim_end_matches(".partial"))
+        BEFORE_RUN.contains(&name.trim_end_matches(files::PARTIAL))
     };
     let empty = std::fs::read_dir(root.join("checkpoints")).map_or(0, Iterator::count) == 0;
     match empty && entries.flatten().all(ours) {

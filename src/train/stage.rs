@@ -107,6 +107,18 @@ pub struct Checkpoints<'a> {
     pub interrupted: &'a AtomicBool,
 }
 
+impl Checkpoints<'_> {
+    /// Says with the error of a stage that diverged that there is a checkpoint from before, where there is.
+    fn told_with(&self, error: Error) -> Error {
+        match error {
+            Error::Diverged(text) if self.path.is_file() => {
+                Error::Diverged(format!("{text}\n  the last checkpoint is kept"))
+            }
+            error => error,
+        }
+    }
+}
+
 impl Stage<'_> {
     /// Optimiser steps of the whole stage.
     pub fn total_steps(&self) -> usize {
@@ -145,14 +157,16 @@ impl Stage<'_> {
         let ranks = &self.machine.ranks;
         let batches = self.source.prefetch(engine.progress().step, self.total_steps());
         for batch in batches {
-            let record = self.step(&mut *engine, &batch?)?;
+            let stepped = self.step(&mut *engine, &batch?);
+            let record = stepped.map_err(|error| checkpoints.told_with(error))?;
             let progress = engine.progress();
             progress.seconds += counted.elapsed().as_secs_f64();
             counted = Instant::now();
             observer.step(&record)?;
             let done = record.step + 1;
             if done.is_multiple_of(self.source.steps_per_epoch()) {
-                self.end_epoch(&mut *engine, &record, observer)?;
+                let ended = self.end_epoch(&mut *engine, &record, observer);
+                ended.map_err(|error| checkpoints.told_with(error))?;
                 if ranks.agree(u64::from(observer.is_over()))? > 0 {
                     break;
                 }
@@ -311,8 +325,8 @@ impl Stage<'_> {
         {
             return Err(Error::Diverged(format!(
                 "the mean loss of {} in epoch {} is {loss:.3e}, that of guessing {chance:.3}: training \
-                 has run away\n  the last checkpoint is kept; try a lower --lr, a longer \
-                 --warmup-epochs or --set {0}.optim.clip_grad=1.0",
+                 has run away\n  try a lower --lr, a longer --warmup-epochs or \
+                 --set {0}.optim.clip_grad=1.0",
                 self.name.as_str(),
                 last.epoch + 1
             )));
@@ -326,9 +340,29 @@ impl Stage<'_> {
         let what = if loss.is_finite() { "gradient" } else { "loss" };
         Error::Diverged(format!(
             "the {what} of {} became infinite or not a number at step {step} (lr {lr:.2e})\n  \
-             the last checkpoint is kept; try a lower --lr, a longer --warmup-epochs or \
+             try a lower --lr, a longer --warmup-epochs or \
              --set {0}.optim.clip_grad=1.0",
             self.name.as_str()
         ))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_checkpoint_is_called_kept_only_where_one_is() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("last.safetensors");
+        let interrupted = &AtomicBool::new(false);
+        let checkpoints = Checkpoints { path: &path, every: Duration::ZERO, interrupted };
+        let told = || checkpoints.told_with(Error::Diverged("it ran away".to_owned()));
+        assert_eq!(told().to_string(), "it ran away");
+        std::fs::write(&path, "").expect("written");
+        assert_eq!(told().to_string(), "it ran away\n  the last checkpoint is kept");
+        assert_eq!(told().exit_code(), 5);
+        let other = checkpoints.told_with(Error::Failed("another".to_owned()));
+        assert_eq!(other.to_string(), "another");
     }
 }

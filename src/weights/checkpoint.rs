@@ -11,7 +11,7 @@ use pytorch_reader::{DType, PickleValue, PytorchReader};
 use safetensors::tensor::Dtype;
 use zip::{CompressionMethod, ZipArchive};
 
-use super::{TensorFile, to_f32};
+use super::{TensorFile, refuse_not_finite, to_f32};
 use crate::error::{Error, Result};
 
 /// The largest pickle that is read, in bytes. It names tensors and holds none: DeiT-Base with its
@@ -79,7 +79,7 @@ impl Checkpoint {
     /// The values of a tensor that is there.
     ///
     /// # Errors
-    /// They are no floats, are not all there, or are more than the file can hold.
+    /// They are no floats, not finite, not all there, or more than the file can hold.
     pub(super) fn values(&self, key: &str) -> Result<Vec<f32>> {
         let broken = |why: String| Error::Failed(format!("{}: {why}", self.path.display()));
         let Stored { dtype, shape, read } = &self.tensors[key];
@@ -92,7 +92,15 @@ impl Checkpoint {
             return Err(broken(text));
         }
         let bytes = read().map_err(|e| broken(e.to_string()))?;
-        to_f32(dtype, &bytes).ok_or_else(|| broken(format!("`{key}` is {dtype:?}, not float")))
+        let values = to_f32(dtype, &bytes)
+            .ok_or_else(|| broken(format!("`{key}` is {dtype:?}, not float")))?;
+        refuse_not_finite(&self.path, key, &values)?;
+        Ok(values)
+    }
+
+    /// Whether a tensor that is there holds floats.
+    pub(super) fn is_float(&self, key: &str) -> bool {
+        self.tensors[key].dtype.is_some_and(|dtype| to_f32(dtype, &[]).is_some())
     }
 }
 

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::Checkpoint;
+use super::listed;
 use crate::backbone::resize_pos_embed;
 use crate::error::{Error, Result};
 use crate::nn::ParamSpec;
@@ -86,7 +87,7 @@ pub fn import(path: &Path, specs: &[ParamSpec], values: &mut [f32]) -> Result<Im
 ///
 /// # Errors
 /// A file that holds no tensors or asks to run a program; missing, unused or mis-shaped keys of the
-/// backbone, each by name: a run would start from half of it.
+/// backbone, the first of them by name: a run would start from half of it; a value that is not finite.
 pub fn import_taking(
     path: &Path,
     specs: &[ParamSpec],
@@ -136,6 +137,10 @@ pub fn import_taking(
     if !problems.is_empty() {
         return Err(misfit(path, &problems));
     }
+    // What is not taken as well: a model whose head broke in training is no good without it.
+    for (_, key) in found.iter().filter(|(name, key)| on_top(name) && file.is_float(key)) {
+        file.values(key)?;
+    }
     let fresh = fill_head(&head, &file, &found, values, take.head, &mut notes)?;
     taken += head.len() - fresh.len();
     Ok(Import { notes, taken: (taken, file.keys().count()), path: path.to_path_buf(), fresh })
@@ -146,8 +151,7 @@ fn on_top(key: &str) -> bool {
 }
 
 fn misfit(path: &Path, problems: &[String]) -> Error {
-    let problems = problems.join("\n  ");
-    Error::Failed(format!("{} does not fit the model:\n  {problems}", path.display()))
+    Error::Failed(format!("{} does not fit the model:{}", path.display(), listed(problems)))
 }
 
 fn misshapen(spec: &ParamSpec, shape: &[usize]) -> String {

@@ -21,7 +21,8 @@ pub type Named = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
 /// Reads every float tensor of a safetensors file as f32.
 ///
 /// # Errors
-/// No safetensors file, or a tensor of another type than f32, f16, bf16 and f64.
+/// No safetensors file, or a tensor of another type than f32, f16, bf16 and f64, or with a value that is not
+/// finite.
 pub fn read(path: &Path) -> Result<Named> {
     let file = TensorFile::open(path).map_err(|why| unusable(path, &why))?;
     let tensor = |name: String| {
@@ -30,9 +31,35 @@ pub fn read(path: &Path) -> Result<Named> {
         let values = to_f32(info.dtype, &bytes).ok_or_else(|| {
             Error::Failed(format!("{}: `{name}` is {:?}, not float", path.display(), info.dtype))
         })?;
+        refuse_not_finite(path, &name, &values)?;
         Ok((name, (info.shape.clone(), values)))
     };
     file.names().into_iter().map(tensor).collect()
+}
+
+/// Refuses the file at `path` if its tensor `name` has a value that is not finite: whatever a model says with
+/// it would look like an answer and be none.
+fn refuse_not_finite(path: &Path, name: &str, values: &[f32]) -> Result<()> {
+    match values.iter().all(|value| value.is_finite()) {
+        true => Ok(()),
+        false => Err(Error::Failed(format!(
+            "{}: `{name}` holds values that are infinite or not a number, so its model has no answers\n  \
+             take another checkpoint, or train the model again with a lower learning rate",
+            path.display()
+        ))),
+    }
+}
+
+/// Misfits of a model that a message names; of the others it has the number.
+const NAMED: usize = 10;
+
+/// Up to [`NAMED`] misfits, each on a line of its own, and how many more there are.
+fn listed(misfits: &[String]) -> String {
+    let named: String = misfits.iter().take(NAMED).map(|line| format!("\n  {line}")).collect();
+    match misfits.len().saturating_sub(NAMED) {
+        0 => named,
+        more => format!("{named}\n  and {more} more"),
+    }
 }
 
 fn unusable(path: &Path, why: &str) -> Error {
@@ -95,7 +122,7 @@ pub fn write(path: &Path, specs: &[ParamSpec], values: &[f32]) -> Result<()> {
 /// Fills `values` from `weights`: every parameter must be there in its shape, and nothing more.
 ///
 /// # Errors
-/// Missing, unused or mis-shaped keys, each by name.
+/// Missing, unused or mis-shaped keys, the first of them by name.
 pub fn fill_strictly(specs: &[ParamSpec], values: &mut [f32], weights: &Named) -> Result<()> {
     let mut problems = Vec::new();
     for spec in specs {
@@ -112,8 +139,8 @@ pub fn fill_strictly(specs: &[ParamSpec], values: &mut [f32], weights: &Named) -
     match problems.is_empty() {
         true => Ok(()),
         false => Err(Error::Failed(format!(
-            "the weights do not fit the model: they are of another one or of another image size\n  {}",
-            problems.join("\n  ")
+            "the weights do not fit the model: they are of another one or of another image size{}",
+            listed(&problems)
         ))),
     }
 }
@@ -139,6 +166,39 @@ mod tests {
         ] {
             assert_eq!(half_to_f32(bits), value);
         }
+    }
+
+    #[test]
+    fn weights_that_are_not_finite_are_refused_by_file_and_tensor() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("a.safetensors");
+        for (value, usable) in [(f32::MAX, true), (f32::NAN, false), (f32::NEG_INFINITY, false)] {
+            let values = [0.0, value];
+            let tensors: Vec<ToWrite> =
+                vec![("a".to_owned(), &[1], &[1.0]), ("b".to_owned(), &[2], &values)];
+            write_tensors(&path, tensors, None).expect("written");
+            let whole = read(&path).map(|_| ());
+            let file = checkpoint::Checkpoint::open(&path).expect("opened");
+            assert!(file.values("a").is_ok());
+            for result in [whole, file.values("b").map(|_| ())] {
+                assert_eq!(result.is_ok(), usable, "{value}");
+                let Err(error) = result else { continue };
+                let text = error.to_string();
+                assert!(text.contains("a.safetensors: `b`"), "{text}");
+                assert!(text.contains("take another checkpoint"), "{text}");
+            }
+        }
+    }
+
+    #[test]
+    fn of_many_misfits_the_first_are_named() {
+        let misfits: Vec<String> = (0..NAMED + 2).map(|i| format!("missing: {i}")).collect();
+        let text = listed(&misfits);
+        assert!(
+            text.ends_with("missing: 9\n  and 2 more") && !text.contains("missing: 10"),
+            "{text}"
+        );
+        assert!(!listed(&misfits[..NAMED]).contains("more"));
     }
 
     #[test]

@@ -9,7 +9,7 @@ use std::time::SystemTime;
 
 use sha2::{Digest as _, Sha256};
 
-use super::Keeping;
+use super::{Keeping, parts};
 use crate::data::digest::hex;
 use crate::data::manifest::{Manifest, Origin, Split};
 use crate::data::pass::Share;
@@ -77,14 +77,25 @@ impl Folder {
     }
 }
 
-/// The folders of decoded images below `root`, by their names.
+/// The folders of decoded images below `root`, by their names and by what is in them: the folder that holds them
+/// may be anybody's.
 fn folders(root: &Path) -> impl Iterator<Item = PathBuf> {
     let is_key = |name: &str| name.len() == DIGITS && name.bytes().all(|b| b.is_ascii_hexdigit());
     let ours = move |entry: fs::DirEntry| {
         let name = entry.file_name();
-        name.to_str().is_some_and(is_key).then(|| entry.path())
+        let path = entry.path();
+        (name.to_str().is_some_and(is_key) && holds_our_files_alone(&path)).then_some(path)
     };
     fs::read_dir(root).into_iter().flatten().filter_map(move |entry| entry.ok().and_then(ours))
+}
+
+/// Whether every file in the folder has a name that fewvit gives.
+fn holds_our_files_alone(folder: &Path) -> bool {
+    let Ok(mut entries) = fs::read_dir(folder) else { return false };
+    entries.all(|entry| {
+        let name = entry.map(|entry| entry.file_name()).unwrap_or_default();
+        name.to_str().is_some_and(|name| name == USED || parts::is_part(name))
+    })
 }
 
 /// One that is being made has not been used yet.
@@ -138,4 +149,28 @@ fn place(path: &Path) -> String {
         format!("{} {modified:?} {changed:?}", m.len())
     });
     format!("{:?} {}", absolute(path), times.unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_with_a_file_of_somebody_else_is_no_cache() {
+        let root = tempfile::tempdir().expect("a folder");
+        let [ours, other, named] =
+            ["0123456789abcdef", "deadbeefdeadbeef", "photos"].map(|name| root.path().join(name));
+        for folder in [&ours, &other, &named] {
+            fs::create_dir(folder).expect("made");
+            for name in [USED, "0-of-1.rgb", "0-of-1.jsonl", "1-of-2.rgb.7-1a"] {
+                fs::write(folder.join(name), "x").expect("written");
+            }
+        }
+        fs::write(other.join("notes.txt"), "years of work").expect("written");
+        assert_eq!(folders(root.path()).collect::<Vec<_>>(), [ours]);
+        assert_eq!(total(root.path()), 4);
+        for name in ["notes.txt", "0-of-1.txt", "a-of-1.rgb", "rgb", "0-of-1"] {
+            assert!(!parts::is_part(name), "{name}");
+        }
+    }
 }

@@ -141,6 +141,15 @@ fn unfinished(folder: &Path, name: &str, ending: &str, job: &str) -> PathBuf {
     folder.join(format!("{name}.{ending}.{job}"))
 }
 
+/// Whether a file's name is that of a part, finished or not.
+pub fn is_part(name: &str) -> bool {
+    let mut pieces = name.splitn(3, '.');
+    let is_number = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let numbers = pieces.next().and_then(|stem| stem.split_once("-of-"));
+    numbers.is_some_and(|(rank, ranks)| is_number(rank) && is_number(ranks))
+        && pieces.next().is_some_and(|ending| [PIXELS, LIST].contains(&ending))
+}
+
 const PIXELS: &str = "rgb";
 const LIST: &str = "jsonl";
 /// Age at which an unfinished part counts as left behind.
@@ -220,8 +229,8 @@ impl Part {
             Err(e) => e.to_string(),
         };
         Err(Error::Failed(format!(
-            "the cache of decoded images {} cannot be used: {damaged}\n  delete that file, then \
-             `fewvit resume` the run",
+            "the cache of decoded images {} cannot be used: {damaged}\n  delete that file and \
+             start the command again",
             self.path.display()
         )))
     }
@@ -231,4 +240,27 @@ fn sum(pixels: &[u8]) -> u32 {
     let mut crc = Crc::new();
     crc.update(pixels);
     crc.sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn damage_is_told_with_what_to_do() {
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        let path = folder.path().join("0-of-1.rgb");
+        let mut image = Rgb8::new(2, 1);
+        let pixels = vec![7_u8; image.pixels.len()];
+        std::fs::write(&path, &pixels).expect("written");
+        let part = Part { file: File::open(&path).expect("there"), path: path.clone() };
+        part.read(0, sum(&pixels), &mut image).expect("as it was written");
+        assert_eq!(image.pixels, pixels);
+        for (offset, sum) in [(0, sum(&pixels) ^ 1), (1, sum(&pixels))] {
+            let error = part.read(offset, sum, &mut image).expect_err("damaged").to_string();
+            // No run exists yet where the first one fills the cache.
+            assert!(error.ends_with("delete that file and start the command again"), "{error}");
+            assert!(error.contains(&path.display().to_string()), "{error}");
+        }
+    }
 }

@@ -411,6 +411,27 @@ fn folders_that_could_mean_two_things_are_said_or_refused() {
     let twice: Vec<String> = sizes.iter().map(|path| path.replace("224", "512")).collect();
     let both: Vec<&str> = sizes.iter().copied().chain(twice.iter().map(String::as_str)).collect();
     assert!(refused(&both).contains("those have folders, which may be the classes"));
+    for (folder, advice) in [
+        ("test", "sort all images into train/CLASS/ and test/CLASS/"),
+        ("unlabeled", "write a table (file,label)"),
+        ("Unlabelled", "write a table (file,label)"),
+    ] {
+        let files = ["rose", "testimonial", folder];
+        let files = files.map(|class| [format!("{class}/1.jpg"), format!("{class}/2.jpg")]);
+        let files: Vec<&str> = files.as_flattened().iter().map(String::as_str).collect();
+        let (classes, _, warnings) = recognised(&files);
+        assert_eq!(classes.len(), 3);
+        let named = format!("{folder}/ is taken for a class");
+        let notes = warnings.iter().filter(|note| note.contains("is taken for a class"));
+        let fits = |note: &String| note.starts_with(&named) && note.contains(advice);
+        assert_eq!(notes.map(fits).collect::<Vec<_>>(), [true], "{warnings:?}");
+    }
+    let untrained = refused(&["rose/1.jpg", "tulip/1.jpg", "test/rose/1.jpg", "test/tulip/1.jpg"]);
+    let part = "folders beside test/ look like the training classes: rose/, tulip/\n  move them \
+                into train/";
+    assert!(untrained.contains(part), "{untrained}");
+    let others = opened(&["extra/1.jpg", "test/rose/1.jpg", "test/tulip/1.jpg"]);
+    assert!(others.warnings[0].contains("outside the class folders"), "{:?}", others.warnings);
     // A folder with a run.json of somebody else's is a class.
     let alien = opened(&["a/1.jpg", "a/2.jpg", "a/run.json={\"km\":5}", "b/1.jpg", "b/2.jpg"]);
     assert_eq!(alien.manifest.classes, ["a", "b"]);

@@ -87,8 +87,8 @@ pub fn generate(
 /// Writes the set as `OUT/{train,test}/SPECIES/NNN.png`; `progress(done, total)` follows each image.
 ///
 /// # Errors
-/// [`Error::Usage`] if `out` holds something already or a number is out of range, [`Error::Io`] if a
-/// file or folder cannot be written.
+/// [`Error::Usage`] if `out` is no folder or holds something already, or a number is out of range,
+/// [`Error::Io`] if a file or folder cannot be written.
 pub fn write(
     out: &Path,
     seed: u64,
@@ -102,6 +102,9 @@ pub fn write(
     }
     if train_per_class.max(test_per_class) > 1000 {
         return Err(Error::Usage("more than 1000 images a species: choose fewer".into()));
+    }
+    if out.exists() && !out.is_dir() {
+        return Err(Error::Usage(format!("{} is not a folder: choose a new one", out.display())));
     }
     std::fs::create_dir_all(out).map_err(|e| Error::io("create", out, e))?;
     let mut entries = std::fs::read_dir(out).map_err(|e| Error::io("read", out, e))?;

@@ -107,5 +107,10 @@ fn writes_the_folder_layout_and_never_over_something() {
     }
     let refused = write(&out, 3, 32, 2, 1, |_, _| {}).unwrap_err();
     assert!(matches!(&refused, Error::Usage(m) if m.contains("not empty")), "{refused}");
+    let file = out.join(&manifest.samples[0].id);
+    let before = std::fs::read(&file).unwrap();
+    let refused = write(&file, 3, 32, 2, 1, |_, _| {}).unwrap_err();
+    assert!(matches!(&refused, Error::Usage(m) if m.contains("is not a folder")), "{refused}");
+    assert_eq!(std::fs::read(&file).unwrap(), before);
     assert!(matches!(write(&out, 3, 0, 2, 1, |_, _| {}), Err(Error::Usage(_))));
 }

@@ -308,9 +308,9 @@ fn names_in_a_table_of_ours_are_as_they_are() {
     let rows: Vec<String> = names
         .iter()
         .enumerate()
-        .map(|(i, name)| format!("i/{i}.jpg,{i},\"{name}\",train\n"))
+        .map(|(i, name)| format!("i/{i}.jpg,{i},\"{name}\",train,\n"))
         .collect();
-    let content = format!("x.csv=file,label,class,split\n{}", rows.concat());
+    let content = format!("x.csv=file,label,class,split,digest\n{}", rows.concat());
     let images: Vec<String> = (0..names.len()).map(|i| format!("i/{i}.jpg")).collect();
     let files: Vec<&str> = std::iter::once(&content).chain(&images).map(String::as_str).collect();
     let root = tests::folder(&files);
@@ -340,4 +340,41 @@ fn training_images_may_lack_a_label_and_it_is_said() {
         assert!(told_is.contains(told), "{told_is}");
         assert!(told_is.ends_with("; 2 of the 3 training images have a label"), "{told_is}");
     }
+}
+
+#[test]
+fn a_table_with_the_columns_of_ours_but_no_digest_is_read_as_it_says() {
+    let table = "x.csv=file,label,class,split\na/1.jpg,rose,0,train\na/2.jpg,tulip,1,test\n";
+    let root = tests::folder(&[table, "a/1.jpg", "a/2.jpg"]);
+    let opened = open_noting(&root.path().join("x.csv"), &tests::config(), 1).unwrap();
+    assert_eq!(opened.manifest.classes, ["rose", "tulip"]);
+}
+
+#[test]
+fn a_set_without_labels_leaves_out_what_its_table_holds_out() {
+    let table = "x.csv=file,split\na/1.jpg,train\na/2.jpg,test\na/3.jpg,train\n";
+    let root = tests::folder(&[table, "a/1.jpg", "a/2.jpg", "a/3.jpg"]);
+    let opened = open_noting(&root.path().join("x.csv"), &tests::config(), 1).unwrap();
+    let ids: Vec<_> = opened.manifest.samples.iter().map(|sample| &*sample.id).collect();
+    assert_eq!(ids, ["a/1.jpg", "a/3.jpg"]);
+    assert!(
+        opened
+            .warnings
+            .iter()
+            .any(|w| w.starts_with("1 image of the splits val and test left out"))
+    );
+}
+
+#[test]
+fn an_image_has_one_group_and_a_class_has_a_name() {
+    let table = "x.csv=file,label,group\na/1.jpg,x,7\na/1.jpg,x,8\n";
+    let root = tests::folder(&[table, "a/1.jpg"]);
+    let error = open_noting(&root.path().join("x.csv"), &tests::config(), 1).unwrap_err();
+    assert!(error.to_string().contains("another group"), "{error}");
+
+    let names = "class_names.csv=label,name\n0,ash\n1,\n";
+    let root =
+        tests::folder(&[names, "x.csv=file,label\na/1.jpg,0\na/2.jpg,1\n", "a/1.jpg", "a/2.jpg"]);
+    let error = open_noting(&root.path().join("x.csv"), &tests::config(), 1).unwrap_err();
+    assert!(error.to_string().contains("line 3: label 1 has no name"), "{error}");
 }

@@ -53,7 +53,8 @@ impl Table {
 
     /// Whether fewvit wrote it, with names of any kind: a run's `splits.csv`, or `data split`.
     pub fn is_own(&self) -> bool {
-        self.columns.iter().map(String::as_str).take(4).eq(["file", "label", "class", "split"])
+        let columns = self.columns.iter().map(String::as_str);
+        columns.take(OWN_COLUMNS.len()).eq(OWN_COLUMNS)
     }
 
     /// Where a column is, with or without `_` between its words.
@@ -84,6 +85,10 @@ impl Table {
             }
             if is_open {
                 misfits.push(format!("line {line} has a quote that is not closed"));
+            } else if let Some(row) = swallowed(&fields, self.columns.len(), separator) {
+                misfits.push(format!(
+                    "line {line} has a quote that is closed only after what looks like another row: {row}"
+                ));
             } else if fields.len() != self.columns.len() {
                 misfits.push(format!("line {line} has {}", counted(fields.len(), "field")));
             }
@@ -272,6 +277,14 @@ fn records(text: &str, start: usize, separator: u8) -> csv::Result<Vec<Record>> 
     Ok(records)
 }
 
+/// The first line within a field that has as many separators as a row of `columns`; two quotes that belong to two
+/// rows make one field of all that is between them.
+fn swallowed(fields: &[String], columns: usize, separator: u8) -> Option<&str> {
+    let separators = |line: &str| line.bytes().filter(|byte| *byte == separator).count();
+    let mut lines = fields.iter().flat_map(|field| field.lines().skip(1));
+    lines.find(|line| columns > 1 && separators(line) + 1 >= columns)
+}
+
 fn reader(text: &str, separator: u8) -> csv::Reader<&[u8]> {
     csv::ReaderBuilder::new()
         .delimiter(separator)
@@ -279,6 +292,9 @@ fn reader(text: &str, separator: u8) -> csv::Reader<&[u8]> {
         .has_headers(false)
         .from_reader(text.as_bytes())
 }
+
+/// First columns of the tables that fewvit writes, whatever else follows.
+const OWN_COLUMNS: [&str; 5] = ["file", "label", "class", "split", "digest"];
 
 #[cfg(test)]
 mod tests {
@@ -373,5 +389,15 @@ mod tests {
         assert!(error.contains("is no list of objects"), "{error}");
         let error = json("{\"a\": 1}\n{\n", "x.jsonl").unwrap_err().to_string();
         assert!(error.contains("line 2 is no JSON object"), "{error}");
+    }
+
+    #[test]
+    fn two_torn_quotes_do_not_swallow_the_rows_between_them() {
+        let text = b"file,label,note\na.jpg,x,\"nice, 5\nb.jpg,x,\nc.jpg,y,\nd.jpg,y,\"bad\n";
+        let error = error(text);
+        assert!(error.contains("line 2 has a quote that is closed only after"), "{error}");
+        assert!(error.contains("b.jpg,x,"), "{error}");
+        let text = b"file,label,note\na.jpg,x,\"two lines,\nof one note\"\n";
+        assert_eq!(rows(text).len(), 1, "a note of two lines is one");
     }
 }

@@ -124,6 +124,21 @@ fn a_second_run_carries_the_first_ones_story() {
 }
 
 #[test]
+fn weights_that_were_changed_after_the_run_began_are_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let asked = run(&folder.path().join("run"), &request(false, true));
+    let weights = folder.path().join("in.pth");
+    std::fs::write(&weights, "abc").expect("written");
+    check_unchanged(&asked, &weights).expect("nothing is recorded yet");
+    record(&asked, &weights, TAKEN).expect("recorded");
+    check_unchanged(&asked, &weights).expect("the same");
+    std::fs::write(&weights, "abd").expect("written");
+    let error = check_unchanged(&asked, &weights).expect_err("others");
+    assert_eq!(error.exit_code(), 2);
+    assert!(error.to_string().contains("in.pth was changed after the run began"), "{error}");
+}
+
+#[test]
 fn a_file_from_elsewhere_is_only_named() {
     let folder = tempfile::tempdir().expect("a folder");
     let first = run(&folder.path().join("first"), &request(true, true));
