@@ -319,6 +319,7 @@ fn not_possible_with(request: &Request, wanted: &RunConfig, config: &RunConfig) 
     }
     let pretrain = &config.pretrain;
     if request.pretrain
+        && pretrain.optim.epochs > 0
         && has_instance_classifier(pretrain)
         && pretrain.first_head != wanted.pretrain.first_head
     {

@@ -189,6 +189,10 @@ pub(super) fn entries(table: &Table, split: Option<Split>) -> Result<(Vec<Entry>
 
 /// What to say of a table that names no images.
 pub(super) fn no_file_column(table: &Table) -> String {
+    if table.columns.is_empty() {
+        return "is empty; the first row must name the columns, such as file,label,split"
+            .to_owned();
+    }
     format!(
         "no column names the images; the first row must name the columns, such as \
          file,label,split, and not: {}",

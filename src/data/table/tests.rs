@@ -212,6 +212,10 @@ fn multi_label_tables_are_refused_in_words() {
 fn mistakes_are_named_with_their_line() {
     let error = |content: &str| table("x.csv", content).unwrap_err().to_string();
     assert!(error("colour,label\ni/1.jpg,a\n").contains("no column names the images"));
+    assert!(
+        error("")
+            .ends_with("is empty; the first row must name the columns, such as file,label,split")
+    );
     let held_out = "file,label,split\ni/1.jpg,a,train\ni/2.jpg,,test\n";
     let text = error(held_out);
     assert!(text.contains("line 3: no label to measure by; give it one, or the split"), "{text}");
