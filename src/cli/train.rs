@@ -180,9 +180,13 @@ pub(super) fn resume(args: &ResumeArgs) -> Result<()> {
     report(&summary, args.json)
 }
 
-/// Says how to go on where that is possible.
+/// Says how to go on where that is possible, after data that cannot be used when it is put right.
 pub(super) fn with_resume(error: Error, run: &Path) -> Error {
-    with_hint(error, &format!("go on with: fewvit resume {}", run.display()))
+    let hint = format!("go on with: fewvit resume {}", run.display());
+    match with_hint(error, &hint) {
+        Error::Data(text) => Error::Data(format!("{text}\n  put that right, then {hint}")),
+        other => other,
+    }
 }
 
 /// Says how to go on, and whether the system stopped what a person did not.
@@ -225,7 +229,21 @@ fn report(summary: &Summary, json: bool) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::StageName::{Finetune, Pretrain};
-    use super::{Epochs, quick_by_default, recipe_line};
+    use std::path::Path;
+
+    use super::{Epochs, Error, quick_by_default, recipe_line, with_resume};
+
+    #[test]
+    fn a_run_whose_data_went_away_can_be_gone_on_with() {
+        let gone = Error::Data("a.jpg does not exist".to_owned());
+        let error = with_resume(gone, Path::new("runs/a"));
+        assert_eq!(error.exit_code(), 3);
+        assert!(
+            error.to_string().ends_with("put that right, then go on with: fewvit resume runs/a")
+        );
+        let failed = with_resume(Error::Failed("x".to_owned()), Path::new("runs/a"));
+        assert_eq!(failed.to_string(), "x");
+    }
 
     #[test]
     fn a_stage_that_is_left_out_has_no_epochs_that_were_asked_for() {

@@ -4,7 +4,7 @@ mod classes;
 mod entries;
 mod text;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
 use super::file_name::{id_of, other_forms};
@@ -169,7 +169,7 @@ pub(super) fn open(
         entries.push((&table.name, of_table));
         notes.extend(of_columns);
     }
-    let (mut entries, unlabelled) = labelled(entries);
+    let Labelled { mut entries, left_out, note } = labelled(entries);
     // `train.csv` without labelled images for a test leaves it to us to hold some out.
     let of_train =
         |entry: &Entry| entry.split.as_deref().and_then(parse_split) == Some(Split::Train);
@@ -179,7 +179,7 @@ pub(super) fn open(
     if entries.is_empty() {
         return Err(Error::Data(format!("{layout} lists no images")));
     }
-    notes.extend(unlabelled);
+    notes.extend(note);
     let own = tables.iter().all(|(table, _)| table.is_own());
     let classes = Classes::of(&entries, &class_names(listing)?, own)?;
     let mut rows = Rows::new(listing, &classes);
@@ -195,7 +195,9 @@ pub(super) fn open(
         let count = counted(repeated.len(), "row");
         notes.push(format!("{count} repeated: {}", shortened(&repeated)));
     }
-    notes.extend(unlisted_note(listing, &placed));
+    let left_out = left_out.iter().filter_map(|entry| locate(listing, &entry.file));
+    let listed = placed.iter().map(|(sample, _)| sample.id.clone());
+    notes.extend(unlisted_note(listing, listed.chain(left_out.map(|(id, _)| id)).collect()));
     let (mut samples, split_origin) = with_splits(placed, !classes.names.is_empty())?;
     if split_origin == SplitOrigin::Unlabelled {
         notes.extend(without_held_out(&mut samples));
@@ -231,9 +233,18 @@ fn straddling_note(manifest: &Manifest, groups: &HashMap<String, String>) -> Opt
     })
 }
 
+/// Entries of tables of which some have labels.
+struct Labelled {
+    entries: Vec<Entry>,
+    /// Those of tables without any label.
+    left_out: Vec<Entry>,
+    /// What to say of these.
+    note: Option<String>,
+}
+
 /// The entries of all tables; where some have labels, a table without any is left out with a note,
 /// as the `test.csv` of a competition.
-fn labelled(tables: Vec<(&String, Vec<Entry>)>) -> (Vec<Entry>, Option<String>) {
+fn labelled(tables: Vec<(&String, Vec<Entry>)>) -> Labelled {
     let has = |entries: &[Entry]| entries.iter().any(|entry| entry.class.is_some());
     let any = tables.iter().any(|(_, entries)| has(entries));
     let (kept, without): (Vec<_>, Vec<_>) =
@@ -243,7 +254,10 @@ fn labelled(tables: Vec<(&String, Vec<Entry>)>) -> (Vec<Entry>, Option<String>) 
         let names: Vec<String> = without.iter().map(|(name, _)| name.to_string()).collect();
         format!("no labels in {}: {} left out", names.join(", "), counted(images, "image"))
     });
-    (kept.into_iter().flat_map(|(_, entries)| entries).collect(), note)
+    let all = |tables: Vec<(&String, Vec<Entry>)>| {
+        tables.into_iter().flat_map(|(_, entries)| entries).collect()
+    };
+    Labelled { entries: all(kept), left_out: all(without), note }
 }
 
 /// Class names by label from `class_names.csv` (`label,name`) at the root, if it is there.
@@ -413,10 +427,8 @@ fn missing_note(missing: &[String], policy: OnBadImage) -> Result<Option<String>
     }
 }
 
-/// Images in the folder that no row names.
-fn unlisted_note(listing: &Listing, placed: &[(Sample, Option<Split>)]) -> Option<String> {
-    let listed: std::collections::HashSet<&str> =
-        placed.iter().map(|(sample, _)| sample.id.as_str()).collect();
+/// Images in the folder that are not among the `listed` ones.
+fn unlisted_note(listing: &Listing, listed: HashSet<String>) -> Option<String> {
     let images = listing.images().filter(|id| !listed.contains(id.as_str()));
     let unlisted: Vec<String> = images.cloned().collect();
     (!unlisted.is_empty()).then(|| {

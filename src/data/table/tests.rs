@@ -382,3 +382,14 @@ fn an_image_has_one_group_and_a_class_has_a_name() {
     let error = open_noting(&root.path().join("x.csv"), &tests::config(), 1).unwrap_err();
     assert!(error.to_string().contains("line 3: label 1 has no name"), "{error}");
 }
+
+#[test]
+fn images_of_a_table_without_labels_are_left_out_once() {
+    let train = "train.csv=file,label\ni/1.jpg,a\ni/2.jpg,a\ni/3.jpg,b\ni/4.jpg,b\n";
+    let images = ["i/1.jpg", "i/2.jpg", "i/3.jpg", "i/4.jpg", "i/5.jpg"];
+    let root = tests::folder(&[&[train, "test.csv=file\ni/5.jpg\n"], &images[..]].concat());
+    let opened = open_noting(root.path(), &tests::config(), 1).unwrap();
+    let notes = opened.warnings.join("; ");
+    assert!(notes.contains("no labels in test.csv: 1 image left out"), "{notes}");
+    assert!(!notes.contains("not in the table"), "{notes}");
+}
