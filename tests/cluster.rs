@@ -196,7 +196,9 @@ fn processes_that_see_other_settings_do_not_begin() {
     let said = stderr(&output);
     assert!(!output.status.success() && !out.exists(), "{said}");
     assert!(
-        said.contains("process 1 has other settings than process 0: threads is 2 for 1"),
+        said.contains(
+            "process 1 has other settings than process 0: threads is 2 here and 1 in process 0"
+        ),
         "{said}"
     );
 }
