@@ -10,7 +10,6 @@ use crate::data::digest::Digest;
 use crate::data::split::{Listed, read_csv};
 use crate::error::Result;
 use crate::report::ReportData;
-use crate::report::facts::Provenance;
 
 /// The images of a run, each known by its content.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,9 +61,8 @@ impl Kinds {
         // Settings may take other images out of the same folder.
         let set = format!("data {} {:?}", cell.column, job.config.data);
         let mut had = vec![(set, images.all.as_str().to_owned(), "images")];
-        if let (From::Weights(name), Some(digest)) =
-            (&study.rows[cell.row].from, of_weights(&data.provenance))
-        {
+        let digest = data.provenance.file().and_then(|file| file.sha256.clone());
+        if let (From::Weights(name), Some(digest)) = (&study.rows[cell.row].from, digest) {
             had.push((format!("weights {name}"), digest, "weights"));
         }
         let mut differs = None;
@@ -81,21 +79,11 @@ impl Kinds {
     }
 }
 
-/// SHA-256 of the file of weights that a run started from, where that is recorded.
-fn of_weights(provenance: &Provenance) -> Option<String> {
-    match provenance {
-        Provenance::Random => None,
-        Provenance::Run(file, _) | Provenance::Export(file) | Provenance::File(file) => {
-            file.sha256.clone()
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::config::Layers;
-    use crate::report::facts::WeightsFile;
+    use crate::report::facts::{Provenance, WeightsFile};
     use crate::study::Choices;
 
     fn images(of: &[(&str, Split)]) -> Images {

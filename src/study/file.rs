@@ -341,6 +341,14 @@ pub(super) fn tells_runs_apart(key: &str) -> bool {
     !APART.iter().any(|start| key.starts_with(start))
 }
 
+/// Ends of settings that change a model by rounding alone.
+const ROUNDING: [&str; 2] = ["amp_dtype", "micro_batch"];
+
+/// Whether another value of the setting `key` gives another model, beyond rounding.
+pub(super) fn changes_model(key: &str) -> bool {
+    tells_runs_apart(key) && !ROUNDING.iter().any(|end| key.ends_with(end))
+}
+
 /// Longest name of a row or data set: three make a file name.
 const LONGEST_NAME: usize = 100;
 

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use toml::{Table, Value};
 
-use super::file::{From, Row, Study, Vary, tells_runs_apart};
+use super::file::{From, Row, Study, Vary, changes_model, tells_runs_apart};
 use crate::config::{Layers, OptimConfig, Resolved, RunConfig, Source, flatten, to_toml};
 use crate::data::digest::Digest;
 use crate::error::{Error, Result};
@@ -60,8 +60,6 @@ impl Choices {
 const SEEDS: &str = "--seeds";
 /// Who sets the epochs of shortened schedules.
 const SCALE: &str = "--scale";
-/// Ends of settings that change a model by rounding alone.
-const ROUNDING: [&str; 2] = ["amp_dtype", "micro_batch"];
 
 /// Makes the settings of a run from a recipe's name, without the study's own.
 pub type Base<'a> = &'a dyn Fn(&str) -> Result<Layers>;
@@ -296,7 +294,7 @@ impl Making<'_> {
         let layers = self.layers(row, seed, whole).map_err(|e| in_row(e, &row.name))?;
         let resolved = run::settle(layers, whole).map_err(|e| in_row(e, &row.name))?;
         self.check_grid(&resolved).map_err(|e| in_row(e, &row.name))?;
-        let beside = self.beside(&resolved);
+        let beside = self.beside(&resolved)?;
         let (sources, config) = (resolved.sources(), resolved.config);
         if config.time_budget > 0.0 && !self.study.together {
             return Err(in_row(
@@ -337,8 +335,7 @@ impl Making<'_> {
     }
 
     /// What of a job's settings came from beside the study; see [`Job::beside`].
-    fn beside(&self, resolved: &Resolved) -> Vec<String> {
-        let config = Table::try_from(&resolved.config).map(flatten).unwrap_or_default();
+    fn beside(&self, resolved: &Resolved) -> Result<Vec<String>> {
         let own = Source::File(self.study.path.clone());
         let of = |(key, value): (String, Value)| {
             let source = resolved.origin(&key).filter(|source| match source {
@@ -347,10 +344,9 @@ impl Making<'_> {
                 Source::File(_) => **source != own,
                 _ => false,
             })?;
-            let changes = tells_runs_apart(&key) && !ROUNDING.iter().any(|end| key.ends_with(end));
-            changes.then(|| format!("{key} = {value} ({source})"))
+            changes_model(&key).then(|| format!("{key} = {value} ({source})"))
         };
-        config.into_iter().filter_map(of).collect()
+        Ok(settings(&resolved.config)?.into_iter().filter_map(of).collect())
     }
 
     /// All layers of a row's settings.
@@ -416,15 +412,12 @@ impl Making<'_> {
         start: &Start,
         config: &RunConfig,
     ) -> Result<String> {
-        let table: Table = to_toml(config)?
-            .parse()
-            .map_err(|e| Error::Failed(format!("cannot read settings again: {e}")))?;
         let read = |key: &str| match key.split('.').next() {
             Some("pretrain") => stages.pretrain,
             Some("finetune" | "eval") => stages.finetune,
             _ => tells_runs_apart(key),
         };
-        let settings = flatten(table).into_iter().filter(|(key, _)| read(key));
+        let settings = settings(config)?.into_iter().filter(|(key, _)| read(key));
         let settings: Vec<String> = settings.map(|(key, v)| format!("{key} = {v}")).collect();
         let start = match start {
             Start::Random => "random".to_owned(),
@@ -434,6 +427,12 @@ impl Making<'_> {
         let text = format!("{data}\n{stages:?}\n{start}\n{}", settings.join("\n"));
         Ok(Digest::of(text.as_bytes()).as_str().to_owned())
     }
+}
+
+/// All settings by key, written as in a run's `config.toml`.
+pub(super) fn settings(config: &RunConfig) -> Result<Vec<(String, Value)>> {
+    let table: std::result::Result<Table, _> = to_toml(config)?.parse();
+    table.map(flatten).map_err(|e| Error::Failed(format!("cannot read settings again: {e}")))
 }
 
 fn in_row(error: Error, row: &str) -> Error {

@@ -10,9 +10,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
-use super::file::Study;
-use super::grid::Job;
-use crate::config::{RunConfig, flatten};
+use super::file::{Study, changes_model};
+use super::grid::{Job, settings};
+use crate::config::flatten;
 use crate::error::{Error, Result};
 use crate::files::write_json;
 use crate::run::Folder;
@@ -166,12 +166,11 @@ impl Place {
         let begun = Folder::open(&self.run(job)).and_then(|folder| folder.read_settings());
         let (begun, now) = (flatten(begun.ok()?), settings(&job.config).ok()?);
         let was = |key: &str| begun.iter().find(|(k, _)| k == key).map(|(_, v)| v.to_string());
-        let own = ["device", "threads", "amp_dtype", "micro_batch"];
-        let rows = flatten(now).into_iter().filter_map(|(key, value)| {
-            let was = was(&key)?;
-            let settled = own.iter().any(|name| key.ends_with(name)) || key.starts_with("about.");
-            (was != value.to_string() && !settled).then(|| format!("{key} {was}, now {value}"))
-        });
+        let rows =
+            now.into_iter().filter(|(key, _)| changes_model(key)).filter_map(|(key, value)| {
+                let was = was(&key)?;
+                (was != value.to_string()).then(|| format!("{key} {was}, now {value}"))
+            });
         let rows: Vec<String> = rows.take(5).collect();
         (!rows.is_empty()).then(|| rows.join("; "))
     }
@@ -246,11 +245,6 @@ const STATE: &str = "state";
 /// Milliseconds since 1970.
 pub fn now() -> u64 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |passed| passed.as_millis() as u64)
-}
-
-fn settings(config: &RunConfig) -> Result<toml::Table> {
-    let table = crate::config::to_toml(config)?.parse();
-    table.map_err(|e| Error::Failed(format!("cannot read settings again: {e}")))
 }
 
 #[cfg(test)]

@@ -147,7 +147,8 @@ impl Results {
     pub fn read(study: &Study, grid: &Grid, place: &Place) -> Result<Self> {
         let mut rows: Vec<Entry> = Vec::new();
         let (mut finished, mut kinds) = (Vec::new(), Kinds::default());
-        for cell in &shown(grid, place) {
+        let cells = shown(grid, place);
+        for cell in &cells {
             let (row, column) = (&study.rows[cell.row], &study.data[cell.column]);
             let same = |entry: &Entry| entry.row == row.name && entry.column == column.name;
             if !rows.last().is_some_and(same) {
@@ -179,7 +180,7 @@ impl Results {
             finished.push(Finished { row, column, before, data, images });
         }
         let notes = caveats(study, grid, &rows, &finished);
-        let hours = hours(grid, place)?;
+        let hours = hours(grid, place, &cells)?;
         Ok(Self { title: title(study), notes, rows, hours, scale: grid.scale })
     }
 }
@@ -283,9 +284,9 @@ fn before(provenance: &Provenance) -> f64 {
 }
 
 /// Hours of all finished jobs behind the cells of the table.
-fn hours(grid: &Grid, place: &Place) -> Result<f64> {
+fn hours(grid: &Grid, place: &Place, cells: &[Cell]) -> Result<f64> {
     let mut total = 0.0;
-    for job in grid.needed(&shown(grid, place), &|_| Ok(false))? {
+    for job in grid.needed(cells, &|_| Ok(false))? {
         if unfinished(grid, place, job)?.is_none() {
             let data = report(&place.run(&grid.jobs[job]))?;
             total += data.stages.iter().map(|stage| stage.seconds).sum::<f64>() / 3600.0;

@@ -21,18 +21,13 @@ use crate::report::tables::{EpochRow, FINAL, read_history};
 use crate::run::finished::report;
 use chart::{Chart, Series, Style};
 
-/// Whether the job of a cell is done.
-fn is_done(grid: &Grid, place: &Place, job: usize) -> Result<bool> {
-    place.is_done(&grid.jobs[job])
-}
-
 /// The finished cells of the first picked data set with their first seed, one a row.
 fn first_cells(grid: &Grid, place: &Place) -> Result<Vec<Cell>> {
     let mut cells: Vec<Cell> = Vec::new();
     for cell in &grid.cells {
         let new = cells.last().is_none_or(|last| last.row != cell.row);
         let same = cells.first().is_none_or(|first| first.column == cell.column);
-        if new && same && is_done(grid, place, cell.job)? {
+        if new && same && place.is_done(&grid.jobs[cell.job])? {
             cells.push(*cell);
         }
     }
