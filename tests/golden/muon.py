@@ -3,10 +3,9 @@
     python tests/golden/muon.py
 
 Tensors are named STEP.KEY: `0.KEY` are the weights before, `grad.STEP.KEY` the gradients, `STEP.KEY` the
-weights after. Matrices are steps of `torch.optim.Muon` with three rounds (its default is five) and
-`match_rms_adamw`, convolutions as matrices of their output channels; all else steps of `torch.optim.AdamW`.
-PyTorch rounds the matrices to bf16 before it makes them orthogonal; here they stay float64, so that the
-numbers say what the rule says. Made with torch 2.15.
+weights after. Matrices are steps of `torch.optim.Muon` with `match_rms_adamw`, convolutions as matrices of their
+output channels; all else steps of `torch.optim.AdamW`. In the place of PyTorch's rounds are those of fewvit's
+Muon on the singular values themselves, in float64. Made with torch 2.15.
 """
 
 from pathlib import Path
@@ -29,24 +28,28 @@ SHAPES = {
 }
 MATRICES = [key for key in SHAPES if key.split(".")[0] in ("high", "wide", "square", "conv") and key != "square.bias"]
 
-# `copy=True` of the tensor that PyTorch orthogonalises, without the change of its type.
-cast = torch.Tensor.to
+# Coefficients of x, x^3 and x^5 of each round, and by how much the bound of the largest singular value's square is
+# raised: the fourth root of the sum of the fourth powers of all of their squares.
+ROUNDS = [(7.3625, -20.7434, 15.1606), (2.9175, -2.1824, 0.4755)]
+MARGIN = 1.02
 
 
-def keep_type(tensor, *args, **kwargs):
-    if kwargs.get("dtype") == torch.bfloat16:
-        return tensor.clone()
-    return cast(tensor, *args, **kwargs)
+def orthogonal(matrix, *_):
+    u, s, v = torch.linalg.svd(matrix.double(), full_matrices=False)
+    s = s / (MARGIN * (s**8).sum() ** 0.25).sqrt()
+    for a, b, c in ROUNDS:
+        s = a * s + b * s**3 + c * s**5
+    return u @ torch.diag(s) @ v
 
 
-torch.Tensor.to = keep_type
+torch.optim._muon._zeropower_via_newtonschulz = orthogonal
 
 start = {key: torch.randn(shape).float() for key, shape in SHAPES.items()}
 tensors = {f"0.{key}": value.clone() for key, value in start.items()}
 flat = lambda key, x: x.reshape(len(x), -1) if key in MATRICES else x
 weights = {key: torch.nn.Parameter(flat(key, x.double().clone())) for key, x in start.items()}
 muon = torch.optim.Muon(
-    [weights[key] for key in MATRICES], lr=LR, momentum=MOMENTUM, weight_decay=DECAY, ns_steps=3, adjust_lr_fn="match_rms_adamw"
+    [weights[key] for key in MATRICES], lr=LR, momentum=MOMENTUM, weight_decay=DECAY, adjust_lr_fn="match_rms_adamw"
 )
 adamw = torch.optim.AdamW(
     [weights[key] for key in SHAPES if key not in MATRICES], lr=LR, betas=BETAS, eps=1e-8, weight_decay=DECAY

@@ -183,8 +183,9 @@ fn a_stage_hands_on_the_average_where_it_keeps_one() {
     assert_eq!(state.representation(), [0.5; 17]);
 }
 
-/// `tests/golden/muon.py`: the largest difference of a weight after three steps of PyTorch's Muon in float64.
-fn off_pytorch(precision: Precision) -> f32 {
+/// `tests/golden/muon.py`: the largest difference of a weight after three steps of PyTorch's Muon with our rounds in
+/// float64, and the root of the mean of the squares.
+fn off_pytorch(precision: Precision) -> [f32; 2] {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/muon.safetensors");
     let bytes = std::fs::read(path).expect("the golden file");
     let file = safetensors::SafeTensors::deserialize(&bytes).expect("safetensors");
@@ -205,26 +206,29 @@ fn off_pytorch(precision: Precision) -> f32 {
         ..config(OptimKind::Muon, 0.0, Ema::Off)
     };
     let mut state = TrainState::new(specs, all("0"), Ema::Off);
-    let mut off = 0.0f32;
+    let (mut largest, mut mean) = (0.0f32, 0.0f32);
     for step in 1..=3 {
         let mut gradient: Vec<f32> = all(&format!("grad.{step}"));
         let gradient = Gradient { precision, ..whole(&mut gradient, 2) };
         state.update(gradient, &Update { lr: 0.02, optim: &config, late: &|_| 0 });
         let expected: Vec<f32> = all(&step.to_string());
-        let differences =
-            state.values.iter().zip(&expected).map(|(ours, theirs)| (ours - theirs).abs());
-        off = off.max(differences.fold(0.0, f32::max));
+        let pairs = state.values.iter().zip(&expected);
+        let off: Vec<f32> = pairs.map(|(ours, theirs)| (ours - theirs).abs()).collect();
+        let squares: f32 = off.iter().map(|off| off * off).sum();
+        largest = off.iter().fold(largest, |largest, &off| largest.max(off));
+        mean = mean.max((squares / off.len() as f32).sqrt());
     }
-    off
+    [largest, mean]
 }
 
 #[test]
 fn muon_steps_as_pytorch_does() {
-    let off = off_pytorch(Precision::F32);
-    assert!(off < 2e-6, "{off}");
-    // A step is about 0.004 long in each weight; PyTorch itself has three digits there.
-    let off = off_pytorch(Precision::Bf16);
-    assert!(off < 1e-3, "{off}");
+    let [largest, _] = off_pytorch(Precision::F32);
+    assert!(largest < 2e-6, "{largest}");
+    // A step is about 0.004 long in each weight. Squares of the smaller singular values are close to the last digit of
+    // bf16, so that these come out longer or shorter, as they do by the rounds themselves.
+    let [_, mean] = off_pytorch(Precision::Bf16);
+    assert!(mean < 4e-4, "{mean}");
 }
 
 #[test]
