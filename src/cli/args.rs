@@ -1,9 +1,10 @@
 //! The command line: commands, their arguments and help texts.
 
+use std::ffi::OsString;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
-use clap::{Arg, Args, Parser, Subcommand, ValueEnum};
+use clap::{Arg, Args, CommandFactory as _, FromArgMatches as _, Parser, Subcommand, ValueEnum};
 
 use super::bench_args::BenchCommand;
 use super::data_args::{BadImage, DataCommand};
@@ -29,6 +30,28 @@ pub struct Cli {
     /// What to do.
     #[command(subcommand)]
     pub command: Command,
+}
+
+impl Cli {
+    /// The command in the program's `words`, its name the first of them.
+    ///
+    /// # Errors
+    /// Words that are no command, and the help or version that they ask for.
+    pub fn of(words: impl IntoIterator<Item = OsString>) -> Result<Self, clap::Error> {
+        let mut command = with_negative_values(Self::command());
+        let matches = command.try_get_matches_from_mut(words)?;
+        Self::from_arg_matches(&matches).map_err(|error| error.format(&mut command))
+    }
+}
+
+/// The command with `-1` taken for the value of the flag before it, which then says what is wrong with it, and not
+/// for a flag of that name.
+fn with_negative_values(command: clap::Command) -> clap::Command {
+    let takes_them = |arg: Arg| match arg.get_action().takes_values() && !arg.is_positional() {
+        true => arg.allow_negative_numbers(true),
+        false => arg,
+    };
+    command.mut_args(takes_them).mut_subcommands(with_negative_values)
 }
 
 const TOP: &str = "Examples:

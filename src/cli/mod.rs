@@ -30,7 +30,6 @@ use std::path::Path;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use clap::Parser as _;
 use clap::error::{ContextKind, ContextValue};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
@@ -43,7 +42,7 @@ use data_args::BadImage;
 
 /// Parses the program's arguments, runs the command and returns the exit code.
 pub fn main() -> u8 {
-    let cli = match Cli::try_parse() {
+    let cli = match Cli::of(std::env::args_os()) {
         Ok(cli) => cli,
         Err(error) => {
             // clap knows which stream its text belongs on; help and version are no errors.

@@ -176,6 +176,12 @@ impl Loaded {
             .run_n(vec![(node(name)?, input)], [node("logits")?], None)
             .map_err(|e| failed(e.to_string()))?;
         let logits: NdTensor<f32, 2> = logits.try_into().map_err(|e| failed(format!("{e:?}")))?;
+        let (named, given) = (self.description.classes.len(), logits.size(1));
+        if named != given {
+            return Err(failed(format!(
+                "its `{CLASSES}` name {named} classes, and its network has {given}\n  export the model anew"
+            )));
+        }
         Ok(logits.to_vec())
     }
 }
@@ -255,6 +261,12 @@ mod tests {
         let (a, b) = ([0.0, 1.0], [0.0, 1.1]);
         assert!(largest_difference(&a, &b) > TOLERANCE);
         assert!(largest_difference(&a, &[0.0, f32::NAN]).is_nan());
+        let mut short = description.clone();
+        short.classes.pop();
+        let error =
+            write(&path, (&*model, &values), &short, false, &images(1), &engine::Machine::cpu(1))
+                .expect_err("two names for three classes");
+        assert!(error.to_string().contains("name 2 classes, and its network has 3"), "{error}");
         assert!(largest_difference(&a, &a[..1]).is_nan());
         assert_eq!(largest_difference(&a, &a), 0.0);
         let error =

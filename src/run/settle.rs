@@ -34,7 +34,11 @@ pub fn settle(mut layers: Layers, stages: Stages) -> Result<Resolved> {
     if stages.pretrain && config.pretrain.optim.epochs > 0 {
         method::check_settings(config)?;
     }
-    let idle = resolved.refuse_unread(&|key| unread(config, stages, key))?;
+    let without_pretraining = is_left_out(&resolved, stages);
+    let idle = resolved.refuse_unread(&|key| match key {
+        key if without_pretraining && of_left_out(key) => Some(Unread { why: LEFT_OUT.to_owned(), tolerated: true }),
+        _ => unread(config, stages, key),
+    })?;
     if idle.is_empty() {
         return Ok(resolved);
     }
@@ -78,6 +82,22 @@ pub fn inherited(init: &Path) -> Result<Vec<(String, Value)>> {
     let settings: std::result::Result<_, toml::ser::Error> = settings.collect();
     settings.map_err(|e| Error::Failed(format!("{} cannot be used: {e}", init.display())))
 }
+
+/// Whether the run leaves pre-training out, however many of its images have a label.
+fn is_left_out(resolved: &Resolved, stages: Stages) -> bool {
+    let both = stages.pretrain && stages.finetune;
+    both && resolved.config.pretrain.few_labels == 0.0 && !resolved.chosen_epochs("pretrain")
+}
+
+/// Settings of a stage that `pretrain.few_labels = 0` leaves out. Its own epochs are only what its share of the
+/// time would be.
+fn of_left_out(key: &str) -> bool {
+    let decides = ["pretrain.few_labels", "pretrain.optim.epochs"];
+    key.starts_with("pretrain.") && !decides.contains(&key)
+}
+
+/// Why they do nothing.
+const LEFT_OUT: &str = "this recipe does not pre-train unless --method names how (--method idmm)";
 
 /// Why nothing reads a key of the configuration.
 fn unread(config: &RunConfig, stages: Stages, key: &str) -> Option<Unread> {

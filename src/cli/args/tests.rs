@@ -1,5 +1,3 @@
-use clap::CommandFactory;
-
 use super::*;
 use crate::cli::flags::Job;
 
@@ -16,7 +14,7 @@ fn walk(command: &clap::Command, visit: &mut dyn FnMut(&clap::Command)) {
 }
 
 fn parse(line: &str) -> Result<Cli, clap::Error> {
-    Cli::try_parse_from(line.split_whitespace())
+    Cli::of(line.split_whitespace().map(OsString::from))
 }
 
 #[test]
@@ -51,6 +49,19 @@ fn every_help_ends_with_two_examples_that_work() {
         }
     });
     assert!(seen >= 13, "{seen}");
+}
+
+#[test]
+fn a_number_below_zero_is_the_value_of_its_flag() {
+    for (line, flag) in [
+        ("fewvit train photos/ --epochs -1", "--epochs <N>"),
+        ("fewvit train photos/ -b -8", "--batch-size <N>"),
+        ("fewvit demo --seed -1", "--seed <N>"),
+    ] {
+        let text = parse(line).expect_err(line).to_string();
+        assert!(text.contains("invalid value '-") && text.contains(flag), "{line}: {text}");
+    }
+    assert!(parse("fewvit train photos/ -1").is_err());
 }
 
 #[test]

@@ -194,7 +194,15 @@ fn a_flag_that_does_nothing_is_an_error() {
         ("--method dino --smoothing 0.2", Job::Pretrain, "--smoothing does nothing: dino"),
         ("--method dino --pretrain-smoothing 0", Job::Train, "--pretrain-smoothing does nothing"),
         ("--recipe supcon --pretrain-ls 0.1", Job::Train, "--pretrain-smoothing does nothing"),
-        ("--student", Job::Train, "--student does nothing: idmm does not read pretrain.encoder"),
+        (
+            "--recipe paper --student",
+            Job::Train,
+            "--student does nothing: idmm does not read pretrain.encoder",
+        ),
+        ("--projector 64", Job::Train, "--projector does nothing: this recipe does not pre-train"),
+        ("--crops 2x96@0.1-1", Job::Train, "--crops does nothing: this recipe does not pre-train"),
+        ("--set pretrain.optim.lr=1e-3", Job::Train, "--set pretrain.optim.lr does nothing: this"),
+        ("--set pretrain.few_labels=0 --method dino", Job::Train, "--method does nothing: this"),
         ("--from-scratch --crops 2x96@0.1-1", Job::Train, "--crops does nothing"),
         ("--from-scratch --no-probe", Job::Train, "--no-probe does nothing"),
         ("--pretrain-epochs 0 --method dino", Job::Train, "--method does nothing"),
@@ -205,9 +213,15 @@ fn a_flag_that_does_nothing_is_an_error() {
         assert_eq!(error.exit_code(), 2);
         assert!(error.to_string().contains(text), "{line}: {error}");
     }
-    for line in
-        ["--method simclr --cutmix 0.5", "--from-scratch --lr 1e-3", "--method dino --student"]
-    {
+    for line in [
+        "--method simclr --cutmix 0.5",
+        "--from-scratch --lr 1e-3",
+        "--method dino --student",
+        "--lr 1e-3 --batch-size 16",
+        "--pretrain-epochs 5 --projector 64",
+        "--set pretrain.few_labels=0.2 --crops 2x96@0.1-1",
+        "--recipe paper --projector 64",
+    ] {
         settled(line, Job::Train).unwrap_or_else(|e| panic!("{line}: {e}"));
     }
     let dino = settled("--method dino --student", Job::Train).expect("valid");
