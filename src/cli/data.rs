@@ -11,6 +11,7 @@ use super::progress::Progress;
 use super::readable::unreadable_image;
 use super::{data_list, data_sample};
 use crate::config::{DataConfig, Layers, RunConfig, Source};
+use crate::data::check::Checked;
 use crate::data::data_report::{DataReport, SplitCounts};
 use crate::data::look::look_at_all;
 use crate::data::manifest::{Manifest, Origin, Split, SplitOrigin};
@@ -64,8 +65,8 @@ fn examine(path: &Path, config: &RunConfig, wanted: usize) -> Result<(Manifest, 
     let ui = Progress::new();
     let threads = run::threads_or_all(wanted);
     let found = look_at_all(&opened.manifest, config.data.depth, threads, &ui.counting("checked"));
-    let mut report = check::check(&opened.manifest, &found).report;
-    report.add_notes(&opened);
+    let Checked { mut report, digests } = check::check(&opened.manifest, &found);
+    report.add_notes(&opened, &digests);
     ui.finish();
     Ok((opened.manifest, report))
 }

@@ -243,7 +243,7 @@ mod tests {
         let root = odd_data();
         let opened = open_noting(root.path(), &tests::config(), 1).unwrap();
         let mut report = report_on(&opened.manifest, Depth::Pil);
-        report.add_notes(&opened);
+        report.add_notes(&opened, &[]);
         assert_eq!(
             report.images,
             SplitCounts { train: 7, val: 0, test: 1 },

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::digest::Digest;
 use super::listing::UNREAD_PHOTOS;
 use super::manifest::{Split, Treatment};
 use super::source::Opened;
@@ -169,8 +170,8 @@ impl DataReport {
         SplitCounts { train: of(|n| n.train), val: of(|n| n.val), test: of(|n| n.test) }
     }
 
-    /// Adds what opening the data set came across.
-    pub fn add_notes(&mut self, opened: &Opened) {
+    /// Adds what opening the data set came across, whose samples' content is `digests`.
+    pub fn add_notes(&mut self, opened: &Opened, digests: &[Option<Digest>]) {
         self.layout = opened.describe();
         self.ignored = opened.ignored.clone();
         let photos: usize = UNREAD_PHOTOS.iter().filter_map(|ext| opened.ignored.get(*ext)).sum();
@@ -180,6 +181,7 @@ impl DataReport {
                 .push(format!("left out: {} {what}; convert them", counted(photos, "photo")));
         }
         self.warnings.extend(opened.warnings.iter().cloned());
+        self.warnings.extend(opened.changed_note(digests));
     }
 
     /// Leaves out advice that fine-tuning follows already.

@@ -71,6 +71,16 @@ pub(super) fn folded(name: &str) -> String {
     name.nfc().collect::<String>().to_lowercase().nfc().collect()
 }
 
+/// The name without characters of no width and blanks at its ends, every other blank one space.
+pub(super) fn visible(name: &str) -> String {
+    let has_width = |c: &char| !('\u{200b}'..='\u{200f}').contains(c) && !WITHOUT_WIDTH.contains(c);
+    let name: String = name.chars().filter(has_width).collect();
+    name.split_whitespace().collect::<Vec<_>>().join(" ")
+}
+
+/// The soft hyphen, the word joiner and the byte order mark.
+const WITHOUT_WIDTH: [char; 3] = ['\u{ad}', '\u{2060}', '\u{feff}'];
+
 /// The other ways to store the accents of a name, where they differ from it.
 pub(super) fn other_forms(name: &str) -> impl Iterator<Item = String> {
     let forms = [name.nfc().collect::<String>(), name.nfd().collect()];

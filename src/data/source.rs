@@ -4,16 +4,17 @@
 //! archives are the same [`Listing`] from here on. What was recognised is said in one
 //! sentence, what is left out in notes, and what could mean two things is refused.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::archive::is_archive;
 use super::clutter::is_own_folder;
-use super::file_name::{folded, id_of};
+use super::digest::Digest;
+use super::file_name::{folded, id_of, visible};
 use super::listing::{
     Listing, extension, file_part, is_archive_name, is_for_people, is_image_name,
 };
-use super::manifest::{Manifest, Split, SplitOrigin};
+use super::manifest::{Manifest, Sample, Split, SplitOrigin};
 use super::split_names::is_container;
 use super::table::{self, Table};
 use super::words::{counted, shortened};
@@ -38,6 +39,8 @@ pub struct Opened {
     pub ignored: BTreeMap<String, usize>,
     /// What a person should know, in plain words; each note once.
     pub warnings: Vec<String>,
+    /// What a table of fewvit says was in the files of its images, by id.
+    pub digests: HashMap<String, Digest>,
 }
 
 /// The data set at `path`; [`open_noting`] without the notes.
@@ -238,7 +241,8 @@ pub(super) fn finish(mut manifest: Manifest, layout: String) -> Result<Opened> {
             shortened(&twice)
         )));
     }
-    Ok(Opened { manifest, layout, ignored: BTreeMap::new(), warnings: Vec::new() })
+    let (ignored, warnings) = (BTreeMap::new(), Vec::new());
+    Ok(Opened { manifest, layout, ignored, warnings, digests: HashMap::new() })
 }
 
 pub(super) fn recognise(listing: &mut Listing, config: &DataConfig, seed: u64) -> Result<Opened> {
@@ -328,6 +332,23 @@ impl Opened {
     pub fn describe(&self) -> String {
         sentence(&self.layout, &self.manifest)
     }
+
+    /// What to say of images whose content, of the manifest's samples in order, is not what a table of fewvit says.
+    pub(super) fn changed_note(&self, contents: &[Option<Digest>]) -> Option<String> {
+        let samples = self.manifest.samples.iter().zip(contents);
+        let is_changed = |(sample, content): (&Sample, &Option<Digest>)| {
+            let listed = self.digests.get(&sample.id)?;
+            content.as_ref().is_some_and(|content| content != listed).then(|| sample.id.clone())
+        };
+        let changed: Vec<String> = samples.filter_map(is_changed).collect();
+        (!changed.is_empty()).then(|| {
+            format!(
+                "{} changed since the table was written (another digest): {}",
+                counted(changed.len(), "image"),
+                shortened(&changed)
+            )
+        })
+    }
 }
 
 fn sentence(layout: &str, manifest: &Manifest) -> String {
@@ -388,7 +409,10 @@ fn look_alikes(manifest: &Manifest) -> Vec<String> {
         let mut same: BTreeMap<(String, String), Vec<String>> = BTreeMap::new();
         for (folder, name) in names {
             let id = if folder.is_empty() { name.to_owned() } else { format!("{folder}/{name}") };
-            same.entry((folder.to_owned(), folded(name))).or_default().push(id);
+            let visible = visible(name);
+            let key = (folder.to_owned(), folded(&visible));
+            let shown = if visible == name { id } else { format!("{id:?}") };
+            same.entry(key).or_default().push(shown);
         }
         same.into_values().filter(|ids| ids.len() > 1).map(|ids| ids.join(" = ")).collect()
     };
@@ -401,7 +425,8 @@ fn look_alikes(manifest: &Manifest) -> Vec<String> {
     let note = |what: &str, names: &[String]| {
         (!names.is_empty()).then(|| {
             format!(
-                "{what} whose names differ only in capitals or in how accents are stored: {}",
+                "{what} whose names differ only in capitals, blanks, what cannot be seen or how accents are \
+                 stored: {}",
                 shortened(names)
             )
         })

@@ -7,6 +7,7 @@ mod text;
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::path::Path;
 
+use super::digest::Digest;
 use super::file_name::{id_of, other_forms};
 use super::listing::{Listing, extension, read};
 use super::manifest::{Manifest, Origin, Sample, Split, SplitOrigin, Treatment};
@@ -184,7 +185,7 @@ pub(super) fn open(
     let classes = Classes::of(&entries, &class_names(listing)?, own)?;
     let mut rows = Rows::new(listing, &classes);
     entries.iter().for_each(|entry| rows.add(entry));
-    let Rows { placed, groups, missing, problems, repeated, .. } = rows;
+    let Rows { placed, groups, digests, missing, problems, repeated, .. } = rows;
     if !problems.is_empty() {
         let count = counted(problems.len(), "row");
         let lines = listed_lines(&problems);
@@ -207,6 +208,7 @@ pub(super) fn open(
         Manifest { name: listing.name.clone(), classes: classes.names, samples, split_origin };
     let mut opened = finish(manifest, layout)?;
     opened.warnings.append(&mut notes);
+    opened.digests = digests;
     if !made {
         opened.warnings.extend(straddling_note(&opened.manifest, &groups));
     }
@@ -321,6 +323,7 @@ struct Rows<'a> {
     /// Position in `placed` and place in the table by id.
     seen: BTreeMap<String, (usize, String)>,
     groups: HashMap<String, String>,
+    digests: HashMap<String, Digest>,
     missing: Vec<String>,
     problems: Vec<String>,
     repeated: Vec<String>,
@@ -334,6 +337,7 @@ impl<'a> Rows<'a> {
             placed: Vec::new(),
             seen: BTreeMap::new(),
             groups: HashMap::new(),
+            digests: HashMap::new(),
             missing: Vec::new(),
             problems: Vec::new(),
             repeated: Vec::new(),
@@ -381,6 +385,9 @@ impl<'a> Rows<'a> {
         }
         if let Some(group) = &entry.group {
             self.groups.insert(id.clone(), group.clone());
+        }
+        if let Some(digest) = &entry.digest {
+            self.digests.insert(id.clone(), digest.clone());
         }
         self.seen.insert(id.clone(), (self.placed.len(), entry.at.clone()));
         self.placed.push((Sample { id, origin, label, split: Split::Train, treatment }, split));

@@ -59,7 +59,7 @@ pub fn prepare(request: &Request, config: &RunConfig, ui: &dyn Ui) -> Result<Pre
     let keeping = keeping(config);
     let pass = pass(&opened.manifest, config, &keeping, ui)?;
     let Checked { mut report, digests } = check::check(&opened.manifest, &pass.found);
-    report.add_notes(&opened);
+    report.add_notes(&opened, &digests);
     if request.finetune {
         report.heed(&config.finetune);
     }

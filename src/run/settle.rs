@@ -36,7 +36,9 @@ pub fn settle(mut layers: Layers, stages: Stages) -> Result<Resolved> {
     }
     let without_pretraining = is_left_out(&resolved, stages);
     let idle = resolved.refuse_unread(&|key| match key {
-        key if without_pretraining && of_left_out(key) => Some(Unread { why: LEFT_OUT.to_owned(), tolerated: true }),
+        key if without_pretraining && of_left_out(key) => {
+            Some(Unread { why: LEFT_OUT.to_owned(), tolerated: true })
+        }
         _ => unread(config, stages, key),
     })?;
     if idle.is_empty() {

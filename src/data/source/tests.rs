@@ -365,6 +365,18 @@ fn names_that_look_the_same_are_warned_of() {
     assert!(notes.contains("Rose = rose") && notes.contains("e\u{301} = \u{e9}"), "{notes}");
     assert!(notes.contains("different files whose names differ only"), "{notes}");
     assert!(notes.contains("\u{e9}/A.jpg = \u{e9}/a.JPG"), "{notes}");
+    let files = [
+        "rose/1.jpg",
+        "rose /1.jpg",
+        "red\u{a0}oak/1.jpg",
+        "red oak/1.jpg",
+        "o\u{200b}x/1.jpg",
+        "ox/1.jpg",
+    ];
+    let notes = recognised(&files).2.join("\n");
+    for alike in [r#"rose = "rose ""#, r#"red oak = "red\u{a0}oak""#, r#"ox = "o\u{200b}x""#] {
+        assert!(notes.contains(alike), "{alike}: {notes}");
+    }
     let files = ["train/Rose/1.jpg", "train/ox/1.jpg", "test/rose/1.jpg", "test/ox/1.jpg"];
     assert!(recognised(&files).2[0].contains("rose (train has Rose)"));
 }

@@ -130,6 +130,7 @@ mod tests {
             split: None,
             group: None,
             treatment: None,
+            digest: None,
         }
     }
 

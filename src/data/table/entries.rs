@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeSet, HashMap};
 
+use super::super::digest::Digest;
 use super::super::listing::is_image_name;
 use super::super::manifest::Split;
 use super::super::split_names::parse_split;
@@ -83,6 +84,8 @@ const MISSING: [&str; 10] =
 const GROUP: [&str; 2] = ["group", "group_id"];
 /// The column of fewvit's own tables that says how pixels are taken.
 pub(in super::super) const TREATMENT: &str = "treatment";
+/// The column of fewvit's own tables that says what was in the file.
+const DIGEST: &str = "digest";
 
 /// An image as a table describes it.
 #[derive(Clone, Debug)]
@@ -101,6 +104,8 @@ pub struct Entry {
     pub group: Option<String>,
     /// How its pixels are taken, in fewvit's own tables.
     pub treatment: Option<String>,
+    /// Its content when fewvit wrote the table.
+    pub digest: Option<Digest>,
 }
 
 /// Whether a header is that of a table of images.
@@ -154,6 +159,7 @@ pub(super) fn entries(table: &Table, split: Option<Split>) -> Result<(Vec<Entry>
     notes.extend(unused);
     let group = GROUP.iter().find_map(|name| columns.filled(name));
     let treatment = own.then(|| table.column(TREATMENT)).flatten();
+    let digest = own.then(|| table.column(DIGEST)).flatten();
     let of_path = (split_column.is_none() && split.is_none()).then(|| columns.splits_of_paths());
     let of_path = of_path.flatten();
     if of_path.is_some() {
@@ -182,6 +188,7 @@ pub(super) fn entries(table: &Table, split: Option<Split>) -> Result<(Vec<Entry>
                 .or_else(|| of_path.as_ref().map(|of| format!("{:?}", of[i]))),
             group: field(group),
             treatment: field(treatment),
+            digest: field(digest).and_then(|text| Digest::parse(&text)),
         }
     };
     Ok((table.rows.iter().enumerate().map(entry).collect(), notes))

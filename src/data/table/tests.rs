@@ -1,4 +1,5 @@
 use super::*;
+use crate::data::digest;
 use crate::data::source::{open_noting, tests};
 
 fn table(name: &str, content: &str) -> Result<Opened> {
@@ -352,6 +353,27 @@ fn a_table_with_the_columns_of_ours_but_no_digest_is_read_as_it_says() {
     let root = tests::folder(&[table, "a/1.jpg", "a/2.jpg"]);
     let opened = open_noting(&root.path().join("x.csv"), &tests::config(), 1).unwrap();
     assert_eq!(opened.manifest.classes, ["rose", "tulip"]);
+}
+
+#[test]
+fn images_that_changed_since_a_run_listed_them_are_named() {
+    let root = tests::folder(&["a/1.jpg", "a/2.jpg", "a/3.jpg"]);
+    let content = std::fs::read(root.path().join("a/1.jpg")).unwrap();
+    let same = Digest::of(&content);
+    let other = Digest::of(b"before");
+    let [same, other] = [&same, &other].map(Digest::as_str);
+    let table = format!(
+        "file,label,class,split,digest\na/1.jpg,0,a,train,{same}\na/2.jpg,0,a,train,{other}\na/3.jpg,0,a,test,\n"
+    );
+    std::fs::write(root.path().join("x.csv"), table).unwrap();
+    let opened = open_noting(&root.path().join("x.csv"), &tests::config(), 1).unwrap();
+    let samples: Vec<&Sample> = opened.manifest.samples.iter().collect();
+    let mut contents = digest::digests(&samples, 1);
+    let said = "1 image changed since the table was written (another digest): a/2.jpg";
+    assert_eq!(opened.changed_note(&contents).as_deref(), Some(said));
+    // What cannot be read is named elsewhere.
+    contents[1] = None;
+    assert_eq!(opened.changed_note(&contents), None);
 }
 
 #[test]

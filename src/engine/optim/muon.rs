@@ -85,7 +85,12 @@ fn add_orthogonal(
 }
 
 /// The smaller of x^T x and x x^T.
-fn gram_of(x: &[f32], [rows, columns]: [usize; 2], of: Precision, packed: &mut PackedB) -> Vec<f32> {
+fn gram_of(
+    x: &[f32],
+    [rows, columns]: [usize; 2],
+    of: Precision,
+    packed: &mut PackedB,
+) -> Vec<f32> {
     let side = rows.min(columns);
     let mut gram = vec![0.0; side * side];
     if columns <= rows {
