@@ -34,13 +34,7 @@ pub fn settle(mut layers: Layers, stages: Stages) -> Result<Resolved> {
     if stages.pretrain && config.pretrain.optim.epochs > 0 {
         method::check_settings(config)?;
     }
-    let without_pretraining = is_left_out(&resolved, stages);
-    let idle = resolved.refuse_unread(&|key| match key {
-        key if without_pretraining && of_left_out(key) => {
-            Some(Unread { why: LEFT_OUT.to_owned(), tolerated: true })
-        }
-        _ => unread(config, stages, key),
-    })?;
+    let idle = resolved.refuse_unread(&|key| unread(&resolved, stages, key))?;
     if idle.is_empty() {
         return Ok(resolved);
     }
@@ -91,19 +85,10 @@ fn is_left_out(resolved: &Resolved, stages: Stages) -> bool {
     both && resolved.config.pretrain.few_labels == 0.0 && !resolved.chosen_epochs("pretrain")
 }
 
-/// Settings of a stage that `pretrain.few_labels = 0` leaves out. Its own epochs are only what its share of the
-/// time would be.
-fn of_left_out(key: &str) -> bool {
-    let decides = ["pretrain.few_labels", "pretrain.optim.epochs"];
-    key.starts_with("pretrain.") && !decides.contains(&key)
-}
-
-/// Why they do nothing.
-const LEFT_OUT: &str = "this recipe does not pre-train unless --method names how (--method idmm)";
-
 /// Why nothing reads a key of the configuration.
-fn unread(config: &RunConfig, stages: Stages, key: &str) -> Option<Unread> {
-    let of_stage = outside_stages(config, stages, key);
+fn unread(resolved: &Resolved, stages: Stages, key: &str) -> Option<Unread> {
+    let config = &resolved.config;
+    let of_stage = outside_stages(resolved, stages, key);
     if of_stage.is_some() {
         return of_stage.map(|why| Unread { why, tolerated: true });
     }
@@ -122,12 +107,19 @@ fn unread(config: &RunConfig, stages: Stages, key: &str) -> Option<Unread> {
 }
 
 /// Keys of a stage that does not take place.
-fn outside_stages(config: &RunConfig, stages: Stages, key: &str) -> Option<String> {
+fn outside_stages(resolved: &Resolved, stages: Stages, key: &str) -> Option<String> {
+    // What decides whether there is pre-training is read where there is none.
+    let decides = ["pretrain.optim.epochs", "pretrain.few_labels"].contains(&key);
     match key.split_once('.')?.0 {
         "pretrain" if !stages.pretrain => Some("this command does not pre-train".to_owned()),
-        "pretrain" if config.pretrain.optim.epochs == 0 && key != "pretrain.optim.epochs" => {
+        "pretrain"
+            if resolved.config.pretrain.optim.epochs == 0 && key != "pretrain.optim.epochs" =>
+        {
             Some("there is no pre-training, its epochs are 0".to_owned())
         }
+        "pretrain" if is_left_out(resolved, stages) && !decides => Some(
+            "this recipe does not pre-train unless --method names how (--method idmm)".to_owned(),
+        ),
         "finetune" if !stages.finetune => Some("this command does not fine-tune".to_owned()),
         _ => None,
     }
