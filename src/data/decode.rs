@@ -326,6 +326,10 @@ mod tests {
         }
         let jpeg = golden("progressive_420_jpg").0;
         assert!(decode(&jpeg[..jpeg.len() - 60], Depth::Pil).unwrap_err().contains("cut short"));
+        // The length of the first segment, which is now as long as the file or longer.
+        let mut damaged = jpeg.clone();
+        damaged[4] = 0xff;
+        assert!(decode(&damaged, Depth::Pil).unwrap_err().contains("lengths of its segments"));
     }
 
     #[test]

@@ -137,6 +137,16 @@ impl Listing {
         normalised(&relative().unwrap_or_else(|| path.to_owned()))
     }
 
+    /// Where the paths of tables count from, in words.
+    pub(super) fn root(&self) -> String {
+        match &self.folder {
+            Some(folder) => {
+                std::path::absolute(folder).as_ref().unwrap_or(folder).display().to_string()
+            }
+            None => "the table's folder in the archive".to_owned(),
+        }
+    }
+
     /// The ids of the images, in byte order.
     pub fn images(&self) -> impl Iterator<Item = &String> {
         self.files.keys().filter(|path| is_image_name(path))

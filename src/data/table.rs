@@ -191,7 +191,7 @@ pub(super) fn open(
         let lines = listed_lines(&problems);
         return Err(Error::Data(format!("{count} cannot be used:{lines}")));
     }
-    notes.extend(missing_note(&missing, config.on_bad_image)?);
+    notes.extend(missing_note(listing, &missing, config.on_bad_image)?);
     if !repeated.is_empty() {
         let count = counted(repeated.len(), "row");
         notes.push(format!("{count} repeated: {}", shortened(&repeated)));
@@ -416,14 +416,19 @@ fn locate(listing: &Listing, file: &str) -> Option<(String, Origin)> {
 }
 
 /// What to say about files that the table lists and that do not exist.
-fn missing_note(missing: &[String], policy: OnBadImage) -> Result<Option<String>> {
+fn missing_note(
+    listing: &Listing,
+    missing: &[String],
+    policy: OnBadImage,
+) -> Result<Option<String>> {
     if missing.is_empty() {
         return Ok(None);
     }
     let are = if missing.len() == 1 { "image that does" } else { "images that do" };
     let what = format!(
-        "the table lists {} {are} not exist (paths count from the table's folder)",
-        missing.len()
+        "the table lists {} {are} not exist (paths count from {})",
+        missing.len(),
+        listing.root()
     );
     match policy {
         OnBadImage::Skip => Ok(Some(format!("{what}, left out: {}", shortened(missing)))),

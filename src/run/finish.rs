@@ -160,6 +160,7 @@ fn evaluate(
         Inference { model, view: EvalView::of(context.config), machine: &context.machine };
     let image = |i: usize| data.decode(data.held_out[i]);
     let outputs = inference.run(data.held_out.len(), &image)?;
+    facts.warnings.extend(data.changed_note(&data.held_out, context.machine.threads));
     let samples: Vec<_> = data.held_out.iter().map(|&i| &data.manifest.samples[i]).collect();
     let files: Vec<String> = samples.iter().map(|s| s.id.clone()).collect();
     let labels: Vec<Option<usize>> = samples.iter().map(|s| s.label).collect();

@@ -14,7 +14,7 @@ use crate::data::data_report::DataReport;
 use crate::data::digest::{Digest, digests};
 use crate::data::pass::Pass;
 use crate::data::sample::keep_labels;
-use crate::data::words::{SHOWN, counted};
+use crate::data::words::{SHOWN, counted, shortened};
 use crate::data::{Manifest, Rgb8, Sample, Split, decode, named, source, split};
 use crate::engine::collective;
 use crate::error::{Error, Result};
@@ -317,6 +317,26 @@ impl Prepared {
         positions.iter().filter_map(|&i| self.manifest.samples[i].label).collect()
     }
 
+    /// What to say of the images at `positions` whose files are no longer what they were when the run began; `None`
+    /// if there are none.
+    pub fn changed_note(&self, positions: &[usize], threads: usize) -> Option<String> {
+        let samples: Vec<_> = positions.iter().map(|&i| &self.manifest.samples[i]).collect();
+        let before = positions.iter().map(|&i| &self.digests[i]);
+        let both = before.zip(digests(&samples, threads));
+        let changed = samples
+            .iter()
+            .zip(both)
+            .filter(|(_, (before, now))| before.is_some() && now.is_some() && *before != now);
+        let changed: Vec<String> = changed.map(|(sample, _)| sample.id.clone()).collect();
+        (!changed.is_empty()).then(|| {
+            let images = counted(changed.len(), &format!("{} image", self.split_name(positions)));
+            format!(
+                "{images} changed while the run trained; what was measured is the files as they are at its end: {}",
+                shortened(&changed)
+            )
+        })
+    }
+
     /// The image at a position of the manifest, decoded now.
     ///
     /// # Errors
@@ -341,24 +361,14 @@ mod tests {
     use super::*;
     use crate::data::{Origin, SplitOrigin};
 
-    #[test]
-    fn copies_of_training_images_are_told_apart_by_their_labels() {
-        // Name, content, label and split.
-        let images = [
-            ("one of the same label", "1", Some(0), Split::Train),
-            ("one of another label", "2", Some(0), Split::Train),
-            ("one of each", "3", Some(0), Split::Train),
-            ("the other of each", "3", Some(1), Split::Train),
-            ("one without a label", "4", None, Split::Train),
-            ("same", "1", Some(0), Split::Test),
-            ("other", "2", Some(1), Split::Test),
-            ("both", "3", Some(1), Split::Test),
-            ("pre-trained on", "4", Some(1), Split::Test),
-            ("no copy", "5", Some(1), Split::Test),
-        ];
-        let sample = |&(id, _, label, split): &(&str, &str, Option<usize>, Split)| Sample {
+    /// Name, content, label and split of an image.
+    type Image<'a> = (&'a str, &'a str, Option<usize>, Split);
+
+    /// A run on images whose files lie in `folder`, if they are read at all.
+    fn run_on(images: &[Image], folder: &Path) -> Prepared {
+        let sample = |&(id, _, label, split): &Image| Sample {
             id: id.to_owned(),
-            origin: Origin::File(id.into()),
+            origin: Origin::File(folder.join(id)),
             label,
             split,
             treatment: Default::default(),
@@ -371,7 +381,7 @@ mod tests {
         };
         let digests = images.iter().map(|(_, content, ..)| Some(Digest::of(content.as_bytes())));
         let [held_out, watched] = held_out(&manifest);
-        let data = Prepared {
+        Prepared {
             digests: digests.collect(),
             report: check::check(&manifest, &[]).report,
             train: manifest.indices(Split::Train),
@@ -381,10 +391,47 @@ mod tests {
             images: Arc::new(ImageStore::of(Vec::new())),
             depth: Depth::Pil,
             manifest,
-        };
+        }
+    }
+
+    #[test]
+    fn copies_of_training_images_are_told_apart_by_their_labels() {
+        let images = [
+            ("one of the same label", "1", Some(0), Split::Train),
+            ("one of another label", "2", Some(0), Split::Train),
+            ("one of each", "3", Some(0), Split::Train),
+            ("the other of each", "3", Some(1), Split::Train),
+            ("one without a label", "4", None, Split::Train),
+            ("same", "1", Some(0), Split::Test),
+            ("other", "2", Some(1), Split::Test),
+            ("both", "3", Some(1), Split::Test),
+            ("pre-trained on", "4", Some(1), Split::Test),
+            ("no copy", "5", Some(1), Split::Test),
+        ];
+        let data = run_on(&images, Path::new(""));
         let labelled = Leaks { same_label: 2, other_label: 1, without_label: 0 };
         assert_eq!(data.leaks(false), labelled);
         let all = data.leaks(true);
         assert_eq!((all, all.all()), (Leaks { without_label: 1, ..labelled }, 4));
+    }
+
+    #[test]
+    fn test_images_that_changed_during_a_run_are_named() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let images = [
+            ("1", "one", Some(0), Split::Train),
+            ("2", "two", Some(0), Split::Test),
+            ("3", "three", Some(1), Split::Test),
+        ];
+        for (name, content, ..) in images {
+            std::fs::write(folder.path().join(name), content).expect("written");
+        }
+        let data = run_on(&images, folder.path());
+        assert_eq!(data.changed_note(&data.held_out, 1), None);
+        for name in ["1", "3"] {
+            std::fs::write(folder.path().join(name), "other").expect("written");
+        }
+        let said = "1 test image changed while the run trained; what was measured is the files as they are at its end: 3";
+        assert_eq!(data.changed_note(&data.held_out, 1).as_deref(), Some(said));
     }
 }

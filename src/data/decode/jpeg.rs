@@ -28,12 +28,15 @@ pub fn decode(
     bytes: &[u8],
     strict: bool,
 ) -> Result<(DynamicImage, Metadata<'static>, Colour), String> {
-    let cut_short = || "is cut short: it ends before the picture does".to_owned();
+    let incomplete = || match bytes.ends_with(&END) {
+        true => "is damaged (the lengths of its segments lead past its picture)".to_owned(),
+        false => "is cut short: it ends before the picture does".to_owned(),
+    };
     let Ending { is_there, is_of_one_scan } = ending(bytes);
     match is_there {
         true => decode_whole(bytes, strict),
-        false if strict || !is_of_one_scan => Err(cut_short()),
-        false => decode_whole(&[bytes, &END].concat(), true).map_err(|_| cut_short()),
+        false if strict || !is_of_one_scan => Err(incomplete()),
+        false => decode_whole(&[bytes, &END].concat(), true).map_err(|_| incomplete()),
     }
 }
 

@@ -393,6 +393,9 @@ fn a_runs_own_splits_are_read_where_its_data_lies() {
     assert_eq!(manifest.classes, ["b", "a"], "in the order of the run");
     assert_eq!(ids(&manifest, Split::Test), ["a/1.jpg"]);
     assert_eq!(ids(&manifest, Split::Train), ["b/1.jpg"]);
+    fs::remove_file(data.path().join("b/1.jpg")).unwrap();
+    let text = open(&run.path().join("splits.csv"), &config(), 1).unwrap_err().to_string();
+    assert!(text.contains(&format!("(paths count from {})", data.path().display())), "{text}");
 }
 
 #[test]
