@@ -32,5 +32,6 @@ pub mod schedule;
 pub mod study;
 pub mod train;
 pub mod weights;
+pub mod words;
 
 pub use error::{Error, Result};

@@ -7,16 +7,17 @@ use std::path::{Path, PathBuf};
 const MAY_USE: &[(&str, &[&str])] = &[
     ("error", &[]),
     ("rng", &[]),
+    ("words", &[]),
     ("ops", &["rng"]),
     ("graph", &["ops"]),
     ("config", &["backbone", "error"]),
     ("files", &["error"]),
-    ("weights", &["backbone", "error", "files", "nn"]),
+    ("weights", &["backbone", "error", "files", "nn", "words"]),
     ("loss", &["config", "ops", "rng"]),
     ("schedule", &["config"]),
     ("nn", &["graph", "ops", "rng"]),
-    ("data", &["config", "error", "files", "rng"]),
-    ("fetch", &["data", "error"]),
+    ("data", &["config", "error", "files", "rng", "words"]),
+    ("fetch", &["data", "error", "words"]),
     ("backbone", &["error", "graph", "nn", "ops"]),
     ("method", &["backbone", "config", "data", "error", "loss", "nn", "ops", "rng", "schedule"]),
     (
@@ -35,27 +36,30 @@ const MAY_USE: &[(&str, &[&str])] = &[
         "export",
         &[
             "backbone", "config", "data", "engine", "error", "eval", "files", "graph", "nn",
-            "weights",
+            "weights", "words",
         ],
     ),
-    ("report", &["data", "error", "eval", "files", "loss"]),
+    ("report", &["data", "error", "eval", "files", "loss", "words"]),
     (
         "run",
         &[
             "backbone", "config", "data", "engine", "error", "eval", "export", "files", "loss",
-            "method", "report", "train", "weights",
+            "method", "report", "train", "weights", "words",
         ],
     ),
     ("bench", &["backbone", "config", "data", "engine", "error", "method", "nn", "train"]),
     (
         "study",
-        &["backbone", "config", "data", "engine", "error", "eval", "files", "report", "rng", "run"],
+        &[
+            "backbone", "config", "data", "engine", "error", "eval", "files", "report", "rng",
+            "run", "words",
+        ],
     ),
     (
         "cli",
         &[
             "backbone", "bench", "config", "data", "engine", "error", "eval", "export", "fetch",
-            "files", "report", "run", "study", "train",
+            "files", "report", "run", "study", "train", "words",
         ],
     ),
 ];

@@ -9,9 +9,10 @@ use crate::data::synth::{self, SPECIES};
 use crate::error::{Error, Result};
 use crate::eval::metric::{difference_interval, mcnemar_p};
 use crate::files;
-use crate::report::words::{duration, interval};
+use crate::report::words::interval;
 use crate::run::{self, Folder, Summary, Ui};
 use crate::study::{Base, Choices, Grid, Place, Study, Worker};
+use crate::words::duration;
 
 /// Images of each species for training and for testing, and their side in pixels.
 const TRAIN: usize = 50;

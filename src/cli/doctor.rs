@@ -11,7 +11,7 @@ use crate::data::cache::kept;
 use crate::engine::device::{self, Adapter, Card};
 use crate::error::{Error, Result};
 use crate::run::absolute;
-use crate::run::forecast::bytes;
+use crate::words::bytes;
 
 /// Whether something is as it should be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

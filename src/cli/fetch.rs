@@ -7,9 +7,9 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::data_args::FetchArgs;
 use crate::data::catalog::{self, KnownSet};
-use crate::data::words::counted;
 use crate::error::{Error, Result};
 use crate::fetch::{self, Order, Patience, Told};
+use crate::words::counted;
 
 pub(super) fn fetch(args: &FetchArgs) -> Result<()> {
     let set = catalog::find(&args.name)?;

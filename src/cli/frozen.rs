@@ -8,7 +8,6 @@ use super::args::SplitChoice;
 use super::frozen_args::{EmbedArgs, FrozenArgs, KnnArgs};
 use super::readable::Readable;
 use crate::config::{EvalConfig, Layers, Source};
-use crate::data::words::counted;
 use crate::engine::Machine;
 use crate::error::{Error, Result};
 use crate::eval::infer::Inference;
@@ -20,6 +19,7 @@ use crate::report::words::interval;
 use crate::run::frozen::{Frozen, Hints};
 use crate::run::measured::{Measured, Standing, Wanted};
 use crate::run::prepare::decode_sample;
+use crate::words::counted;
 
 /// Features and labels of a labelled split.
 struct Labelled {

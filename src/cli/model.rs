@@ -13,7 +13,6 @@ use crate::data::Rgb8;
 use crate::data::digest::digests;
 use crate::data::file_name;
 use crate::data::manifest::{Manifest, Origin, Sample, Split, Treatment};
-use crate::data::words::{counted, shortened};
 use crate::engine::Machine;
 use crate::error::{Error, Result};
 use crate::eval::metric::{Metrics, log_softmax, top};
@@ -24,6 +23,7 @@ use crate::run::Folder;
 use crate::run::measured::{Standing, Wanted};
 use crate::run::prepare::decode_sample;
 use crate::run::seen::Seen;
+use crate::words::{counted, shortened};
 
 pub(super) fn eval(args: &EvalArgs) -> Result<()> {
     let threads = crate::run::threads_or_all(args.common.threads);

@@ -8,8 +8,8 @@ use std::time::Instant;
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressState, ProgressStyle};
 
 use crate::engine::collective;
-use crate::report::words::duration;
 use crate::run::{RESUMED, Ui};
+use crate::words::duration;
 
 /// Draws progress; standard output stays free for results.
 pub struct Progress {

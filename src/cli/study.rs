@@ -12,10 +12,9 @@ use super::train::with_hint;
 use crate::config::{Layers, Source};
 use crate::data::listing::ARCHIVES;
 use crate::error::{Error, Result};
-use crate::report::words::duration;
 use crate::run::Ui;
-use crate::run::forecast::bytes;
 use crate::study::{self, Choices, Grid, Job, Line, Place, Study, Worker};
+use crate::words::{bytes, duration};
 
 /// Examples at the end of the help.
 pub const STUDY: &str = "A study file names data sets, rows and seeds; every row is trained on every data set:

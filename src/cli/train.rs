@@ -10,9 +10,9 @@ use super::progress::Progress;
 use crate::config::{RunConfig, mark_fitted};
 use crate::engine::collective;
 use crate::error::{Error, Result};
-use crate::report::words::duration;
 use crate::run::{self, Folder, Request, Summary, Ui as _, absolute};
 use crate::train::checkpoint::StageName;
+use crate::words::duration;
 
 /// Longer runs ask before they begin on a terminal.
 const ASK_ABOVE_SECONDS: f64 = 3600.0;

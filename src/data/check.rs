@@ -7,9 +7,9 @@ use super::decode::Colour;
 use super::digest::Digest;
 use super::look::{Found, Look};
 use super::manifest::{Manifest, Sample, Split, Treatment};
-use super::words::counted;
 use crate::config::OnBadImage;
 use crate::error::{Error, Result};
+use crate::words::counted;
 
 /// What was found when every image was looked at.
 pub struct Checked {

@@ -8,8 +8,8 @@ use super::digest::Digest;
 use super::listing::UNREAD_PHOTOS;
 use super::manifest::{Split, Treatment};
 use super::source::Opened;
-use super::words::{counted, shortened};
 use crate::config::{ClassWeights, FinetuneConfig, Sampling};
+use crate::words::{counted, shortened};
 
 /// What a data set holds, as written to `data_report.json`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

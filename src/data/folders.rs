@@ -9,9 +9,9 @@ use super::manifest::{Manifest, Sample, Split, SplitOrigin, Treatment};
 use super::source::{Opened, finish};
 use super::split::{name_of, stratified};
 use super::split_names::{SplitName, is_no_class, parse_split, split_name};
-use super::words::{counted, listed_lines, shortened};
 use crate::config::DataConfig;
 use crate::error::{Error, Result};
+use crate::words::{counted, listed_lines, shortened};
 
 /// Names of folders whose images wait for a label.
 const UNLABELLED: [&str; 2] = ["unlabeled", "unlabelled"];

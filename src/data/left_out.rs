@@ -2,8 +2,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::words::shortened;
-
 /// Why something is not listed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Reason {
@@ -48,6 +46,7 @@ impl Reason {
 /// Ids by the reason for which they are not listed.
 #[derive(Debug, Default)]
 pub(super) struct LeftOut(BTreeMap<Reason, BTreeSet<String>>);
+use crate::words::shortened;
 
 impl LeftOut {
     /// Notes one.

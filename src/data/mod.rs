@@ -37,7 +37,6 @@ mod split_names;
 pub mod synth;
 pub mod table;
 pub mod views;
-pub mod words;
 
 pub use image::Rgb8;
 pub use manifest::{Manifest, Origin, Sample, Split, SplitOrigin, Treatment};

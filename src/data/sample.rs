@@ -3,9 +3,9 @@
 use rand::seq::SliceRandom as _;
 
 use super::manifest::{Manifest, Split};
-use super::words::{counted, shortened};
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, stream};
+use crate::words::{counted, shortened};
 
 /// How many training images a sample has.
 #[derive(Clone, Copy, Debug, PartialEq)]

@@ -17,11 +17,11 @@ use super::listing::{
 use super::manifest::{Manifest, Sample, Split, SplitOrigin};
 use super::split_names::is_container;
 use super::table::{self, Table};
-use super::words::{counted, shortened};
 use super::{folders, named};
 use crate::config::DataConfig;
 use crate::error::{Error, Result};
 use crate::files;
+use crate::words::{counted, shortened};
 
 const LAYOUTS: &str = "expected DATA/CLASS/*.jpg, DATA/{train,test}/CLASS/*.jpg, a folder of \
                        images, a .tar, .tar.gz or .zip of those, or a .csv, .tsv, .json or .jsonl table";

@@ -8,9 +8,9 @@ use rand::seq::SliceRandom as _;
 use super::digest::Digest;
 use super::manifest::{Manifest, Sample, Split, SplitOrigin, Treatment};
 use super::table::{TREATMENT, parse_split};
-use super::words::{counted, shortened};
 use crate::error::{Error, Result};
 use crate::rng::{Purpose, stream};
+use crate::words::{counted, shortened};
 
 /// Moves about `test_fraction` of each class from training to test, the same for the same seed.
 ///

@@ -9,13 +9,13 @@ use serde_json::json;
 use super::{Description, ONNX_IS_FOR, Preprocessing, is_onnx};
 use crate::backbone::{NetSpec, Spec};
 use crate::config::Depth;
-use crate::data::words::counted;
 use crate::engine::{Machine, Model};
 use crate::error::{Error, Result};
 use crate::eval::infer::EvalView;
 use crate::files::{self, write_atomically};
 use crate::nn::ParamSpec;
 use crate::weights;
+use crate::words::counted;
 
 /// A trained classifier and how its inputs are made.
 pub struct Exported<'a> {

@@ -14,8 +14,8 @@ use tar::EntryType;
 
 use super::{Tell, Told, broken};
 use crate::data::archive::is_tar_header;
-use crate::data::words::shortened;
 use crate::error::{Error, Result};
+use crate::words::shortened;
 
 /// Photographs do not shrink and text does by less: an archive that unpacks to more than this many
 /// times its size is no data set.

@@ -4,9 +4,9 @@ use std::fmt::Write as _;
 
 use super::ReportData;
 use super::markdown::{block, code, escaped};
-use super::words::{REPEAT, counted, shell};
-use crate::data::words::shortened;
+use super::words::{REPEAT, shell};
 use crate::eval::metric::Metrics;
+use crate::words::{counted, shortened};
 
 /// The card as Markdown. `folder` is where the export lies.
 pub fn render(data: &ReportData, folder: &str) -> String {
@@ -95,7 +95,7 @@ fn limits(data: &ReportData) -> String {
          - The answer is always one of the {}, also for an image that shows none of them.\n\
          - The accuracy holds for images taken the way the training images were. A different camera, place or \
          population can lower it a lot; measure again there.\n",
-        counted(data.data.classes.len(), "class", "classes")
+        counted(data.data.classes.len(), "class")
     );
     if let Some(m) = &data.metrics {
         let _ = writeln!(

@@ -5,6 +5,7 @@ use super::facts::{
     Stopped, TestUse, WeightsFile, learned_from,
 };
 use super::{DataFacts, ReportData};
+use crate::words::{counted, duration, thousands};
 
 /// What an interval of this program covers, and what it does not.
 pub const INTERVAL: &str = "The 95% interval covers the choice of the images measured, given these \
@@ -37,7 +38,7 @@ impl ReportData {
         let images = &self.data;
         let what = match self.has_classifier() {
             true => {
-                let classes = counted(images.classes.len(), "class", "classes");
+                let classes = counted(images.classes.len(), "class");
                 format!("An image classifier for {classes}")
             }
             false => "A backbone without a classifier".to_owned(),
@@ -57,7 +58,7 @@ impl ReportData {
             TestUse::Chosen(Choice { by: (split, images), .. }) => format!(
                 "No pre-trained weights were used, and no other images except the {} of the {split} split, by which \
                  the epoch was chosen.",
-                pictures(*images)
+                counted(*images, "image")
             ),
             _ => "No pre-trained weights and no other images were used.".to_owned(),
         }
@@ -81,7 +82,7 @@ impl ReportData {
         };
         let classes = match images.classes.len() {
             0 => "without labels".to_string(),
-            n => format!("of {}{}", counted(n, "class", "classes"), self.few_labels()),
+            n => format!("of {}{}", counted(n, "class"), self.few_labels()),
         };
         let mut sentences = vec![
             format!(
@@ -108,8 +109,8 @@ impl ReportData {
     /// The images behind the weights: `2,040 images`, `12 images; 36 without a label were not used`.
     fn learned_from(&self) -> String {
         match self.unused() {
-            Some(unused) => format!("{}; {unused}", pictures(self.images_used())),
-            None => pictures(self.data.train_images) + &self.few_labels(),
+            Some(unused) => format!("{}; {unused}", counted(self.images_used(), "image")),
+            None => counted(self.data.train_images, "image") + &self.few_labels(),
         }
     }
 
@@ -147,7 +148,7 @@ impl ReportData {
                 notes.push(format!(
                     "Small {split} set: with {} the interval is {:.0} points wide. \
                      Differences smaller than that say little; label more {split} images or use cross-validation.",
-                    pictures(m.n),
+                    counted(m.n, "image"),
                     100.0 * (high - low)
                 ));
             }
@@ -159,7 +160,7 @@ impl ReportData {
                 notes.push(format!(
                     "{} held out here served to train the weights that this run started from, so the number may be \
                      too good.",
-                    pictures(self.data.seen_before)
+                    counted(self.data.seen_before, "image")
                 ));
             }
             notes.extend(self.leaks());
@@ -207,7 +208,7 @@ impl ReportData {
         .map(move |(n, of)| {
             let have = if n == 1 { "has" } else { "have" };
             let split = &self.data.test_split;
-            format!("{} of the {split} split {have} the very content of {of}.", pictures(n))
+            format!("{} of the {split} split {have} the very content of {of}.", counted(n, "image"))
         })
     }
 
@@ -248,7 +249,7 @@ impl Smaller {
         let Self { name, instead_of, steps, least } = self;
         format!(
             "{name} was taken instead of {instead_of}, which had time for {}: it is trained from {} on.",
-            counted(*steps, "optimiser step", "optimiser steps"),
+            counted(*steps, "optimiser step"),
             thousands(*least)
         )
     }
@@ -260,7 +261,7 @@ impl SmallCrops {
         format!(
             "All epochs of fine-tuning have crops of {img_size} px: those with {instead_of} px would have had {}, and pay \
              from {} on.",
-            counted(*steps, "optimiser step", "optimiser steps"),
+            counted(*steps, "optimiser step"),
             thousands(*least)
         )
     }
@@ -271,7 +272,7 @@ impl LargeCrops {
         let Self { img_size, instead_of, epochs, least } = self;
         format!(
             "The last {} of fine-tuning have crops of {img_size} px instead of {instead_of}, which pay from {} on.",
-            counted(*epochs, "epoch", "epochs"),
+            counted(*epochs, "epoch"),
             thousands(*least)
         )
     }
@@ -313,7 +314,7 @@ impl Kept {
         format!(
             "Its weights are those of epoch {}, the best of {} on the validation images.",
             thousands(self.epoch),
-            counted(self.measured, "measured epoch", "measured epochs")
+            counted(self.measured, "measured epoch")
         )
     }
 }
@@ -332,7 +333,7 @@ impl StageFacts {
             self.stopped.map_or(String::new(), |stopped| format!(": {}", stopped.words()));
         format!(
             "{} of {what} at {} px, {} ({}){stopped}.",
-            counted(self.epochs, "epoch", "epochs"),
+            counted(self.epochs, "epoch"),
             sizes.join(" and "),
             how.collect::<Vec<_>>().join(", "),
             duration(self.seconds)
@@ -390,7 +391,7 @@ impl Past {
     /// The whole story of a run's weights, up to the first run's start.
     fn sentence(&self) -> String {
         let images = match &self.data {
-            Some((name, images)) => format!("{} of {name}", pictures(*images)),
+            Some((name, images)) => format!("{} of {name}", counted(*images, "image")),
             None => return "Its folder does not say what that was trained on.".to_owned(),
         };
         let sentences = |stage: &StageFacts| {
@@ -422,13 +423,13 @@ impl TestUse {
             Self::Other(other, images) => format!(
                 "During training the {} of the {other} split were measured, and the {split} images once, after the \
                  last epoch. fewvit chose nothing by either: the weights are those of the last epoch.",
-                pictures(*images)
+                counted(*images, "image")
             ),
             Self::Chosen(Choice { epoch, measured, by: (by, images), same }) => {
-                let of = counted(*measured, "measured epoch", "measured epochs");
+                let of = counted(*measured, "measured epoch");
                 let chosen = format!(
                     "The weights are those of epoch {epoch}, the best of {of} on the {} of the {by} split.",
-                    pictures(*images)
+                    counted(*images, "image")
                 );
                 match same {
                     true => format!(
@@ -458,39 +459,6 @@ pub fn shell(arguments: &[String]) -> String {
         false => format!("'{}'", argument.replace('\'', r"'\''")),
     };
     arguments.iter().map(quoted).collect::<Vec<_>>().join(" ")
-}
-
-/// `1 epoch`, `2,040 epochs`.
-pub fn counted(n: usize, one: &str, many: &str) -> String {
-    format!("{} {}", thousands(n), if n == 1 { one } else { many })
-}
-
-/// `2,040 images`.
-fn pictures(n: usize) -> String {
-    counted(n, "image", "images")
-}
-
-/// `6149` as `6,149`.
-pub fn thousands(n: usize) -> String {
-    let digits = n.to_string();
-    let mut text = String::new();
-    for (i, digit) in digits.chars().enumerate() {
-        if i > 0 && (digits.len() - i).is_multiple_of(3) {
-            text.push(',');
-        }
-        text.push(digit);
-    }
-    text
-}
-
-/// Seconds as people say them: `42 s`, `4 min 10 s`, `3 h 05 min`.
-pub fn duration(seconds: f64) -> String {
-    let s = seconds.round() as u64;
-    match s {
-        0..60 => format!("{s} s"),
-        60..3600 => format!("{} min {:02} s", s / 60, s % 60),
-        _ => format!("{} h {:02} min", s / 3600, s % 3600 / 60),
-    }
 }
 
 #[cfg(test)]

@@ -15,7 +15,6 @@ use crate::train::checkpoint::StageName;
 pub use crowd::Crowd;
 pub use memory::Memory;
 pub use timing::{Costs, measure};
-pub use words::bytes;
 
 /// What one stage will take.
 #[derive(Clone, Debug, Serialize)]

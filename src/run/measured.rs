@@ -10,9 +10,9 @@ use super::seen::{Recognised, Seen};
 use crate::config::{DataConfig, Keep, Layers, OnBadImage};
 use crate::data::digest::digests;
 use crate::data::source;
-use crate::data::words::counted;
 use crate::data::{Manifest, Sample, Split, SplitOrigin};
 use crate::error::{Error, Result};
+use crate::words::counted;
 
 /// Which images are wanted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

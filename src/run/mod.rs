@@ -39,13 +39,12 @@ pub use stages::{pretraining, weights_of};
 
 use crate::backbone::Spec;
 use crate::config::{AmpDtype, HeadFrom, PretrainConfig, RunConfig};
-use crate::data::words::counted;
 use crate::engine::device;
 use crate::engine::{self, Machine, Products, TrainState, collective};
 use crate::error::{Error, Result};
 use crate::method;
-use crate::report::words::duration;
 use crate::train::checkpoint::{self, StageName};
+use crate::words::{counted, duration};
 use fitting::{Fitted, Fitting};
 use folder::Found;
 use forecast::Forecast;

@@ -4,7 +4,6 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::forecast::bytes;
 use super::seen::Seen;
 use super::{Folder, Request, Ui, ranks, threads};
 use crate::config::{Depth, RunConfig};
@@ -14,10 +13,10 @@ use crate::data::data_report::DataReport;
 use crate::data::digest::{Digest, digests};
 use crate::data::pass::Pass;
 use crate::data::sample::keep_labels;
-use crate::data::words::{SHOWN, counted, shortened};
 use crate::data::{Manifest, Rgb8, Sample, Split, decode, named, source, split};
 use crate::engine::collective;
 use crate::error::{Error, Result};
+use crate::words::{SHOWN, bytes, counted, shortened};
 
 /// The images of a run.
 pub struct Prepared {

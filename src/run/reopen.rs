@@ -11,10 +11,10 @@ use crate::data::data_report::DataReport;
 use crate::data::locate::locate;
 use crate::data::look;
 use crate::data::split::{self, Listed};
-use crate::data::words::{counted, shortened};
 use crate::data::{Manifest, Sample, Treatment};
 use crate::error::{Error, Result};
 use crate::files::{DAMAGED, read_json};
+use crate::words::{counted, shortened};
 
 /// The data of an earlier run, with the very same images and splits. How the data lies is not
 /// looked at again: files that were added since do not matter.

@@ -12,11 +12,11 @@ use super::folder::Folder;
 use super::provenance;
 use crate::data::digest::Digest;
 use crate::data::split::{self, Listed};
-use crate::data::words::counted;
 use crate::data::{Sample, Split};
 use crate::error::Result;
 use crate::method::{self, Kind};
 use crate::report::facts::Provenance;
+use crate::words::counted;
 
 /// An image that this run did not train on, but an earlier one did whose weights it started from.
 const TRAINED_BEFORE: Known = Known { split: Split::Train, labelled: true, trained: true };

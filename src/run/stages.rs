@@ -11,7 +11,6 @@ use crate::backbone::{NetSpec, Spec};
 use crate::config::{Keep, OptimConfig, PosEmbed, RunConfig, Sampling};
 use crate::data::cache::ImageStore;
 use crate::data::loader::{BatchSource, Rows};
-use crate::data::words::counted;
 use crate::engine::{self, TrainState};
 use crate::error::{Error, Result};
 use crate::export::timm;
@@ -21,6 +20,7 @@ use crate::run::prepare::Prepared;
 use crate::train::checkpoint::StageName;
 use crate::train::stage::{Checkpoints, Observer as _, Stage};
 use crate::weights::{self, Head, Take};
+use crate::words::counted;
 
 /// A trained model: which stage it comes from, its architecture and weights.
 pub struct Trained {

@@ -4,9 +4,9 @@ use super::alike::Images;
 use super::file::Study;
 use super::grid::Grid;
 use super::results::{Entry, percent};
-use crate::data::words::counted;
 use crate::report::ReportData;
 use crate::report::facts::{Choice, Past, Provenance, TestUse};
+use crate::words::counted;
 
 /// A finished run that the table counts.
 pub struct Finished {

@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::path::{Path, PathBuf};
 
 use super::checkpoint::Checkpoint;
-use super::listed;
 use crate::backbone::resize_pos_embed;
 use crate::error::{Error, Result};
 use crate::nn::ParamSpec;
+use crate::words::listed_lines;
 
 /// Beginnings of keys of what sits on top of a backbone: heads and the networks of pre-training
 /// methods, here and elsewhere (MoCo's `fc`, MAE's decoder, the first vision transformers'
@@ -151,7 +151,7 @@ fn on_top(key: &str) -> bool {
 }
 
 fn misfit(path: &Path, problems: &[String]) -> Error {
-    Error::Failed(format!("{} does not fit the model:{}", path.display(), listed(problems)))
+    Error::Failed(format!("{} does not fit the model:{}", path.display(), listed_lines(problems)))
 }
 
 fn misshapen(spec: &ParamSpec, shape: &[usize]) -> String {

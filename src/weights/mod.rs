@@ -12,6 +12,7 @@ use safetensors::tensor::{Dtype, SafeTensors, TensorView};
 
 use crate::error::{Error, Result};
 use crate::nn::ParamSpec;
+use crate::words::listed_lines;
 pub use import::{Head, Import, Take, import, import_taking};
 pub use tensor_file::{TensorFile, ToWrite, write_tensors};
 
@@ -47,18 +48,6 @@ fn refuse_not_finite(path: &Path, name: &str, values: &[f32]) -> Result<()> {
              take another checkpoint, or train the model again with a lower learning rate",
             path.display()
         ))),
-    }
-}
-
-/// Misfits of a model that a message names; of the others it has the number.
-const NAMED: usize = 10;
-
-/// Up to [`NAMED`] misfits, each on a line of its own, and how many more there are.
-fn listed(misfits: &[String]) -> String {
-    let named: String = misfits.iter().take(NAMED).map(|line| format!("\n  {line}")).collect();
-    match misfits.len().saturating_sub(NAMED) {
-        0 => named,
-        more => format!("{named}\n  and {more} more"),
     }
 }
 
@@ -140,7 +129,7 @@ pub fn fill_strictly(specs: &[ParamSpec], values: &mut [f32], weights: &Named) -
         true => Ok(()),
         false => Err(Error::Failed(format!(
             "the weights do not fit the model: they are of another one or of another image size{}",
-            listed(&problems)
+            listed_lines(&problems)
         ))),
     }
 }
@@ -188,17 +177,6 @@ mod tests {
                 assert!(text.contains("take another checkpoint"), "{text}");
             }
         }
-    }
-
-    #[test]
-    fn of_many_misfits_the_first_are_named() {
-        let misfits: Vec<String> = (0..NAMED + 2).map(|i| format!("missing: {i}")).collect();
-        let text = listed(&misfits);
-        assert!(
-            text.ends_with("missing: 9\n  and 2 more") && !text.contains("missing: 10"),
-            "{text}"
-        );
-        assert!(!listed(&misfits[..NAMED]).contains("more"));
     }
 
     #[test]

@@ -6,10 +6,10 @@ use super::super::listing::{Listing, is_image_name};
 use super::super::locate::roots;
 use super::super::manifest::{Manifest, Sample, Split, SplitOrigin, Treatment};
 use super::super::source::{Opened, finish};
-use super::super::words::{counted, listed_lines, shortened};
 use super::NamedSet;
 use crate::config::{DataConfig, OnBadImage};
 use crate::error::{Error, Result};
+use crate::words::{counted, listed_lines, shortened};
 
 /// An image as the lists have it.
 pub struct Row {

@@ -19,9 +19,9 @@ use super::catalog;
 use super::folders;
 use super::listing::Listing;
 use super::source::Opened;
-use super::words::shortened;
 use crate::config::DataConfig;
 use crate::error::{Error, Result};
+use crate::words::shortened;
 use join::Labels;
 use lists::Lists;
 

@@ -6,9 +6,9 @@ use super::super::digest::Digest;
 use super::super::listing::is_image_name;
 use super::super::manifest::Split;
 use super::super::split_names::parse_split;
-use super::super::words::{counted, shortened};
 use super::text::{Table, is_called};
 use crate::error::{Error, Result};
+use crate::words::{counted, shortened};
 
 /// Columns that name the image. Words may also be written together: `filename`.
 const FILE: [&str; 18] = [

@@ -5,8 +5,8 @@ use std::collections::HashSet;
 use encoding_rs::{Encoding, UTF_16BE, UTF_16LE, WINDOWS_1252};
 
 use super::super::listing::extension;
-use super::super::words::{counted, listed_lines};
 use crate::error::{Error, Result};
+use crate::words::{counted, listed_lines};
 
 /// Separators, the usual ones first.
 const SEPARATORS: [u8; 4] = *b",;\t|";

@@ -322,9 +322,3 @@ fn arguments_come_through_a_shell() {
         ["fewvit", "train", "my photos", "it's", "", "--set", "a.b=c"].map(str::to_owned);
     assert_eq!(shell(&arguments), r"fewvit train 'my photos' 'it'\''s' '' --set a.b=c");
 }
-
-#[test]
-fn durations_and_thousands_read_well() {
-    assert_eq!([42.0, 754.0, 11_100.0].map(duration), ["42 s", "12 min 34 s", "3 h 05 min"]);
-    assert_eq!([0, 999, 1000, 1_234_567].map(thousands), ["0", "999", "1,000", "1,234,567"]);
-}

@@ -2,8 +2,8 @@
 
 use super::{Crowd, Forecast, RESERVE};
 use crate::report::facts::{LargeCrops, SmallCrops, Smaller};
-use crate::report::words::{counted, duration, thousands};
 use crate::train::checkpoint::StageName;
+use crate::words::{bytes, counted, duration, thousands};
 
 /// Seconds from which on a run is told how it could be shorter.
 const LONG: f64 = 1800.0;
@@ -17,8 +17,8 @@ impl Forecast {
                 "  {:<9} {}, {}, {} ({:.0} crops of {} px a second here; {} of it measuring and \
                  checkpoints), {} of memory\n",
                 s.stage.as_str(),
-                counted(s.epochs, "epoch", "epochs"),
-                counted(s.steps, "step", "steps"),
+                counted(s.epochs, "epoch"),
+                counted(s.steps, "step"),
                 duration(s.seconds()),
                 s.crops_per_second,
                 s.img_size,
@@ -44,7 +44,7 @@ impl Forecast {
             text += &format!(
                 "\n  note: other programs kept {others:.1} of {} busy while this was timed: without \
                  them this machine does more in the same time",
-                counted(cores, "core", "cores")
+                counted(cores, "core")
             );
         }
         if let Some(seconds) = self.unused {
@@ -73,7 +73,7 @@ impl Forecast {
             text += &format!(
                 "  model     {name}: the budget has room for {} of {instead_of}, which is trained from {} \
                  on (docs/recipes.md says why)\n",
-                counted(*steps, "step", "steps"),
+                counted(*steps, "step"),
                 thousands(*least)
             );
         }
@@ -81,14 +81,14 @@ impl Forecast {
             text += &format!(
                 "  crops     of {img_size} px in all epochs of fine-tuning: crops of {instead_of} \
                  px would have only {}, and help from {least} on (docs/recipes.md says why)\n",
-                counted(steps, "step", "steps")
+                counted(steps, "step")
             );
         }
         if let Some(LargeCrops { img_size, instead_of, epochs, least }) = self.decided.large_crops {
             text += &format!(
                 "  crops     of {img_size} px in the last {} of fine-tuning, not {instead_of}: they \
                  help from {least} on (docs/recipes.md says why)\n",
-                counted(epochs, "epoch", "epochs")
+                counted(epochs, "epoch")
             );
         }
         if let Some(many) = self.decided.without_pretraining {
@@ -98,7 +98,7 @@ impl Forecast {
             text += &format!(
                 "  not chosen: no pre-training and {} of fine-tuning, which take as long \
                  (docs/recipes.md compares the two)\n",
-                counted(epochs, "epoch", "epochs")
+                counted(epochs, "epoch")
             );
         }
         text
@@ -129,13 +129,5 @@ impl Forecast {
             duration(takes),
             (takes / (1.0 - RESERVE) / 60.0).ceil()
         )
-    }
-}
-
-/// `1.5 GB`, `320 MB`.
-pub fn bytes(n: u64) -> String {
-    match n {
-        0..1_000_000_000 => format!("{} MB", n.div_ceil(1_000_000)),
-        _ => format!("{:.1} GB", n as f64 / 1e9),
     }
 }

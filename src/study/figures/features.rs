@@ -7,7 +7,6 @@ use super::pca::pca;
 use super::tsne::{self, tsne};
 use super::{first_cells, shortened, write_csv};
 use crate::config::OnBadImage;
-use crate::data::words::counted;
 use crate::engine::Machine;
 use crate::error::{Error, Result};
 use crate::eval::infer::Inference;
@@ -16,6 +15,7 @@ use crate::run::frozen::{self, Hints};
 use crate::run::measured::{self, Wanted};
 use crate::run::prepare::decode_sample;
 use crate::study::{Grid, Place, Study};
+use crate::words::counted;
 
 /// Classes that are shown, the first ones.
 const CLASSES: usize = 10;
