@@ -212,4 +212,40 @@ mod tests {
         assert_eq!(teacher_temp(0.04, 0.07, 0, 1), 0.04);
         assert_eq!(teacher_temp(0.04, 0.07, 1, 1), 0.07);
     }
+
+    /// Held against the epochs themselves: what can be told of a step, whether images are mixed, and their size.
+    #[test]
+    fn schedules_are_alike_until_the_first_epoch_that_differs() {
+        let quick = || crate::config::Layers::new("quick").and_then(crate::config::Layers::build);
+        let mut first = quick().expect("a recipe").config.finetune;
+        first.optim.warmup_epochs = 5.0;
+        let with = |epochs: usize| {
+            let mut config = first.clone();
+            config.optim.epochs = epochs;
+            config
+        };
+        let epoch = |config: &crate::config::FinetuneConfig, epoch: usize| {
+            let rates: Vec<f64> = (0..4).map(|i| lr(&config.optim, 4 * epoch + i, 4)).collect();
+            let is_small = epoch < config.early_of(config.optim.epochs);
+            (rates, config.mixed_epochs().contains(&epoch), is_small)
+        };
+        for (one, other) in
+            [(60, 61), (60, 90), (100, 155), (100, 170), (170, 160), (400, 700), (900, 2000)]
+        {
+            let (one, other) = (with(one), with(other));
+            let ends = one.optim.epochs.min(other.optim.epochs);
+            let differs = |e: &usize| epoch(&one, *e) != epoch(&other, *e);
+            let alike = (0..ends).find(differs).unwrap_or(ends);
+            for done in 0..ends {
+                let said = one.is_alike_until(done, other.optim.epochs);
+                assert_eq!(
+                    said,
+                    done <= alike,
+                    "{} and {}, {done} done",
+                    one.optim.epochs,
+                    other.optim.epochs
+                );
+            }
+        }
+    }
 }

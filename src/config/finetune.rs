@@ -139,6 +139,26 @@ impl FinetuneConfig {
         warmup..self.plain_from().unwrap_or(self.optim.epochs)
     }
 
+    /// Whether the first `done` epochs of a schedule of `epochs` are those of this one: the same rate, mixing and
+    /// size of the crops. A run that has come so far can then still become the other one.
+    pub fn is_alike_until(&self, done: usize, epochs: usize) -> bool {
+        let other = Self { optim: OptimConfig { epochs, ..self.optim }, ..self.clone() };
+        let mixed = |config: &Self| {
+            let mixed = config.mixed_epochs();
+            (mixed.start..mixed.end.min(done)).len()
+        };
+        let small = |config: &Self| config.early_of(config.optim.epochs).min(done);
+        // The rate is at its peak, or still rises to it.
+        let is_peak = |config: &Self| {
+            let optim = &config.optim;
+            optim.warmup_epochs <= optim.epochs as f64 && optim.decay_from() >= done
+        };
+        let is_constant = self.optim.weight_decay_end == 0.0;
+        (epochs == self.optim.epochs || is_peak(self) && is_peak(&other) && is_constant)
+            && mixed(self) == mixed(&other)
+            && small(self) == small(&other)
+    }
+
     /// The first of the last plain epochs, from 0, if there are any.
     pub fn plain_from(&self) -> Option<usize> {
         (self.plain_epochs > 0).then(|| self.optim.epochs.saturating_sub(self.plain_epochs))

@@ -60,7 +60,7 @@ pub struct Kept {
     pub measured: usize,
 }
 
-/// What was decided before a run began, by the time that it had; runs of earlier versions do not say.
+/// What was decided by the time that a run had, most of it before it began; runs of earlier versions do not say.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Decided {
     /// A smaller model instead of the recipe's.
@@ -74,6 +74,18 @@ pub struct Decided {
     /// The larger crops of fine-tuning's last epochs, if it has time for them.
     #[serde(default)]
     pub large_crops: Option<LargeCrops>,
+    /// Fine-tuning's epochs that were changed on the way.
+    #[serde(default)]
+    pub paced: Option<Paced>,
+}
+
+/// Epochs of fine-tuning that keep the time budget where the machine was slower or faster than when it was timed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Paced {
+    /// Epochs that were planned.
+    pub planned: usize,
+    /// Epochs that it has instead.
+    pub epochs: usize,
 }
 
 /// Small crops that all epochs of fine-tuning have.

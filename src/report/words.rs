@@ -1,7 +1,7 @@
 //! The report in words: every sentence of card, page, JSON and terminal, from recorded facts.
 
 use super::facts::{
-    Choice, Kept, LargeCrops, ManyLabels, Past, Provenance, SmallCrops, Smaller, StageFacts,
+    Choice, Kept, LargeCrops, ManyLabels, Paced, Past, Provenance, SmallCrops, Smaller, StageFacts,
     Stopped, TestUse, WeightsFile, learned_from,
 };
 use super::{DataFacts, ReportData};
@@ -100,6 +100,7 @@ impl ReportData {
         sentences.extend(self.decided.smaller.as_ref().map(Smaller::sentence));
         sentences.extend(self.decided.small_crops.as_ref().map(SmallCrops::sentence));
         sentences.extend(self.decided.large_crops.as_ref().map(LargeCrops::sentence));
+        sentences.extend(self.decided.paced.map(Paced::sentence));
         sentences.push(self.provenance.sentence());
         sentences.extend(self.decided.without_pretraining.as_ref().map(ManyLabels::sentence));
         sentences.extend(self.stages.iter().map(StageFacts::sentence));
@@ -274,6 +275,19 @@ impl LargeCrops {
             "The last {} of fine-tuning have crops of {img_size} px instead of {instead_of}, which pay from {} on.",
             counted(*epochs, "epoch"),
             thousands(*least)
+        )
+    }
+}
+
+impl Paced {
+    /// What was changed, and why.
+    pub fn sentence(self) -> String {
+        let Self { planned, epochs } = self;
+        let how = if epochs < planned { "slower" } else { "faster" };
+        format!(
+            "Fine-tuning has {} instead of the {} planned, since the machine was {how} than when it was timed.",
+            counted(epochs, "epoch"),
+            thousands(planned)
         )
     }
 }

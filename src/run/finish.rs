@@ -58,8 +58,9 @@ pub struct Summary {
     pub correct: Vec<bool>,
 }
 
-/// Measures the final weights, exports them and writes the report, which counts as `units` of progress.
-pub(super) fn finish(context: &Context, trained: &Trained, units: u64) -> Result<Summary> {
+/// Measures the final weights, exports them and writes the report.
+pub(super) fn finish(context: &Context, trained: &Trained) -> Result<Summary> {
+    let units = context.forecast.finishing_units();
     context.ui.stage("finish", units);
     let mut facts = facts(context, trained)?;
     let finished = trained.stage == StageName::Finetune;

@@ -238,9 +238,17 @@ impl Folder {
         found: &Found,
         config: &RunConfig,
     ) -> Result<()> {
-        write_atomically(&self.join("config.toml"), crate::config::to_toml(config)?.as_bytes())?;
+        self.write_settings(config)?;
         self.write_json("env.json", &Environment::here(config))?;
         self.write_run(request, found)
+    }
+
+    /// Writes `config.toml`, of whose content `run.json` then needs the digest.
+    ///
+    /// # Errors
+    /// The folder cannot be written.
+    pub fn write_settings(&self, config: &RunConfig) -> Result<()> {
+        write_atomically(&self.join("config.toml"), crate::config::to_toml(config)?.as_bytes())
     }
 
     /// Writes `run.json`.

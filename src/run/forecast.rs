@@ -3,6 +3,7 @@
 
 mod crowd;
 mod memory;
+mod pace;
 mod timing;
 mod words;
 
@@ -14,6 +15,7 @@ use crate::report::facts::{Decided, LargeCrops, ManyLabels, SmallCrops, Smaller}
 use crate::train::checkpoint::StageName;
 pub use crowd::Crowd;
 pub use memory::Memory;
+pub use pace::{Gone, Pace};
 pub use timing::{Costs, measure};
 
 /// What one stage will take.
@@ -82,6 +84,12 @@ pub struct Forecast {
     /// Whether there is a time budget.
     #[serde(skip)]
     pub budgeted: bool,
+    /// Epochs of fine-tuning's longest schedule, where a time budget decides how many it has.
+    #[serde(skip)]
+    pub longest: Option<usize>,
+    /// The time budget that fine-tuning is to keep, if it is to keep any.
+    #[serde(skip)]
+    pub pace: Option<Pace>,
     /// What was decided by the time and the labels: the model, the crops, and whether there is pre-training.
     #[serde(flatten)]
     pub decided: Decided,
@@ -240,6 +248,9 @@ impl Forecast {
             }
             let fits = self.scale(budget, free, &longest);
             self.unused = self.left_of(60.0 * config.time_budget, free, &longest);
+            let alone = self.stages.len() == 1;
+            let last = self.stages.iter().find(|s| s.stage == StageName::Finetune && free(s));
+            self.longest = last.map(|stage| longest.of_stage(stage, alone));
             // Epochs that somebody chose are no choice of ours.
             self.alone = match chosen {
                 [] => self.without_pretraining(budget, &longest),

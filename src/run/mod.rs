@@ -43,12 +43,14 @@ use crate::engine::device;
 use crate::engine::{self, Machine, Products, TrainState, collective};
 use crate::error::{Error, Result};
 use crate::method;
+use crate::report::facts::Paced;
 use crate::train::checkpoint::{self, StageName};
 use crate::words::{counted, duration};
 use fitting::{Fitted, Fitting};
 use folder::Found;
-use forecast::Forecast;
+use forecast::{Forecast, Pace};
 use prepare::Prepared;
+use stages::Outcome;
 
 /// Message to [`Ui::advance`] for units that an earlier process of the run has done: they say nothing of the
 /// speed of this one.
@@ -98,6 +100,8 @@ pub struct Context<'a> {
     pub request: &'a Request,
     /// All hyper-parameters, epochs already fitted to the time budget.
     pub config: &'a RunConfig,
+    /// What it will take.
+    pub forecast: &'a Forecast,
     /// The images.
     pub data: &'a Prepared,
     /// What computes.
@@ -139,7 +143,12 @@ pub fn plan(
     }
     ranks::check(&settings, &data)?;
     let fitting = Fitting { request, data: &data, chosen, began };
-    let Fitted { wanted, config, forecast } = fitting.decide(config, settings)?;
+    let budget = 60.0 * config.time_budget;
+    let Fitted { wanted, config, mut forecast } = fitting.decide(config, settings)?;
+    // Processes that train together would have to agree at what speed.
+    let alone = collective::ranks().size() == 1;
+    forecast.pace =
+        forecast.longest.filter(|_| alone).map(|longest| Pace { began, budget, longest });
     // Now that the model is settled, which the notes name.
     not_possible_with(request, &wanted, &config).iter().for_each(|note| ui.note(note));
     without_effect(request, &config, &data).iter().for_each(|note| ui.note(note));
@@ -230,34 +239,66 @@ fn execute(
     folder: &Folder,
     request: &Request,
     planned: &Planned,
-    reached: Option<(StageName, TrainState)>,
+    mut reached: Option<(StageName, TrainState)>,
     (ui, interrupted): (&dyn Ui, &AtomicBool),
 ) -> Result<Summary> {
-    let config = &planned.config;
-    let context = Context {
-        folder,
-        request,
-        config,
-        data: &planned.data,
-        machine: machine(config)?,
-        interrupted,
-        ui,
-    };
+    let (mut config, mut forecast) = (planned.config.clone(), planned.forecast.clone());
     let wanted = config.amp_dtype == AmpDtype::Bf16;
-    if wanted && engine::products(config) == Products::F32 {
+    if wanted && engine::products(&config) == Products::F32 {
         ui.note("  note: this processor does not multiply bf16, so training uses f32");
     }
-    ui.total(planned.forecast.units());
+    ui.total(forecast.units());
     if let Some((stage, state)) = &reached {
-        let left = planned.forecast.seconds_left(*stage, state.progress.step);
+        let left = forecast.seconds_left(*stage, state.progress.step);
         let (stage, step) = (stage.as_str(), state.progress.step);
         ui.note(&format!("going on after step {step} of {stage}: {} left", duration(left)));
     }
-    let units = |stage, step| planned.forecast.units_until(stage, step);
-    let trained = stages::train(&context, reached, &units)?;
-    let summary = finish::finish(&context, &trained, planned.forecast.finishing_units())?;
-    ui.finish();
-    Ok(summary)
+    loop {
+        let context = Context {
+            folder,
+            request,
+            config: &config,
+            forecast: &forecast,
+            data: &planned.data,
+            machine: machine(&config)?,
+            interrupted,
+            ui,
+        };
+        let (state, epochs) = match stages::train(&context, reached)? {
+            Outcome::Trained(trained) => {
+                let summary = finish::finish(&context, &trained)?;
+                ui.finish();
+                return Ok(summary);
+            }
+            Outcome::Replanned(state, epochs) => (state, epochs),
+        };
+        reached = Some((StageName::Finetune, state));
+        forecast = forecast.with_epochs(epochs);
+        replan(folder, request, &mut config, (epochs, ui))?;
+        ui.total(forecast.units());
+    }
+}
+
+/// Gives the run other `epochs` of fine-tuning on the way, in its settings and in what it says of itself.
+fn replan(
+    folder: &Folder,
+    request: &Request,
+    config: &mut RunConfig,
+    (epochs, ui): (usize, &dyn Ui),
+) -> Result<()> {
+    let finetune = &mut config.finetune;
+    let paced = Paced { planned: finetune.optim.epochs, epochs };
+    ui.note(&format!("  note: {}", paced.sentence()));
+    finetune.optim.epochs = epochs;
+    let full = finetune.full_epochs();
+    folder.write_settings(config)?;
+    let Some(mut found) = folder.read_found()? else { return Ok(()) };
+    if let Some(crops) = &mut found.decided.large_crops {
+        crops.epochs = full;
+    }
+    let planned = found.decided.paced.map_or(paced.planned, |before| before.planned);
+    found.decided.paced = Some(Paced { planned, ..paced });
+    folder.write_run(request, &found)
 }
 
 /// Refuses a new run with many times as many threads as cores, which would wait for each other. A run that

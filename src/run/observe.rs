@@ -2,8 +2,9 @@
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
+use super::forecast::Gone;
 use super::{Context, best};
 use crate::backbone::NetSpec;
 use crate::config::Keep;
@@ -184,6 +185,10 @@ pub struct RunObserver<'a> {
     seconds_before: f64,
     log: MetricsLog,
     events: EventWriter,
+    /// When the stage began or went on, and after which of its optimiser steps.
+    began: (Instant, usize),
+    /// Epochs that the stage is to go on with instead of those planned.
+    replanned: Option<usize>,
 }
 
 impl<'a> RunObserver<'a> {
@@ -218,7 +223,27 @@ impl<'a> RunObserver<'a> {
             seconds_before,
             log,
             events: EventWriter::create(context.folder.root(), reached + 1)?,
+            began: (Instant::now(), done),
+            replanned: None,
         })
+    }
+
+    /// Epochs that the stage, which ends here, is to go on with instead of those planned, if it is.
+    pub fn replanned(&self) -> Option<usize> {
+        self.replanned
+    }
+
+    /// Epochs that fine-tuning shall have after optimiser step `step` to keep its time budget, if others than planned.
+    fn replan(&self, step: usize) -> Option<usize> {
+        let pace = self.context.forecast.pace?;
+        let (began, from) = self.began;
+        let gone = Gone {
+            from,
+            to: step,
+            seconds: began.elapsed().as_secs_f64(),
+            spent: pace.began.elapsed().as_secs_f64(),
+        };
+        self.context.forecast.epochs_in_time(&self.context.config.finetune, &pace, &gone)
     }
 }
 
@@ -270,13 +295,16 @@ impl Observer for RunObserver<'_> {
         }
         if let Some(stopped) = best::stopped(&self.context.config.finetune, self.log.rows()) {
             self.context.ui.note(&format!("  note: fine-tuning {}", stopped.words()));
+        } else if self.stage == StageName::Finetune {
+            self.replanned = self.replan(state.progress.step);
         }
         Ok(())
     }
 
     fn is_over(&self) -> bool {
-        self.stage == StageName::Finetune
-            && best::is_over(&self.context.config.finetune, self.log.rows())
+        let finetune = &self.context.config.finetune;
+        let stopped = || best::is_over(finetune, self.log.rows());
+        self.stage == StageName::Finetune && (self.replanned.is_some() || stopped())
     }
 }
 

@@ -106,18 +106,19 @@ fn seed(config: &RunConfig, stage: StageName) -> u64 {
     config.seed.wrapping_add((stage as u64) << 32)
 }
 
-/// Progress units of a stage until an optimiser step.
-pub type Units<'a> = &'a dyn Fn(StageName, usize) -> u64;
+/// What training has come to.
+pub enum Outcome {
+    /// The end.
+    Trained(Trained),
+    /// The end of an epoch of fine-tuning that is to go on with so many epochs in all.
+    Replanned(TrainState, usize),
+}
 
 /// Trains what is still to be trained.
 ///
 /// # Errors
 /// Diverged, interrupted, or a file.
-pub fn train(
-    context: &Context,
-    reached: Option<(StageName, TrainState)>,
-    units: Units,
-) -> Result<Trained> {
+pub fn train(context: &Context, reached: Option<(StageName, TrainState)>) -> Result<Outcome> {
     let (in_pretraining, in_finetuning) = match reached {
         Some((StageName::Finetune, state)) => (None, Some(state)),
         Some((StageName::Pretrain, state)) => (Some(state), None),
@@ -134,7 +135,7 @@ pub fn train(
                 state
             }
         };
-        let state = run(context, &stage, start, 0, units)?;
+        let (state, _) = run(context, &stage, start, 0)?;
         weights::write(&context.folder.pretrained(), &state.specs, state.representation())?;
         last = Some(Trained { stage: StageName::Pretrain, net: stage.net, state });
     }
@@ -146,15 +147,19 @@ pub fn train(
             false => 0,
         };
         if last.is_none() {
-            context.ui.advance(units(StageName::Pretrain, before), RESUMED);
+            context.ui.advance(context.forecast.units_until(StageName::Pretrain, before), RESUMED);
         }
-        let mut state = run(context, &stage, start, before, units)?;
+        let (mut state, epochs) = run(context, &stage, start, before)?;
+        if let Some(epochs) = epochs {
+            return Ok(Outcome::Replanned(state, epochs));
+        }
         if context.config.finetune.keep == Keep::Best {
             best::take(context.folder, &mut state)?;
         }
         last = Some(Trained { stage: StageName::Finetune, net: stage.net, state });
     }
-    last.ok_or_else(|| Error::Usage("the run neither pre-trains nor fine-tunes".to_owned()))
+    let neither = || Error::Usage("the run neither pre-trains nor fine-tunes".to_owned());
+    last.map(Outcome::Trained).ok_or_else(neither)
 }
 
 /// Fine-tuning's first weights: the run's own pre-training, the given weights, or a fresh model.
@@ -238,13 +243,14 @@ pub fn weights_of(path: &Path) -> Result<PathBuf> {
     })
 }
 
+/// Trains a stage from `start`. Returns what it came to and, if it is to go on with another number of epochs, that
+/// number.
 fn run(
     context: &Context,
     stage: &Stage,
     start: TrainState,
     steps_before: usize,
-    units: Units,
-) -> Result<TrainState> {
+) -> Result<(TrainState, Option<usize>)> {
     let (config, folder): (&RunConfig, &Folder) = (context.config, context.folder);
     let path = folder.checkpoint();
     let checkpoints = Checkpoints {
@@ -252,7 +258,7 @@ fn run(
         every: Duration::from_secs_f64(config.checkpoint.every_minutes * 60.0),
         interrupted: context.interrupted,
     };
-    let units = |step| units(stage.name, step);
+    let units = |step| context.forecast.units_until(stage.name, step);
     let done = start.progress.step;
     context.ui.stage(stage.name.as_str(), units(stage.total_steps()));
     context.ui.advance(units(done), RESUMED);
@@ -262,12 +268,15 @@ fn run(
         true => start,
         false => stage.run(start, &checkpoints, &mut observer)?,
     };
+    if let Some(epochs) = observer.replanned() {
+        return Ok((state, Some(epochs)));
+    }
     let left = units(stage.total_steps()) - units(state.progress.step);
     if left > 0 {
         let measurements = counted(config.finetune.patience, "measurement");
         context.ui.advance(left, &format!("stopped early: no better for {measurements}"));
     }
-    Ok(state)
+    Ok((state, None))
 }
 
 #[cfg(test)]

@@ -212,6 +212,16 @@ fn what_was_decided_by_the_time_is_said() {
     (data.decided.small_crops, data.decided.large_crops) = (None, Some(crops));
     let large = "The last 75 epochs of fine-tuning have crops of 160 px instead of 112, which pay from 60 on.";
     say(&data, &[alone, smaller, large], &["All epochs"]);
+    data.decided.paced = Some(Paced { planned: 1000, epochs: 700 });
+    let slower = "Fine-tuning has 700 epochs instead of the 1,000 planned, since the machine was slower than when it was \
+                  timed.";
+    say(&data, &[alone, smaller, large, slower], &["faster"]);
+    data.decided.paced = Some(Paced { planned: 1000, epochs: 1200 });
+    say(
+        &data,
+        &["has 1,200 epochs instead of the 1,000 planned, since the machine was faster"],
+        &[],
+    );
 }
 
 #[test]

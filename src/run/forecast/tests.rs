@@ -3,7 +3,7 @@
 use super::*;
 
 /// A second an epoch of ten steps, half a second a measurement, a quarter a checkpoint.
-fn costs(every: usize, at_end: bool) -> Costs {
+pub(super) fn costs(every: usize, at_end: bool) -> Costs {
     Costs {
         images: 40,
         epoch: 1.0,
@@ -21,7 +21,7 @@ fn costs(every: usize, at_end: bool) -> Costs {
     }
 }
 
-fn stage(name: StageName, costs: Costs, epochs: usize) -> StageForecast {
+pub(super) fn stage(name: StageName, costs: Costs, epochs: usize) -> StageForecast {
     let unsized_yet = StageForecast {
         stage: name,
         epochs: 0,
@@ -39,11 +39,13 @@ fn stage(name: StageName, costs: Costs, epochs: usize) -> StageForecast {
 }
 
 /// 100 epochs of pre-training and 50 of fine-tuning.
-fn forecast() -> Forecast {
+pub(super) fn forecast() -> Forecast {
     Forecast {
         preparing: 7.0,
         crowd: None,
         budgeted: true,
+        longest: None,
+        pace: None,
         decided: Decided::default(),
         stages: vec![
             stage(StageName::Pretrain, costs(10, true), 100),
@@ -57,7 +59,7 @@ fn forecast() -> Forecast {
     }
 }
 
-fn quick() -> RunConfig {
+pub(super) fn quick() -> RunConfig {
     Layers::new("quick").and_then(Layers::build).expect("a recipe").config
 }
 

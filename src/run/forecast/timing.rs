@@ -123,6 +123,8 @@ pub fn measure(
         preparing: (spent + began.elapsed()).as_secs_f64(),
         crowd: before.and_then(|before| Ticks::now()?.crowd(&before, config.threads)),
         budgeted: config.time_budget > 0.0,
+        longest: None,
+        pace: None,
         decided: Decided::default(),
         stages: forecasts,
         alone: None,
