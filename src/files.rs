@@ -122,6 +122,11 @@ pub fn refuse_to_replace(path: &Path, ours: impl FnOnce(&[u8]) -> bool) -> Resul
     }
 }
 
+/// The first line of a text file's `content`, without its end.
+pub fn first_line(content: &[u8]) -> &[u8] {
+    content.split(|&byte| byte == b'\n').next().unwrap_or_default().trim_ascii_end()
+}
+
 /// The folder of a file; a bare name is in the working directory.
 pub fn folder_of(path: &Path) -> &Path {
     match path.parent() {

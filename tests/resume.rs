@@ -145,6 +145,14 @@ fn a_finished_run_says_so_and_what_somebody_wrote_there_stays() {
     assert!(card.contains("## Licence") && !card.contains("my edit"), "{card}");
     std::fs::remove_file(other.join("report.html")).expect("there");
     assert!(!resume(&other).0.contains("is finished") && other.join("report.html").is_file());
+    // Without its checkpoints it is not trained again.
+    std::fs::remove_dir_all(out.join("checkpoints")).expect("there");
+    std::fs::remove_file(out.join("report.html")).expect("there");
+    let before = files(&out);
+    let output = run(["resume", out.to_str().expect("a UTF-8 path")]);
+    assert_eq!(output.status.code(), Some(2), "{}", stderr(&output));
+    assert!(stderr(&output).contains("its checkpoints are gone"), "{}", stderr(&output));
+    assert!(files(&out) == before, "something was written");
 }
 
 #[test]

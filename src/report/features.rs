@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
-use crate::files::{refuse_to_replace, write_atomically};
+use crate::files::{first_line, refuse_to_replace, write_atomically};
 
 /// How features are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,12 +58,19 @@ pub fn check_path(path: &Path, format: Format) -> Result<()> {
     refuse_to_replace(path, |content| match format {
         // Any program writes such arrays; ours have their names beside them.
         Format::Npy => content.starts_with(NPY_MAGIC) && names.is_file(),
-        Format::Csv => content.starts_with(b"file,f0"),
+        Format::Csv => is_header(first_line(content)),
         Format::Safetensors => {
             let file = safetensors::SafeTensors::deserialize(content);
             file.is_ok_and(|file| file.tensor("features").is_ok())
         }
     })
+}
+
+/// Whether this is the first line of a table of features: the files, `f0`, `f1` and so on.
+fn is_header(line: &[u8]) -> bool {
+    let Some(columns) = line.strip_prefix(b"file,") else { return false };
+    let mut columns = columns.split(|&byte| byte == b',').enumerate();
+    columns.all(|(i, column)| column == format!("f{i}").as_bytes())
 }
 
 /// Writes `features`.
@@ -172,6 +179,9 @@ mod tests {
             check_path(&path, format).expect("one of ours");
             std::fs::write(&path, "years of work").expect("written");
             assert_eq!(check_path(&path, format).expect_err("somebody's").exit_code(), 2);
+        }
+        for (line, ours) in [("file,f0,f1", true), ("file,f0,weight", false), ("file", false)] {
+            assert_eq!(is_header(line.as_bytes()), ours, "{line}");
         }
         assert!(Format::of(Path::new("features.txt")).is_err());
     }

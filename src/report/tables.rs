@@ -262,7 +262,7 @@ pub fn check_predictions_path(path: &Path) -> Result<()> {
             path.display()
         )));
     }
-    files::refuse_to_replace(path, |content| content.starts_with(PREDICTIONS_HEADER))
+    files::refuse_to_replace(path, |content| files::first_line(content) == PREDICTIONS_HEADER)
 }
 
 /// Writes `predictions.csv`.
@@ -295,6 +295,9 @@ mod tests {
         let path = folder.path().join("predictions.csv");
         std::fs::write(&path, PREDICTIONS_HEADER).expect("written");
         check_predictions_path(&path).expect("an earlier output");
+        std::fs::write(&path, [PREDICTIONS_HEADER, b",my notes\n"].concat()).expect("written");
+        check_predictions_path(&path).expect_err("somebody has added a column");
+        std::fs::write(&path, [PREDICTIONS_HEADER, b"\r\n"].concat()).expect("written");
         std::fs::write(folder.path().join(files::RUN), "{}").expect("written");
         check_predictions_path(&folder.path().join("other.csv")).expect("a name that is free");
         let error = check_predictions_path(&path).expect_err("the run's");

@@ -68,3 +68,19 @@ fn correct(path: &Path) -> Result<Vec<bool>> {
     let rows = csv::Reader::from_path(path).map_err(failed)?.into_deserialize();
     rows.map(|row| row.map(|p: Prediction| p.correct == Some(true)).map_err(failed)).collect()
 }
+
+/// Refuses to train a run again that has come to its end and has lost its checkpoints: what it measured would go.
+///
+/// # Errors
+/// [`Error::Usage`] if it has come to its end.
+pub(super) fn refuse_to_begin_anew(folder: &Folder) -> Result<()> {
+    if !folder.join(REPORT).is_file() {
+        return Ok(());
+    }
+    let run = folder.root().display();
+    Err(Error::Usage(format!(
+        "{run} has been trained to its end, but its checkpoints are gone, from which it would be measured and \
+         exported again; nothing in it is changed\n  fewvit eval {run} DATA measures its export folder; -c \
+         {run}/config.toml repeats the run in a new folder"
+    )))
+}

@@ -213,6 +213,15 @@ impl Folder {
         self.root.join(name)
     }
 
+    /// Makes the folder of the checkpoints where somebody has deleted it.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn make_checkpoints(&self) -> Result<()> {
+        let folder = self.join("checkpoints");
+        std::fs::create_dir_all(&folder).map_err(|source| Error::io("create", &folder, source))
+    }
+
     /// Where training goes on from.
     pub fn checkpoint(&self) -> PathBuf {
         self.root.join("checkpoints/last.safetensors")

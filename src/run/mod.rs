@@ -217,6 +217,8 @@ pub fn resume(
     ranks::check(&config, &data)?;
     let reached = checkpoint::load(&folder.checkpoint())?;
     if reached.is_none() {
+        finished::refuse_to_begin_anew(folder)?;
+        folder.make_checkpoints()?;
         ui.note(&format!(
             "there is no checkpoint in {}, so training begins anew",
             folder.root().join("checkpoints").display()

@@ -79,7 +79,7 @@ mod tests {
             .open();
         assert_eq!(counts(&opened.manifest), [5360, 0, 1340]);
         assert_eq!(opened.manifest.classes.len(), 67);
-        assert!(opened.warnings[0].starts_with("8920 images are in no list"));
+        assert!(opened.warnings[0].starts_with("8,920 images are in no list"));
         assert!(opened.describe().contains("with the paper's counts"));
         let blanks = opened.manifest.samples.iter().filter(|s| s.id.contains(' '));
         assert_eq!(blanks.count(), 6);
