@@ -74,7 +74,7 @@ fn correct(path: &Path) -> Result<Vec<bool>> {
 /// # Errors
 /// [`Error::Usage`] if it has come to its end.
 pub(super) fn refuse_to_begin_anew(folder: &Folder) -> Result<()> {
-    if !folder.join(REPORT).is_file() {
+    if folder.checkpoint().is_file() || !folder.join(REPORT).is_file() {
         return Ok(());
     }
     let run = folder.root().display();

@@ -198,6 +198,7 @@ pub fn resume(
         ));
         return finished::summary(folder);
     }
+    finished::refuse_to_begin_anew(folder)?;
     let first = collective::ranks().rank() == 0;
     if first {
         folder.lock()?;
@@ -217,7 +218,6 @@ pub fn resume(
     ranks::check(&config, &data)?;
     let reached = checkpoint::load(&folder.checkpoint())?;
     if reached.is_none() {
-        finished::refuse_to_begin_anew(folder)?;
         folder.make_checkpoints()?;
         ui.note(&format!(
             "there is no checkpoint in {}, so training begins anew",
