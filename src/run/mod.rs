@@ -147,8 +147,7 @@ pub fn plan(
     let Fitted { wanted, config, mut forecast } = fitting.decide(config, settings)?;
     // Processes that train together would have to agree at what speed.
     let alone = collective::ranks().size() == 1;
-    forecast.pace =
-        forecast.longest.filter(|_| alone).map(|longest| Pace { began, budget, longest });
+    forecast.pace = (alone && forecast.longest.is_some()).then_some(Pace { began, budget });
     // Now that the model is settled, which the notes name.
     not_possible_with(request, &wanted, &config).iter().for_each(|note| ui.note(note));
     without_effect(request, &config, &data).iter().for_each(|note| ui.note(note));
@@ -288,18 +287,20 @@ fn replan(
     config: &mut RunConfig,
     (epochs, ui): (usize, &dyn Ui),
 ) -> Result<()> {
-    let finetune = &mut config.finetune;
-    let paced = Paced { planned: finetune.optim.epochs, epochs };
-    ui.note(&format!("  note: {}", paced.sentence()));
-    finetune.optim.epochs = epochs;
-    let full = finetune.full_epochs();
+    let before = config.finetune.optim.epochs;
+    config.finetune.optim.epochs = epochs;
     folder.write_settings(config)?;
     let Some(mut found) = folder.read_found()? else { return Ok(()) };
-    if let Some(crops) = &mut found.decided.large_crops {
-        crops.epochs = full;
+    let decided = &mut found.decided;
+    if let Some(crops) = &mut decided.large_crops {
+        crops.epochs = config.finetune.full_epochs();
     }
-    let planned = found.decided.paced.map_or(paced.planned, |before| before.planned);
-    found.decided.paced = Some(Paced { planned, ..paced });
+    // The second change is one of the plan, too, and may undo the first.
+    let planned = decided.paced.map_or(before, |paced| paced.planned);
+    decided.paced = (epochs != planned).then_some(Paced { planned, epochs });
+    if let Some(paced) = decided.paced {
+        ui.note(&format!("  note: {}", paced.sentence()));
+    }
     folder.write_run(request, &found)
 }
 

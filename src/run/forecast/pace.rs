@@ -17,8 +17,6 @@ pub struct Pace {
     pub began: Instant,
     /// The budget in seconds.
     pub budget: f64,
-    /// Epochs of the longest schedule.
-    pub longest: usize,
 }
 
 /// How fine-tuning has gone in this process.
@@ -67,7 +65,7 @@ impl Forecast {
         if may_still(planned + 1) {
             return None;
         }
-        let more = (planned + 1..=pace.longest).take_while(|&epochs| may_have(epochs));
+        let more = (planned + 1..=self.longest?).take_while(|&epochs| may_have(epochs));
         let best = more.take_while(|&epochs| is_in_time(epochs)).last()?;
         (best as f64 >= (1.0 + WORTHWHILE) * planned as f64).then_some(best)
     }
@@ -91,11 +89,11 @@ mod tests {
     /// seconds, with 110 seconds for all.
     fn epochs_after(done: usize, slowness: f64, longest: usize) -> Option<usize> {
         let stages = vec![stage(StageName::Finetune, costs(0, false), 100)];
-        let forecast = Forecast { stages, ..forecast() };
+        let forecast = Forecast { stages, longest: Some(longest), ..forecast() };
         let mut finetune = quick().finetune;
         (finetune.optim.epochs, finetune.optim.warmup_epochs) = (100, 5.0);
         assert_eq!(finetune.optim.decay_from(), 70, "of which the settled part ends");
-        let pace = Pace { began: Instant::now(), budget: 110.0, longest };
+        let pace = Pace { began: Instant::now(), budget: 110.0 };
         let seconds = done as f64 * slowness;
         let gone = Gone { from: 0, to: 10 * done, seconds, spent: seconds };
         forecast.epochs_in_time(&finetune, &pace, &gone)
